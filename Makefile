@@ -1,0 +1,60 @@
+# make finetune lang=yo   makes the embedded model better at one language and prints what it gained
+# make test               runs all tests
+lang ?= yo
+runs ?= runs
+# Text of another kind to measure on: "sib200" (the hub) or "sib200:FOLDER".
+other_text ?= sib200
+# More notebook parameters, e.g. params="-p max_tokens 20000".
+params ?=
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PAPERMILL := $(VENV)/bin/papermill --no-progress-bar --log-output
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup finetune test unit book notebooks lint format bench clean
+
+setup: $(VENV)/.ready
+
+# uv is bootstrapped with pip inside the environment when the machine has none. The stamp makes a second call do nothing.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then uv venv -q --clear $(VENV); \
+	else python3 -m venv --clear $(VENV) && $(PY) -m pip install -q --disable-pip-version-check uv; fi
+	@echo "Installing packages into $(VENV) (several GB; a minute on a fast network) ..."
+	@UV=$$(command -v uv || echo $(VENV)/bin/uv); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+finetune: setup
+	@mkdir -p $(runs)
+	@$(VENV)/bin/ssetools languages $(lang) >/dev/null
+	@$(PAPERMILL) notebooks/03_finetune.ipynb $(runs)/$(lang).ipynb -r lang $(lang) -r other_text $(other_text) \
+	  -r runs $(runs) $(params)
+	@echo
+	@$(VENV)/bin/ssetools report $(lang) --runs $(runs)
+	@echo "  notebook: $(runs)/$(lang).ipynb"
+
+test: setup
+	@$(PY) -m pytest
+
+unit: setup
+	@$(PY) -m pytest -m "not slow"
+
+lint: setup
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+format: setup
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+# Executes the walk-through of one language into book/languages/<code>/, where the book finds it.
+notebooks: setup
+	@$(PY) book/execute.py $(lang) --runs $(runs) --other-text $(other_text)
+
+book: setup
+	@$(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W --keep-going -q
+	@test -s _build/html/index.html && echo "The book is in _build/html/index.html"
+
+bench: setup
+	@$(PY) benchmarks/speed.py
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache

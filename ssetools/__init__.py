@@ -1,0 +1,54 @@
+"""ssetools: make a language model better at one language by training only the neurons that fire for it.
+
+Text -> activation counts -> neuron sets -> a small delta -> numbers and pictures, each step one module.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ssetools.corpora import load_parallel, load_texts, pack_tokens
+from ssetools.evaluation import evaluate, perplexity, score_texts
+from ssetools.ffn import FFNBlock, find_ffn_blocks
+from ssetools.interventions import amplified, deactivated
+from ssetools.languages import CONTRAST_LANGUAGES, PAPER_LANGUAGES, TARGET_LANGUAGES, Language, get_language
+from ssetools.lape import lape_entropy, select_neurons
+from ssetools.models import load_model
+from ssetools.neurons import NeuronSets
+from ssetools.paths import cache_dir, run_dir
+from ssetools.profiling import ActivationProfile, profile_languages
+from ssetools.subnetwork import Subnetwork
+from ssetools.training import TrainingResult, TrainingSettings, finetune
+
+try:
+    __version__ = version("ssetools")
+except PackageNotFoundError:  # imported from a folder that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "CONTRAST_LANGUAGES",
+    "PAPER_LANGUAGES",
+    "TARGET_LANGUAGES",
+    "ActivationProfile",
+    "FFNBlock",
+    "Language",
+    "NeuronSets",
+    "Subnetwork",
+    "TrainingResult",
+    "TrainingSettings",
+    "amplified",
+    "cache_dir",
+    "deactivated",
+    "evaluate",
+    "find_ffn_blocks",
+    "finetune",
+    "get_language",
+    "lape_entropy",
+    "load_model",
+    "load_parallel",
+    "load_texts",
+    "pack_tokens",
+    "perplexity",
+    "profile_languages",
+    "run_dir",
+    "score_texts",
+    "select_neurons",
+]

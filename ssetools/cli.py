@@ -1,0 +1,180 @@
+"""The command line: `ssetools languages, profile, select, finetune, evaluate, report, export, merge`.
+
+Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssetools import embedded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; an error that a user can mend is one sentence on stderr and exit status 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, KeyError, RuntimeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        print(f"ssetools: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ssetools", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name, function, about):
+        one = commands.add_parser(name, help=about, description=about)
+        one.set_defaults(command=function)
+        one.add_argument("--model", default=embedded.EMBEDDED_MODEL, help="embedded name, hub id or local folder")
+        one.add_argument("--runs", default="runs", help="folder of runs")
+        return one
+
+    def with_profile(one):
+        one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="load 16/32-bit weights")
+        one.add_argument("--profile-source", default=None, help="text to profile on (default: the embedded text)")
+        one.add_argument("--tokens", type=int, default=None, help="profiled tokens per language")
+        one.add_argument("--top-rate", type=float, default=0.05, help="share of all neurons to select")
+
+    def with_run(one):
+        one.add_argument("lang", help="language code, e.g. yo")
+        one.add_argument("--method", default="lape", help="lape, random or random-uniform")
+        one.add_argument("--seed", type=int, default=0)
+
+    one = command("languages", _languages, "list the languages, or check one code")
+    one.add_argument("lang", nargs="?", help="language code, e.g. yo")
+    with_profile(command("profile", _profile, "count which FFN neurons fire, per language"))
+    with_profile(command("select", _select, "choose language-specific neurons by LAPE"))
+    for name, function, about in (
+        ("finetune", _finetune, "train only the neurons of one language"),
+        ("evaluate", _evaluate, "score a run against the base model"),
+    ):
+        one = command(name, function, about)
+        with_run(one)
+        with_profile(one)
+        one.add_argument("--source", default="auto", help='training text: "udhr+mediawiki", a file or a folder')
+        one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
+        one.add_argument("--learning-rate", type=float, default=None)
+        one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
+    with_run(command("report", _report, "print the table of a scored run"))
+    one = command("export", _export, "write a run as a standard PEFT LoRA checkpoint")
+    with_run(one)
+    one.add_argument("output", help="folder to write")
+    one = command("merge", _merge, "add a run's deltas to the 16-bit model and save it")
+    with_run(one)
+    one.add_argument("output", help="folder to write")
+    return parser
+
+
+def _languages(arguments):
+    from ssetools.languages import LANGUAGES, get_language
+
+    for x in [get_language(arguments.lang)] if arguments.lang else LANGUAGES:
+        print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12}{x.own_name:<12}{x.script:<6}{x.family}")
+
+
+def _loaded(arguments):
+    from ssetools.models import load_model
+
+    return load_model(arguments.model, load_in_8bit=arguments.load_in_8bit)
+
+
+def _profile_options(arguments) -> dict:
+    options = {"source": arguments.profile_source}
+    return options | ({"tokens_per_language": arguments.tokens} if arguments.tokens else {})
+
+
+def _profile(arguments):
+    from ssetools.pipeline import get_profile
+
+    profile = get_profile(*_loaded(arguments), arguments.runs, **_profile_options(arguments))
+    print(f"{len(profile.languages)} languages, {int(profile.tokens[0]):,} tokens each: {' '.join(profile.languages)}")
+
+
+def _select(arguments):
+    from ssetools.pipeline import get_neurons
+
+    neurons = get_neurons(*_loaded(arguments), arguments.runs, arguments.top_rate, **_profile_options(arguments))
+    for lang in neurons:
+        print(f"{lang:<4}{neurons.count(lang):>8,} neurons")
+
+
+def _attached(arguments):
+    from ssetools.languages import get_language
+    from ssetools.pipeline import get_neurons, get_run, plan_texts
+
+    get_language(arguments.lang)
+    model, tokenizer = _loaded(arguments)
+    neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
+    plan = plan_texts(arguments.source, arguments.other_text)
+    settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    folder = get_run(
+        model, tokenizer, arguments.lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
+    )
+    return model, tokenizer, folder, plan
+
+
+def _finetune(arguments):
+    print(f"adapter: {_attached(arguments)[2]}")
+
+
+def _evaluate(arguments):
+    from ssetools.pipeline import get_metrics
+    from ssetools.report import report
+
+    model, tokenizer, folder, plan = _attached(arguments)
+    print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
+
+
+def _folder(arguments, needed: str) -> Path:
+    from ssetools.languages import get_language
+    from ssetools.paths import run_dir
+
+    get_language(arguments.lang)
+    folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
+    if not (folder / needed).is_file():
+        raise FileNotFoundError(f"There is no {folder / needed}: run `ssetools evaluate {arguments.lang}` first.")
+    return folder
+
+
+def _report(arguments):
+    from ssetools.report import report
+
+    path = _folder(arguments, "metrics.json") / "metrics.json"
+    print(report(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _on_16_bit_base(arguments):
+    from ssetools.models import load_model
+    from ssetools.subnetwork import Subnetwork
+
+    folder = _folder(arguments, "adapter.safetensors")
+    model, tokenizer = load_model(arguments.model, load_in_8bit=False)
+    return Subnetwork.load(folder, model), tokenizer
+
+
+def _export(arguments):
+    subnet, _ = _on_16_bit_base(arguments)
+    print(f"PEFT checkpoint: {subnet.to_peft(arguments.output)}")
+
+
+def _merge(arguments):
+    from ssetools.paths import whole_file
+
+    subnet, tokenizer = _on_16_bit_base(arguments)
+    model = subnet.merge()
+    with whole_file(arguments.output) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    print(f"merged model: {arguments.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Loads the embedded model, a hub model or a local folder, in 8-bit by default, frozen and ready to use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssetools import embedded
+from ssetools.hub import hub_reachable
+
+# One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+_NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
+
+
+def load_model(
+    name: str = embedded.EMBEDDED_MODEL,
+    load_in_8bit: bool = True,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | dict | None = None,
+) -> tuple[nn.Module, object]:
+    """Loads a causal language model with every weight frozen, and its tokenizer.
+
+    Args:
+        name: "gemma-3-270m" (embedded, needs no hub), a hub id, or a local transformers folder.
+        load_in_8bit: Load linear layers as `bitsandbytes` LLM.int8 (head and embeddings excluded). False keeps
+            all weights in `dtype`.
+        dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
+            prints the reason once.
+        device_map: As in transformers; None takes the first GPU, else the CPU.
+
+    Returns:
+        `(model, tokenizer)`. The model is in evaluation mode.
+
+    Raises:
+        ValueError: For a name that is neither embedded, a folder, nor a reachable hub model.
+    """
+    import transformers
+
+    folder = str(embedded.gemma_folder()) if name == embedded.EMBEDDED_MODEL else name
+    if not Path(folder).is_dir() and not _on_hub(folder):
+        raise ValueError(
+            f"Unknown model {name!r}: use {embedded.EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
+            "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
+        )
+    device = _device() if device_map is None else None
+    options = {"device_map": {"": device} if device else device_map}
+    with quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            options["dtype"] = _as_dtype(dtype) if dtype else choose_dtype(config, device or _device())
+            if load_in_8bit:
+                options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        except OSError as error:
+            raise ValueError(f"Model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if load_in_8bit and not has_8bit_layers(model):
+        raise ValueError(
+            f"bitsandbytes converts no layer of {name!r} ({config.model_type}) to 8-bit, because the model uses a linear "
+            "class of its own. Load it with load_in_8bit=False."
+        )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    model.ssetools_source = {"model": name, "revision": _revision(name, model), "load_in_8bit": load_in_8bit}
+    return model.eval(), tokenizer
+
+
+def model_source(model: nn.Module) -> dict:
+    """Returns what identifies a loaded model in files: `model`, `revision`, `load_in_8bit`, `dtype`."""
+    known = getattr(model, "ssetools_source", None)
+    if known is None:
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        known = {"model": name, "revision": None, "load_in_8bit": has_8bit_layers(model)}
+    return {**known, "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
+
+
+def has_8bit_layers(model: nn.Module) -> bool:
+    """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into the one mode in which ssetools counts, trains and scores, and restores the old one.
+
+    Dropout is off. On a CPU `bitsandbytes` computes differently in `train()` (weights dequantised, activations
+    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare;
+    8-bit layers always work in the first way here. On CUDA both are the same.
+    """
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    for module in before:
+        if type(module).__name__ == "Linear8bitLt":
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def choose_dtype(config, device: str) -> torch.dtype:
+    """Chooses the dtype for a model on a device, and prints the reason once per process."""
+    dtype, reason = _dtype_and_reason(config.model_type, device)
+    _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.")
+    return dtype
+
+
+def _dtype_and_reason(model_type: str, device: str) -> tuple[torch.dtype, str]:
+    if device.startswith("cuda"):
+        if torch.cuda.get_device_capability()[0] >= 8:
+            return torch.bfloat16, "this GPU computes in bfloat16"
+        if model_type in _NO_FP16_MODELS:
+            return torch.float32, f"this GPU has no bfloat16 and {model_type} overflows float16"
+        return torch.float16, "this GPU has no bfloat16"
+    if device == "mps":
+        return torch.float32, "bfloat16 and LLM.int8 are not reliable on MPS"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if any(getattr(torch.cpu, probe, bool)() for probe in probes):
+        return torch.bfloat16, "this CPU has bfloat16 instructions"
+    return torch.float32, "this CPU has no bfloat16 instructions, and emulating them is several times slower"
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and advice; errors still raise."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, flush=True)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
+    return found
+
+
+def _on_hub(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
+    return cached or ("/" in name and hub_reachable())
+
+
+def _revision(name: str, model: nn.Module) -> str | None:
+    if name == embedded.EMBEDDED_MODEL:
+        return embedded.GGUF_SHA256
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit or not Path(name).is_dir():
+        return commit
+    # A local folder has no revision of its own: its config and the names and sizes of its weights stand for one.
+    digest = hashlib.sha256((Path(name) / "config.json").read_bytes())
+    for path in sorted(Path(name).glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""Every figure, in one visual language: seaborn, colour-blind safe, readable at the width of a book page.
+
+Each function draws one figure and returns its Axes or Figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy
+import pandas
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ssetools.languages import get_language
+from ssetools.lape import lape_entropy
+from ssetools.neurons import NeuronSets
+from ssetools.profiling import ActivationProfile
+
+_BEFORE, _AFTER, _ACCENT = "#9aa5b1", "#0b6e99", "#d1495b"
+_SEQUENTIAL = "rocket_r"
+_DIVERGING = "vlag"
+_WIDTH = 8.0
+
+
+def _style() -> None:
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.titlesize": 12, "axes.titlelocation": "left"})
+
+
+def _axes(height: float, width: float = _WIDTH) -> Axes:
+    _style()
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _name(code: str) -> str:
+    return get_language(code).name
+
+
+def activation_probabilities(profile: ActivationProfile, languages: Sequence[str]) -> Axes:
+    """Draws how the neurons' activation probabilities are distributed in each layer, over some languages.
+
+    A line for each language at the median of its layer's neurons, with a band from the 25th to the 75th percentile
+    of the first.
+    """
+    probabilities = profile.subset(languages).probabilities()
+    axes = _axes(3.6)
+    layers = range(probabilities.shape[1])
+    colours = seaborn.color_palette("colorblind", len(languages))
+    for colour, code, rows in zip(colours, languages, probabilities, strict=True):
+        axes.plot(layers, rows.median(1).values, color=colour, label=_name(code), linewidth=1.8)
+    low, high = probabilities[0].quantile(0.25, 1), probabilities[0].quantile(0.75, 1)
+    axes.fill_between(layers, low, high, color=colours[0], alpha=0.15, label=f"{_name(languages[0])}, middle half")
+    axes.set(xlabel="layer", ylabel="activation probability", title="How often the neurons of a layer fire")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return axes
+
+
+def probability_similarity(profile: ActivationProfile) -> Axes:
+    """Draws the correlation between languages of their neurons' activation probabilities."""
+    values = numpy.corrcoef(profile.probabilities().flatten(1).numpy())
+    return _square_heatmap(
+        pandas.DataFrame(values, profile.languages, profile.languages),
+        "Correlation of activation probabilities",
+        vmin=float(values.min()),
+        vmax=1.0,
+    )
+
+
+def entropy_histogram(profile: ActivationProfile, neurons: NeuronSets) -> Axes:
+    """Draws the distribution of LAPE over all neurons, and over those that some language was given."""
+    entropy = lape_entropy(profile)
+    chosen = sum(neurons.mask(code).int() for code in neurons.languages).bool()
+    axes = _axes(3.4)
+    bins = numpy.linspace(float(entropy.min()), math.log(len(profile.languages)), 60)
+    axes.hist(entropy.flatten().numpy(), bins, color=_BEFORE, label="all neurons")
+    axes.hist(entropy[chosen].numpy(), bins, color=_ACCENT, label="language-specific neurons")
+    axes.axvline(bins[-1], color="0.3", linestyle=":", linewidth=1.2)
+    axes.text(bins[-1], axes.get_ylim()[0] + 1.5, "fires for all alike ", ha="right", va="bottom", fontsize=9)
+    axes.set(yscale="log", xlabel="LAPE (nats)", ylabel="neurons", title="Low entropy: fires for few languages")
+    axes.legend(frameon=False, loc="upper left")
+    return axes
+
+
+def neurons_per_layer(neurons: NeuronSets) -> Axes:
+    """Draws the number of neurons of each language in each layer as a heat map."""
+    counts = [[len(ids) for ids in neurons[code]] for code in neurons.languages]
+    labels = [f"{_name(code)}  {neurons.count(code)}" for code in neurons.languages]
+    axes = _axes(0.27 * len(labels) + 1.0)
+    table = pandas.DataFrame(counts, labels, range(neurons.num_layers))
+    seaborn.heatmap(table, ax=axes, cmap=_SEQUENTIAL, linewidths=0.5, cbar_kws={"label": "neurons"}, robust=True)
+    axes.set(xlabel="layer", ylabel="", title="Language-specific neurons by layer (total beside the name)")
+    axes.tick_params(axis="y", rotation=0)
+    return axes
+
+
+def overlap(neurons: NeuronSets) -> Axes:
+    """Draws the Jaccard index of every two languages' neuron sets."""
+    table = neurons.overlap()
+    table = table.mask(numpy.eye(len(table), dtype=bool))
+    return _square_heatmap(table, "Overlap of neuron sets (Jaccard)", vmin=0.0)
+
+
+def _square_heatmap(table: pandas.DataFrame, title: str, **options) -> Axes:
+    axes = _axes(6.4, 7.4)
+    names = [_name(code) for code in table.columns]
+    seaborn.heatmap(
+        table.set_axis(names, axis=0).set_axis(names, axis=1),
+        ax=axes,
+        cmap=_SEQUENTIAL,
+        square=True,
+        linewidths=0.3,
+        **options,
+    )
+    axes.set_title(title)
+    axes.tick_params(axis="x", rotation=90)
+    axes.tick_params(axis="y", rotation=0)
+    return axes
+
+
+def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
+    """Draws the change in ln perplexity of language B (columns) when the neurons of A (rows) are switched off.
+
+    Args:
+        changes: Rows are codes of switched-off sets (or "random"), columns are codes of measured languages.
+    """
+    rows = [_name(code) if code != "random" else "random control" for code in changes.index]
+    table = changes.set_axis(rows, axis=0).set_axis([_name(code) for code in changes.columns], axis=1)
+    axes = _axes(0.42 * len(rows) + 1.6, 0.62 * len(table.columns) + 3.2)
+    limit = float(numpy.nanquantile(changes.abs().to_numpy(), 0.98))
+    seaborn.heatmap(
+        table,
+        ax=axes,
+        cmap=_DIVERGING,
+        center=0.0,
+        vmin=-limit,
+        vmax=limit,
+        annot=True,
+        fmt=".2f",
+        annot_kws={"fontsize": 8},
+        linewidths=0.5,
+        cbar_kws={"label": "change in ln perplexity"},
+    )
+    axes.set(xlabel="perplexity measured in", ylabel="neurons switched off", title="Whose neurons are they?")
+    axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="y", rotation=0)
+    return axes
+
+
+def loss_curve(log: pandas.DataFrame) -> Axes:
+    """Draws training and validation loss over the tokens seen, from a run's log.csv."""
+    axes = _axes(3.4)
+    axes.plot(log.tokens, log.loss, color=_BEFORE, linewidth=1.0, label="training batch")
+    smooth = log.loss.ewm(span=10).mean()
+    axes.plot(log.tokens, smooth, color=_AFTER, linewidth=2.0, label="training, smoothed")
+    checked = log.dropna(subset="validation_loss")
+    axes.plot(checked.tokens, checked.validation_loss, "o-", color=_ACCENT, label="validation text")
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title="Training")
+    axes.legend(frameon=False)
+    return axes
+
+
+def before_after(metrics: Mapping, lang: str) -> Figure:
+    """Draws perplexity before and after for the target and English, one panel for each kind of text.
+
+    Whiskers on "after" are the 95% interval of the paired change, over windows.
+    """
+    _style()
+    kinds = list(metrics["before"])
+    figure, panels = plt.subplots(1, len(kinds), figsize=(_WIDTH, 3.4), layout="constrained", squeeze=False)
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        codes = [code for code in dict.fromkeys([lang, "en"]) if code in metrics["before"][kind]]
+        for position, code in enumerate(codes):
+            old = metrics["before"][kind][code]["perplexity"]
+            new = metrics["after"][kind][code]["perplexity"]
+            summary = metrics["summary"][kind]
+            moved = summary["target"] if code == lang else summary["english"]
+            axes.bar(position - 0.19, old, 0.36, color=_BEFORE, label="before" if position == 0 else None)
+            axes.bar(position + 0.19, new, 0.36, color=_AFTER, label="after" if position == 0 else None)
+            top = new
+            if moved["low"] is not None:
+                low, high = (old * (1 + moved[end] / 100) for end in ("low", "high"))
+                axes.errorbar(position + 0.19, new, [[new - low], [high - new]], color="0.2", capsize=3, linewidth=1.2)
+                top = high
+            axes.annotate(
+                f"{moved['percent']:+.0f}%" if abs(moved["percent"]) >= 10 else f"{moved['percent']:+.1f}%",
+                (position + 0.19, top),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        relation = "like the training text" if kind in metrics["same_kind"] else "another kind of text"
+        axes.set_xticks(range(len(codes)), [_name(code) for code in codes])
+        axes.set_title(f"{kind}\n{relation}", fontsize=10)
+        axes.margins(y=0.15)
+        axes.grid(axis="x", visible=False)
+    panels[0, 0].set_ylabel("perplexity")
+    panels[0, -1].legend(frameon=False)
+    return figure
+
+
+def retention(metrics: Mapping, lang: str) -> Axes:
+    """Draws the change of perplexity in every language, in percent, one row a language and one dot a kind of text."""
+    rows = [
+        {"language": _name(code), "kind": kind, "percent": moved["percent"], "low": moved["low"], "high": moved["high"]}
+        for kind, found in metrics["summary"].items()
+        for code, moved in {lang: found["target"], **found["others"]}.items()
+    ]
+    table = pandas.DataFrame(rows)
+    order = table.groupby("language").percent.mean().sort_values().index
+    axes = _axes(0.26 * len(order) + 1.2)
+    kinds = list(metrics["summary"])
+    for offset, (kind, colour) in enumerate(zip(kinds, seaborn.color_palette("colorblind"), strict=False)):
+        part = table[table.kind == kind].set_index("language").reindex(order).dropna(subset="percent")
+        places = numpy.array([list(order).index(x) for x in part.index]) + 0.18 * (offset - (len(kinds) - 1) / 2)
+        axes.plot(part.percent, places, "o", markersize=5, color=colour, label=kind)
+        known = part.dropna(subset=["low", "high"])
+        at = [places[list(part.index).index(x)] for x in known.index]
+        axes.hlines(at, known.low.astype(float), known.high.astype(float), color=colour, linewidth=1.2)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(order)), order)
+    axes.invert_yaxis()
+    axes.set(xlabel="change of perplexity (%); left is better", title="What each language gained or lost")
+    axes.legend(frameon=False, title="text")
+    return axes

@@ -1,0 +1,39 @@
+"""The table at the end of a run: what the language gained, what the others kept, what was trained."""
+
+from __future__ import annotations
+
+from ssetools.languages import get_language
+
+
+def report(metrics: dict) -> str:
+    """Writes the table that `make finetune` prints."""
+    about, summary = metrics["adapter"], metrics["summary"]
+    lang = about["language"]
+    name = get_language(lang).name
+    lines = [
+        f"{name} ({lang}), {about['base']['model']}, {about['method']}, seed {about['seed']}",
+        f"  neurons trained      {about['neurons']:>10,}",
+        f"  weights trained      {about['parameters']:>10,}   {about['percent_of_parameters']:.2f}% of the model",
+        f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes",
+        "",
+        f"  {'perplexity':<38}{'before':>9}{'after':>9}   {'change (95% interval)'}",
+    ]
+    for kind, found in summary.items():
+        relation = "kind trained on" if kind in metrics["same_kind"] else "another kind"
+        for code, moved in ((lang, found["target"]), ("en", found["english"])):
+            if moved is None or (code == "en" and lang == "en"):
+                continue
+            label = f"{get_language(code).name}, {kind} ({relation})"
+            before, after = metrics["before"][kind][code], metrics["after"][kind][code]
+            lines.append(f"  {label:<38}{before['perplexity']:>9.2f}{after['perplexity']:>9.2f}   {_interval(moved)}")
+        if found["mean_of_others"] is not None:
+            label = f"{len(found['others'])} other languages, {kind}"
+            lines.append(f"  {label:<38}{'':>18}   {found['mean_of_others']:+.1f}% in the mean")
+    lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"]
+    return "\n".join(lines)
+
+
+def _interval(moved: dict) -> str:
+    if moved["low"] is None:
+        return f"{moved['percent']:+.1f}%"
+    return f"{moved['percent']:+.1f}% ({moved['low']:+.1f} to {moved['high']:+.1f})"

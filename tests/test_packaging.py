@@ -1,0 +1,60 @@
+"""What the project says of itself agrees: environments, address, public names, documentation."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ssetools
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
+ADDRESS = CONFIG["repository"]["url"]
+
+
+def requirements():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return {r for group in groups for r in group if not r.startswith("ssetools[")}
+
+
+def test_environment_yml_has_the_packages_of_pyproject():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    assert {r for r in pip if not r.startswith("-")} == requirements()
+    assert f"python{PROJECT['requires-python']}" in listed
+
+
+def test_constraints_pin_every_requirement():
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    names = {re.split(r"[<>=\[ ]", r)[0] for r in requirements()}
+    assert names <= pinned
+
+
+def test_upper_bounds_are_only_where_there_is_a_reason():
+    assert [r for r in requirements() if "<" in r] == ["jupyter-book>=1.0.4.post1,<2"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CITATION.cff"])
+def test_the_address_is_the_one_in_config(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    addresses = set(re.findall(r"https://(?:github\.com|colab\.research\.google\.com/github)/([\w.-]+/[\w.-]+)", text))
+    owner_and_name = ADDRESS.removeprefix("https://github.com/")
+    assert owner_and_name in addresses
+    assert {a.removesuffix(".git") for a in addresses} <= {owner_and_name, "actions/checkout"}
+
+
+def test_public_names_are_documented():
+    api = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    for name in ssetools.__all__:
+        assert re.search(rf"\b{name}\b", api), f"{name} is missing from book/api.md"
+        thing = getattr(ssetools, name)
+        assert not callable(thing) or thing.__doc__, f"{name} has no docstring"
+
+
+def test_no_file_is_too_long():
+    for folder in ("ssetools", "tests", "benchmarks"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path

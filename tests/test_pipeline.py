@@ -1,0 +1,177 @@
+"""The steps of a study on a tiny model and a folder of made-up languages: found, made, refused, reported."""
+
+import json
+
+import families
+import pytest
+
+from ssetools import Subnetwork, cli, load_model
+from ssetools.pipeline import (
+    TextPlan,
+    deactivation_matrix,
+    get_metrics,
+    get_neurons,
+    get_profile,
+    get_run,
+    neurons_for,
+    plan_texts,
+)
+from ssetools.report import report
+
+LANGS = ["yo", "is", "en"]
+PROFILE = {"languages": LANGS, "tokens_per_language": 600}
+SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.01, "max_tokens": 320}
+
+
+def words(lang, count, shift=0):
+    """Each made-up language draws on words of its own, so that neurons can tell them apart."""
+    start = 3 + 30 * LANGS.index(lang)
+    return [" ".join(f"w{start + (i * i + 3 * k + shift) % 29}" for k in range(12)) for i in range(count)]
+
+
+@pytest.fixture
+def study(tmp_path, word_tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSETOOLS_HOME", str(tmp_path / "home"))
+    families.tiny_model("llama").save_pretrained("tiny")
+    word_tokenizer.save_pretrained("tiny")
+    for lang in LANGS:
+        for part, (split, count) in enumerate((("train", 80), ("validation", 8), ("test", 12))):
+            path = tmp_path / "text" / lang / f"{split}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n\n".join(words(lang, count, shift=part)))
+    model, tokenizer = load_model("tiny", load_in_8bit=False)
+    plan = TextPlan("text", {"stories": "text"}, ("stories",), "made up")
+    return model, tokenizer, plan
+
+
+def trained(study):
+    model, tokenizer, plan = study
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    folder = get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
+    return neurons, folder
+
+
+def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypatch):
+    model, tokenizer, plan = study
+    neurons, folder = trained(study)
+    assert folder.as_posix() == "runs/tiny/yo/lape-seed0"
+    assert {p.name for p in folder.iterdir()} == {"adapter.safetensors", "adapter.json", "log.csv"}
+    metrics = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert set(metrics["after"]["stories"]) == set(LANGS)
+    assert metrics["versions"]["torch"]
+    assert metrics["adapter"]["base"]["model"] == "tiny"
+    assert metrics["adapter"]["corpus"]["source"] == "text"
+    assert metrics["summary"]["stories"]["target"]["percent"] < 0, "the trained language must gain"
+    Subnetwork.attached_to(model).detach()
+    for step in ("profile_languages", "finetune", "evaluate"):
+        monkeypatch.setattr(f"ssetools.pipeline.{step}", lambda *a, **k: pytest.fail("work was done twice"))
+    capsys.readouterr()
+    neurons, folder = trained(study)
+    assert "Found the adapter" in capsys.readouterr().out
+    assert get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS) == metrics
+
+
+def test_the_report_has_gain_retention_size_and_path(study, capsys):
+    model, tokenizer, plan = study
+    _, folder = trained(study)
+    table = report(get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS))
+    for part in (
+        "Yoruba (yo)",
+        "weights trained",
+        "% of the model",
+        "Yoruba, stories",
+        "English, stories",
+        str(folder),
+    ):
+        assert part in table
+    capsys.readouterr()
+    assert cli.main(["report", "yo", "--model", "tiny"]) == 0
+    assert capsys.readouterr().out.strip() == table.strip()
+
+
+def test_files_for_something_else_are_refused_by_name(study):
+    model, tokenizer, plan = study
+    neurons, folder = trained(study)
+    Subnetwork.attached_to(model).detach()
+    with pytest.raises(ValueError, match=r"was made for something else \(tokens_per_language: 600, wanted 500\)"):
+        get_profile(model, tokenizer, source="text", languages=LANGS, tokens_per_language=500)
+    with pytest.raises(ValueError, match="languages:"):
+        get_profile(model, tokenizer, source="text", languages=LANGS[:2], tokens_per_language=600)
+    with pytest.raises(ValueError, match="other settings .*learning_rate: 0.01, wanted 0.5"):
+        get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.5})
+    model.ssetools_source["revision"] = "another"
+    with pytest.raises(ValueError, match="revision:"):
+        get_profile(model, tokenizer, source="text", **PROFILE)
+    with pytest.raises(ValueError, match="were made for revision"):
+        neurons.check_model(model)
+    with pytest.raises(ValueError, match="with 2 layers of 48 neurons; this model has 2 layers of 128"):
+        neurons.check_model(families.tiny_model("bloom"))
+
+
+def test_a_language_without_neurons_is_refused(study):
+    model, tokenizer, _ = study
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    neurons["is"][:] = [ids[:0] for ids in neurons["is"]]
+    with pytest.raises(ValueError, match="No neuron is selected for 'is'"):
+        neurons_for(neurons, "is", "lape", 0)
+    with pytest.raises(KeyError, match="No neurons for language 'mt'"):
+        neurons_for(neurons, "mt", "lape", 0)
+    uniform = neurons_for(neurons, "yo", "random-uniform", 3)
+    assert sum(map(len, uniform)) == neurons.count("yo")
+
+
+def test_deactivating_a_language_hurts_it_most(study, monkeypatch):
+    model, tokenizer, _ = study
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    monkeypatch.setattr("ssetools.pipeline.load_texts", lambda source, lang, split: words(lang, 10))
+    changes = deactivation_matrix(model, tokenizer, neurons, LANGS)
+    assert list(changes.index) == [*LANGS, "random"]
+    assert list(changes.columns) == LANGS
+
+
+def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
+    def unreachable(source, lang, split):
+        from ssetools.corpora import TextUnavailable
+
+        raise TextUnavailable("no hub")
+
+    monkeypatch.setattr("ssetools.pipeline.embedded.has_apt", lambda: True)
+    monkeypatch.setattr("ssetools.pipeline.load_texts", lambda *a: ["text"])
+    plan = plan_texts()
+    assert (plan.train, plan.other_kind) == ("udhr+mediawiki", "sentences")
+    own = plan_texts("some/folder")
+    assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("own",), "sentences")
+    monkeypatch.setattr("ssetools.pipeline.load_texts", unreachable)
+    plan = plan_texts()
+    assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
+    assert plan_texts("some/folder").other_kind == "articles"
+    monkeypatch.setattr("ssetools.pipeline.embedded.has_apt", lambda: False)
+    plan = plan_texts()
+    assert (plan.train, plan.other_kind) == ("udhr", None)
+    assert "no text of another kind" in plan.reason
+
+
+def test_command_line_errors_are_one_sentence(study, capsys):
+    for arguments, message in [
+        (["finetune", "xx"], "Unknown language 'xx'"),
+        (["report", "yo"], "run `ssetools evaluate yo` first"),
+        (["export", "yo", "out"], "There is no"),
+        (["languages", "yor"], "Did you mean 'yo' (Yoruba)"),
+    ]:
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("ssetools: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_export_and_merge(study, capsys, tmp_path):
+    trained(study)
+    assert cli.main(["export", "yo", "peft", "--model", "tiny"]) == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert cli.main(["merge", "yo", "merged", "--model", "tiny"]) == 0
+    merged, _ = load_model("merged", load_in_8bit=False)
+    assert sum(p.numel() for p in merged.parameters()) == sum(p.numel() for p in study[0].parameters())
+    assert cli.main(["languages"]) == 0
+    assert "Yorùbá" in capsys.readouterr().out

@@ -1,0 +1,167 @@
+"""LAPE, neuron sets and their files, against a small case worked out by a separate plain-Python reading."""
+
+import math
+
+import pytest
+import torch
+
+from ssetools import ActivationProfile, NeuronSets, lape_entropy, select_neurons
+
+
+def random_profile(languages="mt af is cy", layers=3, neurons=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    codes = languages.split()
+    tokens = torch.randint(5_000, 9_000, (len(codes),), generator=generator)
+    shares = torch.rand(len(codes), layers, neurons, generator=generator, dtype=torch.float64) ** 4
+    counts = (shares * tokens[:, None, None]).long()
+    return ActivationProfile(counts, tokens, codes)
+
+
+def plain_selection(profile, top_rate, filter_rate=0.95, bar=0.95):
+    """The reference's selection, written with lists and sorts only."""
+    codes = profile.languages
+    layers, width = profile.counts.shape[1:]
+    p = {
+        (layer, j): [float(torch.tensor(c).float() / t) for c, t in zip(column, profile.tokens.float(), strict=True)]
+        for layer in range(layers)
+        for j, column in enumerate(profile.counts[:, layer].T.tolist())
+    }
+    pooled = sorted(x for row in p.values() for x in row)
+    floor = pooled[round(len(pooled) * filter_rate) - 1]
+    own = pooled[round(len(pooled) * bar) - 1]
+    entropy = {}
+    for key, row in p.items():
+        q = [x / sum(row) for x in row if x > 0] if sum(row) else []
+        entropy[key] = -sum(x * math.log(x) for x in q) if max(row) > floor else math.inf
+    chosen = sorted(entropy, key=entropy.get)[: round(layers * width * top_rate)]
+    return {
+        code: [sorted(j for (i, j) in chosen if i == layer and p[i, j][k] > own) for layer in range(layers)]
+        for k, code in enumerate(codes)
+    }
+
+
+@pytest.mark.parametrize("top_rate", [0.01, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_selection_equals_the_plain_reading(top_rate, seed):
+    profile = random_profile(seed=seed)
+    neurons = select_neurons(profile, top_rate)
+    expected = plain_selection(profile, top_rate)
+    assert {code: [ids.tolist() for ids in neurons[code]] for code in neurons} == expected
+
+
+def test_entropy_of_known_cases():
+    counts = torch.tensor([[[10, 5, 0]], [[0, 5, 0]]])
+    entropy = lape_entropy(ActivationProfile(counts, torch.tensor([10, 10]), ["a", "b"]))
+    torch.testing.assert_close(entropy, torch.tensor([[0.0, math.log(2), 0.0]]))
+
+
+def test_a_language_without_neurons_keeps_its_place():
+    counts = torch.full((3, 2, 50), 10)
+    counts[0, 0, :5] = 900
+    counts[1, 1, :3] = 900
+    neurons = select_neurons(ActivationProfile(counts, torch.tensor([1000] * 3), ["a", "b", "last"]), 0.05)
+    assert neurons.languages == ["a", "b", "last"]
+    assert neurons.count("a") > 0
+    assert [ids.tolist() for ids in neurons["last"]] == [[], []]
+
+
+def test_dead_neurons_are_never_selected():
+    counts = torch.zeros(2, 1, 10, dtype=torch.long)
+    counts[0, 0, 0] = 9
+    neurons = select_neurons(ActivationProfile(counts, torch.tensor([10, 10]), ["a", "b"]), 1.0, 0.5, 0.5)
+    assert neurons["a"][0].tolist() == [0]
+    assert neurons["b"][0].tolist() == []
+
+
+def test_bad_rates_and_single_language():
+    profile = random_profile()
+    with pytest.raises(ValueError, match="top_rate is a share above 0 and at most 1, got 5"):
+        select_neurons(profile, 5)
+    with pytest.raises(ValueError, match="Profile two or more"):
+        select_neurons(profile.subset(["mt"]))
+    with pytest.raises(ValueError, match=r"no \['yo'\]"):
+        profile.subset(["mt", "yo"])
+
+
+def test_profiles_add():
+    profile, other = random_profile(seed=1), random_profile(seed=2)
+    total = profile + other.subset(["cy", "is", "af", "mt"])
+    assert torch.equal(total.counts, profile.counts + other.counts)
+    assert torch.equal(total.tokens, profile.tokens + other.tokens)
+    joined = profile.subset(["mt", "af"]) + profile.subset(["is", "cy"])
+    assert torch.equal(joined.counts, profile.counts)
+    with pytest.raises(ValueError, match=r"both have \['af'\]"):
+        _ = profile.subset(["mt", "af"]) + profile.subset(["af", "cy"])
+    with pytest.raises(ValueError, match="different models"):
+        _ = profile + random_profile(layers=2)
+    marked = ActivationProfile(other.counts, other.tokens, other.languages, {"model": "m"})
+    with pytest.raises(ValueError, match="differ in model"):
+        _ = profile + marked
+
+
+def test_files(tmp_path):
+    profile = random_profile()
+    profile.metadata = {"model": "m", "revision": "r", "note": "ọ̀rọ̀"}
+    again = ActivationProfile.load(profile.save(tmp_path / "p.safetensors"))
+    assert torch.equal(again.counts, profile.counts)
+    assert (again.languages, again.metadata) == (profile.languages, profile.metadata)
+    neurons = select_neurons(profile, 0.1)
+    loaded = NeuronSets.load(neurons.save(tmp_path / "n.safetensors"))
+    assert loaded.metadata == neurons.metadata
+    assert loaded.metadata["tokens"]["mt"] == int(profile.tokens[0])
+    assert all(torch.equal(a, b) for x in neurons for a, b in zip(neurons[x], loaded[x], strict=True))
+    with pytest.raises(ValueError, match="not a file of neuron sets"):
+        NeuronSets.load(tmp_path / "p.safetensors")
+    with pytest.raises(KeyError, match="this file has mt af is cy"):
+        neurons["yo"]
+
+
+def test_reference_layout(tmp_path):
+    neurons = select_neurons(random_profile(), 0.1)
+    path = neurons.to_reference(tmp_path / "sets.pth")
+    raw = torch.load(path, weights_only=True)
+    assert [len(layers) for layers in raw] == [3] * 4
+    back = NeuronSets.from_reference(path, languages=neurons.languages, num_neurons=40)
+    assert all(torch.equal(a, b) for x in neurons for a, b in zip(neurons[x], back[x], strict=True))
+    longer = NeuronSets.from_reference(path, languages=[*neurons.languages, "yo"])
+    assert longer.count("yo") == 0, "the reference drops trailing empty languages; their place is kept"
+    with pytest.raises(ValueError, match="has 4 languages, but 1 were named"):
+        NeuronSets.from_reference(path, languages=["mt"])
+
+
+def test_reference_files_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save([Evil()], tmp_path / "evil.pth")
+    with pytest.raises(Exception, match="[Ww]eights.only|Unsupported"):
+        NeuronSets.from_reference(tmp_path / "evil.pth", languages=["mt"])
+
+
+def test_random_controls():
+    neurons = select_neurons(random_profile(), 0.3)
+    matched, uniform = neurons.random_like("mt", seed=1), neurons.random_like("mt", seed=1, depth_matched=False)
+    assert [len(a) for a in matched] == [len(b) for b in neurons["mt"]]
+    assert sum(map(len, uniform)) == neurons.count("mt")
+    for draw in (matched, uniform):
+        for ids, own in zip(draw, neurons["mt"], strict=True):
+            assert not set(ids.tolist()) & set(own.tolist())
+            assert ids.tolist() == sorted(set(ids.tolist()))
+    again = neurons.random_like("mt", seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(matched, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(matched, neurons.random_like("mt", seed=2), strict=True))
+
+
+def test_overlap_is_jaccard():
+    sets = {"a": [[0, 1, 2], []], "b": [[1, 2, 3], []], "c": [[], [5]]}
+    table = NeuronSets(sets, num_neurons=10).overlap()
+    assert table.loc["a", "b"] == pytest.approx(0.5)
+    assert table.loc["a", "c"] == 0
+    assert table.loc["a", "a"] == 1
+
+
+@pytest.mark.parametrize("ids", [[3, 1], [1, 1], [10], [-1]])
+def test_bad_ids_are_refused(ids):
+    with pytest.raises(ValueError, match="Neuron ids of language 'a', layer 0 must"):
+        NeuronSets({"a": [ids]}, num_neurons=10)

@@ -1,0 +1,193 @@
+"""The loop: loss, exact resume, best weights, settings, bad input."""
+
+import copy
+
+import families
+import pandas
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ssetools import Subnetwork, finetune
+from ssetools.corpora import pack_tokens
+from ssetools.ffn import find_ffn_blocks
+from ssetools.loss import chunked_loss, token_losses
+from ssetools.training import _Run
+
+SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "validate_every": 3, "checkpoint_every": 2}
+
+
+def words(count, start=3):
+    return [" ".join(f"w{start + (5 * i + k) % 80}" for k in range(12)) for i in range(count)]
+
+
+def run(model, tokenizer, tmp_path=None, **changes):
+    options = {**SETTINGS, **changes}
+    neurons = options.pop("neurons", families.some_neurons(model))
+    texts, checks = options.pop("texts", words(40)), options.pop("validation_texts", words(6, 40))
+    return finetune(model, tokenizer, texts, neurons=neurons, validation_texts=checks, run_dir=tmp_path, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt2"])
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+def test_chunked_loss_equals_the_plain_loss(family, load_in_8bit, monkeypatch):
+    monkeypatch.setattr("ssetools.loss._CHUNK_BYTES", 0)  # chunks of 16 tokens
+    model = families.tiny_model(family, load_in_8bit)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    ids = families.tokens(batch=4, length=13)
+    plain = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    expected = torch.autograd.grad(plain, list(subnet.parameters()))
+    loss = chunked_loss(model, ids)
+    torch.testing.assert_close(loss, plain)
+    for found, wanted in zip(torch.autograd.grad(loss, list(subnet.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(token_losses(model, ids).mean(), plain.detach())
+
+
+def test_a_head_that_is_not_understood_is_refused():
+    model = families.tiny_model("llama")
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda x: forward(x) + torch.rand(())
+    with pytest.raises(ValueError, match="changes its logits after the head"):
+        chunked_loss(model, families.tokens())
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_weights(word_tokenizer, tmp_path):
+    model = families.tiny_model("llama")
+    result = run(model, word_tokenizer, tmp_path, epochs=3)
+    log = pandas.read_csv(tmp_path / "log.csv")
+    assert log.loss.iloc[-3:].mean() < log.loss.iloc[:3].mean()
+    assert len(log) == len(result.history)
+    assert log.validation_loss.notna().sum() >= 3
+    assert result.best_step == log.step[log.validation_loss.idxmin()]
+    assert Subnetwork.attached_to(model) is result.adapter
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_best_weights_are_those_of_the_best_step(word_tokenizer):
+    model = families.tiny_model("llama")
+    long = run(model, word_tokenizer, learning_rate=0.3, epochs=4, validate_every=1)
+    best = min(long.history, key=lambda row: row["validation_loss"])
+    assert long.best_step == best["step"] < len(long.history), "this rate must overshoot for the test to mean anything"
+    windows = pack_tokens(word_tokenizer, words(6, 40), 16)
+    total = sum(token_losses(model, w[None]).sum().item() for w in windows)
+    assert total / sum(len(w) - 1 for w in windows) == pytest.approx(best["validation_loss"], rel=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no handler of the loop may run in between."""
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 5, 8])
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeypatch, capsys, killed_at, load_in_8bit):
+    model = families.tiny_model("llama", load_in_8bit)
+    whole = run(model, word_tokenizer, tmp_path / "whole")
+    expected = copy.deepcopy(whole.adapter.state_dict())
+    log = pandas.read_csv(tmp_path / "whole" / "log.csv")
+    whole.adapter.detach()
+    step = _Run._one_step
+
+    def dying(self):
+        if self.step == killed_at:
+            raise Killed
+        return step(self)
+
+    monkeypatch.setattr(_Run, "_one_step", dying)
+    with pytest.raises(Killed):
+        run(model, word_tokenizer, tmp_path / "cut")
+    monkeypatch.setattr(_Run, "_one_step", step)
+    resumed = run(model, word_tokenizer, tmp_path / "cut")
+    assert ("Going on with the run" in capsys.readouterr().out) == (killed_at >= 2)
+    for name, value in resumed.adapter.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    columns = ["step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm"]
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "cut" / "log.csv")[columns], log[columns])
+
+
+def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_path, monkeypatch):
+    model = families.tiny_model("llama")
+    step = _Run._one_step
+    monkeypatch.setattr(_Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
+    with pytest.raises(Killed):
+        run(model, word_tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=r"learning_rate 0.02 \(now 0.01\)"):
+        run(model, word_tokenizer, tmp_path, learning_rate=0.01)
+
+
+def test_accumulation_equals_a_larger_batch(word_tokenizer):
+    model = families.tiny_model("llama")
+    one = run(model, word_tokenizer, batch_size=4)
+    expected = copy.deepcopy(one.adapter.state_dict())
+    one.adapter.detach()
+    two = run(model, word_tokenizer, batch_size=2, gradient_accumulation=2)
+    for name, value in two.adapter.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_non_finite_loss_stops_with_advice(word_tokenizer, tmp_path):
+    model = families.tiny_model("llama")
+    chunked_loss(model, families.tokens())  # the head's check comes before the damage
+    model.model.norm.weight.data.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
+        run(model, word_tokenizer, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "adapter.safetensors").exists()
+    Subnetwork.attach(model, families.some_neurons(model)).detach()  # nothing was left attached
+
+
+def test_max_tokens_and_epochs_bound_the_steps(word_tokenizer):
+    model = families.tiny_model("llama")
+    result = run(model, word_tokenizer, max_tokens=5 * 2 * 16, validation_texts=[])
+    assert (len(result.history), result.tokens, result.best_step) == (5, 160, 5)
+
+
+def test_bad_input(word_tokenizer):
+    model = families.tiny_model("llama")
+    none = [torch.empty(0, dtype=torch.long)] * 2
+    for options, message in [
+        ({"method": "laep"}, "Unknown method 'laep': use one of lape, random"),
+        ({"neurons": None}, "needs neurons="),
+        ({"neurons": none}, "no neuron is selected in any layer"),
+        ({"neurons": none[:1]}, "for 1 layers, but this model has 2"),
+        ({"neurons": [torch.tensor([48]), none[0]]}, r"must lie in 0\.\.47"),
+        ({"texts": ["w5 w6"]}, "has 4 tokens, less than one window of 16"),
+        ({"texts": [" "]}, "every document is empty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(model, word_tokenizer, **options)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    with pytest.raises(ValueError, match="already has a subnetwork attached"):
+        run(model, word_tokenizer)
+    subnet.detach()
+    with pytest.raises(ValueError, match="No subnetwork is attached"):
+        Subnetwork.attached_to(model)
+
+
+def test_merging_into_int8_is_refused_with_the_reason():
+    model = families.tiny_model("llama", load_in_8bit=True)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    with pytest.raises(ValueError, match="Merging into int8 .* load_in_8bit=False"):
+        subnet.merge()
+    assert subnet.attached
+
+
+def test_switched_off_is_the_base_exactly(word_tokenizer):
+    model = families.tiny_model("llama")
+    base = token_losses(model, families.tokens())
+    subnet = run(model, word_tokenizer).adapter
+    tuned = token_losses(model, families.tokens())
+    with subnet.switched_off():
+        assert torch.equal(token_losses(model, families.tokens()), base)
+    assert torch.equal(token_losses(model, families.tokens()), tuned)
+    assert not torch.equal(tuned, base)
+
+
+def test_an_adapter_for_another_model_is_refused(word_tokenizer, tmp_path):
+    model = families.tiny_model("llama")
+    model.ssetools_source = {"model": "one", "revision": None, "load_in_8bit": False}
+    run(model, word_tokenizer, tmp_path).adapter.detach()
+    model.ssetools_source = {"model": "two", "revision": None, "load_in_8bit": False}
+    with pytest.raises(ValueError, match="was trained for model 'one', not 'two'"):
+        Subnetwork.load(tmp_path, model)
+    assert not any(block.down.module._forward_hooks for block in find_ffn_blocks(model))
