@@ -6,6 +6,7 @@ Run: python book/execute.py yo [--runs runs] [--other-text sib200:FOLDER]
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -15,10 +16,12 @@ from pathlib import Path
 import nbformat
 import papermill
 
+from ssetools import plots
 from ssetools.languages import get_language
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
+README = ROOT / "README.md"
 ONCE = ("01_profile", "02_select")  # the same for every language, executed with the first
 PER_LANGUAGE = ("03_finetune", "04_evaluate")
 WALKTHROUGH = "yo"
@@ -43,18 +46,51 @@ def main() -> None:
         if name in PER_LANGUAGE:
             parameters |= {"lang": lang, "other_text": arguments.other_text}
         execute(name, BOOK / "languages" / lang / f"{name}.ipynb", parameters)
+    if lang == WALKTHROUGH:
+        execute_in_place("lape")
     metrics = next(Path(arguments.runs).glob(f"gemma-3-270m/{lang}/lape-seed0/metrics.json"))
     text = re.sub(r"sib200:[^\"]+", "sib200", metrics.read_text(encoding="utf-8"))
     (BOOK / "results").mkdir(exist_ok=True)
     (BOOK / "results" / f"{lang}.json").write_text(text, encoding="utf-8")
+    draw_gain(lang)
+    README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def execute(name: str, output: Path, parameters: dict) -> None:
+def draw_gain(lang: str) -> None:
+    """Draws the front page's figure from a result file."""
+    metrics = json.loads((BOOK / "results" / f"{lang}.json").read_text(encoding="utf-8"))
+    plots.before_after(metrics, lang).savefig(BOOK / "figures" / f"gain-{lang}.svg", metadata={"Date": None})
+
+
+def with_results_table(readme: str) -> str:
+    """Returns the README with the table between its markers made anew from book/results/."""
+    lines = ["| language | weights trained | text | target | English | 21 others, mean |", "|---|---|---|---|---|---|"]
+    for path in sorted((BOOK / "results").glob("??.json")):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        about = metrics["adapter"]
+        label = f"{get_language(about['language']).name} ({about['neurons']} neurons) | "
+        label += f"{about['percent_of_parameters']:.2f}%"
+        for kind, found in metrics["summary"].items():
+            relation = "" if kind in metrics["same_kind"] else " (another kind)"
+            cells = [f"{found[who]['percent']:+.1f}%" for who in ("target", "english")]
+            lines.append(f"| {label} | {kind}{relation} | {' | '.join(cells)} | {found['mean_of_others']:+.1f}% |")
+            label = " | "
+    table = "\n".join(lines)
+    return re.sub(r"(?s)(<!-- results -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], readme)
+
+
+def execute_in_place(page: str) -> None:
+    """Runs a page of the book that is a notebook of its own."""
+    execute(page, BOOK / f"{page}.ipynb", {}, BOOK / f"{page}.ipynb")
+
+
+def execute(name: str, output: Path, parameters: dict, source: Path | None = None) -> None:
     """Runs one notebook and writes it with outputs but without paths, timings and standard error."""
+    source = source or ROOT / "notebooks" / f"{name}.ipynb"
     print(f"{name} -> {output.relative_to(ROOT)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / output.name
-        papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", made, parameters, progress_bar=False)
+        papermill.execute_notebook(source, made, parameters, progress_bar=False)
         notebook = nbformat.read(made, as_version=4)
         notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         for cell in notebook.cells:

@@ -51,17 +51,18 @@ def load_model(
             f"Unknown model {name!r}: use {embedded.EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
+    wanted = _as_dtype(dtype) if dtype else None
     device = _device() if device_map is None else None
     options = {"device_map": {"": device} if device else device_map}
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
-            options["dtype"] = _as_dtype(dtype) if dtype else choose_dtype(config, device or _device())
+            options["dtype"] = wanted or choose_dtype(config, device or _device())
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"Model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if load_in_8bit and not has_8bit_layers(model):
         raise ValueError(

@@ -227,3 +227,15 @@ def retention(metrics: Mapping, lang: str) -> Axes:
     axes.set(xlabel="change of perplexity (%); left is better", title="What each language gained or lost")
     axes.legend(frameon=False, title="text")
     return axes
+
+
+def entropy_against_ratio(ratio: Sequence[float], entropy: Sequence[float]) -> Axes:
+    """Draws LAPE against how much a neuron fires for the other languages, relative to its own."""
+    axes = _axes(3.2)
+    axes.plot(ratio, entropy, color=_AFTER, linewidth=2)
+    axes.axhline(max(entropy), color="0.3", linestyle=":", linewidth=1.2)
+    axes.text(0.99, max(entropy), "ln(languages)", ha="right", va="bottom", fontsize=9)
+    axes.margins(y=0.12)
+    axes.set(xlabel="firing for each other language, relative to its own", ylabel="LAPE (nats)")
+    axes.set_title("One language's neuron becomes everybody's")
+    return axes

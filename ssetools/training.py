@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from ssetools.corpora import pack_tokens
 from ssetools.loss import chunked_loss, token_losses
@@ -167,6 +166,13 @@ def _full_windows(tokenizer, texts: Sequence[str], window: int) -> torch.Tensor:
     return torch.stack(full)
 
 
+def _rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rate at a step counted from 0: linear warm-up, whose first step already moves, then cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 def _num_steps(windows: int, settings: TrainingSettings) -> int:
     per_step = settings.batch_size * settings.gradient_accumulation
     budget = max(1, settings.max_tokens // settings.window)
@@ -187,7 +193,8 @@ class _Run:
             adapter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.optimizer = self.accelerator.prepare(optimizer)
-        self.schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
+        warmup = max(1, round(settings.warmup * steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
         self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": _digest(windows)}
         self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
