@@ -29,7 +29,7 @@ WALKTHROUGH = "yo"
 _NOISE = [
     (re.compile(r" +\d+ tokens/s"), ""),
     (re.compile(r"sib200:\S+"), "sib200"),
-    (re.compile(r", [\d.]+ minutes"), ""),
+    (re.compile(r", [\d.]+ minutes, [\d.]+ GiB"), ""),
 ]
 
 

@@ -20,6 +20,7 @@ from ssetools.languages import Language, get_language
 from ssetools.paths import cache_dir, write_json
 
 SPLITS = ("train", "validation", "test")
+SOURCES = ("udhr", "mediawiki", "sib200")
 DEFAULT_SIB200 = "Davlan/sib200"
 _UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
 _OWN_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -71,7 +72,7 @@ def _documents(source: str, lang: str, split: str) -> dict[str, str]:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     name, _, folder = source.partition(":")
-    readers = {"udhr": _declaration, "mediawiki": _messages, "sib200": _sib200}
+    readers = dict(zip(SOURCES, (_declaration, _messages, _sib200), strict=True))
     if name in readers:
         if folder and not Path(folder).is_dir():
             raise ValueError(f"Source {source!r} names a folder that does not exist: {folder}.")

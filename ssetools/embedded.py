@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ssetools.hub import quiet_transformers
 from ssetools.paths import cache_dir, whole_file, write_json
 
 EMBEDDED_MODEL = "gemma-3-270m"
@@ -100,8 +101,6 @@ def _convert_gemma(folder: Path) -> dict:
         ) from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from ssetools.models import quiet_transformers
 
     print(GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
     print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)

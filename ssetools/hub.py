@@ -1,9 +1,14 @@
-"""Is the Hugging Face hub there? Asked once, so that an offline machine gets an answer in seconds, not minutes."""
+"""The Hugging Face libraries: whether their hub is there, and how to keep them quiet.
+
+Whether the hub can be reached is asked once, so that an offline machine gets an answer in seconds and not minutes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
+from collections.abc import Iterator
 from urllib.parse import urlparse
 
 
@@ -24,3 +29,19 @@ def hub_reachable() -> bool:
         datasets.config.HF_HUB_OFFLINE = True
         return False
     return True
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and advice; errors still raise."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

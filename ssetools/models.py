@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssetools import embedded
-from ssetools.hub import hub_reachable
+from ssetools.hub import hub_reachable, quiet_transformers
 
 # One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -129,22 +129,6 @@ def _dtype_and_reason(model_type: str, device: str) -> tuple[torch.dtype, str]:
     if any(getattr(torch.cpu, probe, bool)() for probe in probes):
         return torch.bfloat16, "this CPU has bfloat16 instructions"
     return torch.float32, "this CPU has no bfloat16 instructions, and emulating them is several times slower"
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' progress bars and advice; errors still raise."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 @functools.cache

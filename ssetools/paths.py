@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -53,11 +54,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         (scratch / path.name).replace(path)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT: the same remedy
-            free = shutil.disk_usage(path.parent).free / 2**20
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        free = shutil.disk_usage(path.parent).free / 2**20
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 1:
             raise OSError(
-                error.errno,
+                errno.ENOSPC,
                 f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set "
                 "SSETOOLS_HOME (caches) or the runs folder to another disk; nothing half-written was left",
             ) from error

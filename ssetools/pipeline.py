@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssetools import embedded
-from ssetools.corpora import TextUnavailable, describe_source, load_texts
+from ssetools.corpora import SOURCES, TextUnavailable, describe_source, load_texts
 from ssetools.evaluation import change, evaluate, score_texts
+from ssetools.ffn import find_ffn_blocks
 from ssetools.interventions import deactivated
 from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
 from ssetools.lape import select_neurons
@@ -83,10 +83,11 @@ def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en
             kinds = {"messages": "mediawiki", "articles": "udhr"}
             reason = "SIB-200 cannot be reached, so the declaration is left out of training, to measure on."
             return TextPlan("mediawiki", kinds, ("messages",), reason)
-    kinds = {names.get(part, "own"): part for part in source.split("+")}
+    kinds = {names.get(part, Path(part).name): part for part in source.split("+")}
     same = tuple(kinds)
-    if not other and "udhr" not in source.split("+"):
-        other = {"articles": "udhr"}
+    if not other:
+        spare = [x for x in default_source().split("+") if x not in source.split("+")]
+        other = {names[spare[0]]: spare[0]} if spare else {}
     if other:
         reason = f"Text of another kind: {next(iter(other.values()))}, never trained on."
     else:
@@ -182,36 +183,20 @@ def get_run(
         print(f"Found the adapter in {folder}.", flush=True)
         Subnetwork.load(folder, model)
         return folder
-    texts = load_texts(plan.train, lang, "train")
-    validation = load_texts(plan.train, lang, "validation")
-    began = time.monotonic()
-    result = finetune(
+    size = sum(len(ids) for ids in chosen)
+    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": neurons.metadata.get("top_rate")}
+    facts |= {"neurons": size, "corpus": describe_source(plan.train, lang), **provenance()}
+    facts["percent_of_parameters"] = 100 * size * find_ffn_blocks(model)[0].weights_per_neuron / num_parameters(model)
+    finetune(
         model,
         tokenizer,
-        texts,
+        load_texts(plan.train, lang, "train"),
         method,
         chosen,
-        validation_texts=_about(validation, _VALIDATION_WORDS),
+        validation_texts=_about(load_texts(plan.train, lang, "validation"), _VALIDATION_WORDS),
         run_dir=folder,
+        facts=facts,
         **asdict(settings),
-    )
-    result.adapter.save(
-        folder,
-        language=lang,
-        method=method,
-        seed=seed,
-        source=plan.train,
-        top_rate=neurons.metadata.get("top_rate"),
-        neurons=sum(len(ids) for ids in chosen),
-        percent_of_parameters=100 * result.adapter.num_parameters / num_parameters(model),
-        settings=asdict(settings),
-        steps=len(result.history),
-        best_step=result.best_step,
-        tokens=result.tokens,
-        seconds=round(time.monotonic() - began, 1),
-        peak_memory_gib=round(result.peak_memory_gib, 2),
-        corpus=describe_source(plan.train, lang),
-        **provenance(),
     )
     return folder
 
@@ -235,7 +220,8 @@ def test_texts(plan: TextPlan, lang: str, languages: Sequence[str]) -> dict[str,
     """Loads the test text of every kind: the target's from any source, other languages' where the source has them."""
     texts: dict[str, dict[str, list[str]]] = {}
     for kind, source in plan.kinds.items():
-        others = [] if kind == "own" else [x for x in languages if x != lang]
+        # Text of your own is in the target language; the named corpora have them all.
+        others = [x for x in languages if x != lang] if source.split(":")[0] in SOURCES else []
         texts[kind] = {x: load_texts(source, x, "test") for x in [lang, *others]}
     return texts
 

@@ -55,6 +55,7 @@ def activation_probabilities(profile: ActivationProfile, languages: Sequence[str
     low, high = probabilities[0].quantile(0.25, 1), probabilities[0].quantile(0.75, 1)
     axes.fill_between(layers, low, high, color=colours[0], alpha=0.15, label=f"{_name(languages[0])}, middle half")
     axes.set(xlabel="layer", ylabel="activation probability", title="How often the neurons of a layer fire")
+    axes.set_xticks(list(layers)[:: max(1, len(layers) // 9)])
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
 

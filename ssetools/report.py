@@ -14,7 +14,7 @@ def report(metrics: dict) -> str:
         f"{name} ({lang}), {about['base']['model']}, {about['method']}, seed {about['seed']}",
         f"  neurons trained      {about['neurons']:>10,}",
         f"  weights trained      {about['parameters']:>10,}   {about['percent_of_parameters']:.2f}% of the model",
-        f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes",
+        f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB",
         "",
         f"  {'perplexity':<38}{'before':>9}{'after':>9}   {'change (95% interval)'}",
     ]

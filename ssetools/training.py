@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def finetune(
     neurons: Sequence[torch.Tensor] | None = None,
     validation_texts: Sequence[str] = (),
     run_dir: str | Path | None = None,
+    facts: Mapping | None = None,
     **settings,
 ) -> TrainingResult:
     """Trains only the weights of the chosen neurons on a language's text.
@@ -109,6 +110,7 @@ def finetune(
         validation_texts: Documents for choosing the best weights; none keeps the last.
         run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`. A run killed at any step goes on
             from its last checkpoint there, to the same final weights as an uninterrupted one.
+        facts: JSON-able facts for adapter.json, such as language and corpus.
         **settings: Fields of `TrainingSettings`.
 
     Returns:
@@ -141,7 +143,15 @@ def finetune(
     )
     if run_dir:
         adapter.save(
-            run_dir, method=method, settings=asdict(settings), steps=steps, best_step=run.best_step, tokens=tokens
+            run_dir,
+            method=method,
+            settings=asdict(settings),
+            steps=steps,
+            best_step=run.best_step,
+            tokens=tokens,
+            seconds=round(result.seconds, 1),
+            peak_memory_gib=round(result.peak_memory_gib, 2),
+            **(facts or {}),
         )
         run.finish()
     return result

@@ -22,3 +22,14 @@ def word_tokenizer():
         [pre_tokenizers.Split(Regex(" "), "removed"), pre_tokenizers.Split("\n", "isolated")]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.fixture(autouse=True)
+def _threads(request):
+    """One thread for tiny models: with two, handing over work costs more than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if request.node.get_closest_marker("slow") else 1)
+    yield
+    torch.set_num_threads(before)

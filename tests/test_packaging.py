@@ -1,5 +1,6 @@
 """What the project says of itself agrees: environments, address, public names, documentation."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -58,3 +59,29 @@ def test_no_file_is_too_long():
     for folder in ("ssetools", "tests", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def test_the_readme_table_is_made_from_the_results():
+    spec = importlib.util.spec_from_file_location("execute", ROOT / "book" / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert execute.with_results_table(readme) == readme
+    assert "| Yoruba" in readme
+
+
+def test_the_file_tree_in_the_readme_is_complete():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "ssetools").glob("*.py"):
+        assert path.name == "__init__.py" or f"ssetools/{path.name} " in readme, path.name
+
+
+def test_modules_import_only_what_stands_above_them():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    order = re.findall(r"^ssetools/(\w+)\.py ", readme, re.MULTILINE)
+    for place, name in enumerate(order):
+        text = (ROOT / "ssetools" / f"{name}.py").read_text(encoding="utf-8")
+        for used in re.findall(r"^from ssetools\.(\w+) import", text, re.MULTILINE):
+            assert used in order[:place], f"{name}.py imports {used}.py, which stands below it"
+        for used in re.findall(r"^from ssetools import (.+)", text, re.MULTILINE):
+            assert set(used.split(", ")) <= set(order[:place]), name

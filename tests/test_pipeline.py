@@ -41,6 +41,7 @@ def study(tmp_path, word_tokenizer, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n\n".join(words(lang, count, shift=part)))
     model, tokenizer = load_model("tiny", load_in_8bit=False)
+    monkeypatch.setattr("ssetools.pipeline.SOURCES", ("text",))  # a corpus that has every language
     plan = TextPlan("text", {"stories": "text"}, ("stories",), "made up")
     return model, tokenizer, plan
 
@@ -141,11 +142,12 @@ def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr+mediawiki", "sentences")
     own = plan_texts("some/folder")
-    assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("own",), "sentences")
+    assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("folder",), "sentences")
     monkeypatch.setattr("ssetools.pipeline.load_texts", unreachable)
     plan = plan_texts()
     assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
     assert plan_texts("some/folder").other_kind == "articles"
+    assert plan_texts("udhr").other_kind == "messages"
     monkeypatch.setattr("ssetools.pipeline.embedded.has_apt", lambda: False)
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr", None)
