@@ -60,7 +60,7 @@ def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, li
         split: "train", "validation" or "test".
 
     Returns:
-        `{code: documents}`, lists of equal length.
+        Documents by code; the lists are of equal length.
     """
     documents = {lang: _documents(source, lang, split) for lang in langs}
     shared = set.intersection(*(set(found) for found in documents.values()))

@@ -124,12 +124,12 @@ def evaluate(
     Args:
         model: A causal language model, with or without an adapter attached.
         tokenizer: Its tokenizer.
-        texts: `{kind: {language: documents}}`, e.g. kind "articles" or "messages".
+        texts: Documents by kind ("articles", "messages") and, within, by language.
         budgets: Largest number of tokens to score by language; "*" for the others.
         **options: As in `score_texts`.
 
     Returns:
-        `{kind: {language: {"perplexity", "bits_per_byte", "tokens", "window_losses", "window_tokens"}}}`.
+        By kind and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
     """
     return {
         kind: {

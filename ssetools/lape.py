@@ -29,7 +29,7 @@ def lape_entropy(profile: ActivationProfile) -> torch.Tensor:
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
     shares = (probabilities / probabilities.sum(0)).nan_to_num(0.0)
-    return -torch.where(shares > 0, shares * shares.log(), 0.0).sum(0)
+    return torch.where(shares > 0, -shares * shares.log(), 0.0).sum(0)
 
 
 def select_neurons(

@@ -331,7 +331,7 @@ def summarise(before: dict, after: dict, lang: str) -> dict:
     """Summarises scores by kind: the target's change, each other language's, their mean, and English's.
 
     Returns:
-        `{kind: {"target", "english", "others": {language: change}, "mean_of_others"}}`, changes of perplexity in
+        By kind: "target", "english", "others" (by language) and "mean_of_others". Changes are of perplexity, in
         percent; the mean is of ln perplexity, as a percentage.
     """
     summary = {}

@@ -136,7 +136,6 @@ def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
         table,
         ax=axes,
         cmap=_DIVERGING,
-        center=0.0,
         vmin=-limit,
         vmax=limit,
         annot=True,
@@ -184,7 +183,14 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
             top = new
             if moved["low"] is not None:
                 low, high = (old * (1 + moved[end] / 100) for end in ("low", "high"))
-                axes.errorbar(position + 0.19, new, [[new - low], [high - new]], color="0.2", capsize=3, linewidth=1.2)
+                axes.errorbar(
+                    position + 0.19,
+                    new,
+                    [[max(0.0, new - low)], [max(0.0, high - new)]],
+                    color="0.2",
+                    capsize=3,
+                    linewidth=1.2,
+                )
                 top = high
             axes.annotate(
                 f"{moved['percent']:+.0f}%" if abs(moved["percent"]) >= 10 else f"{moved['percent']:+.1f}%",
