@@ -10,6 +10,11 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PAPERMILL := $(VENV)/bin/papermill --no-progress-bar --log-output
 
+# What papermill and the kernel say of themselves, between the reader and the notebook's own output.
+QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' | cat -s
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup finetune test unit book notebooks lint format bench clean
@@ -28,9 +33,7 @@ finetune: setup
 	@mkdir -p $(runs)
 	@$(VENV)/bin/ssetools languages $(lang) >/dev/null
 	@$(PAPERMILL) notebooks/03_finetune.ipynb $(runs)/$(lang).ipynb -r lang $(lang) -r other_text $(other_text) \
-	  -r runs $(runs) $(params)
-	@echo
-	@$(VENV)/bin/ssetools report $(lang) --runs $(runs)
+	  -r runs $(runs) $(params) 2>&1 | $(QUIET)
 	@echo "  notebook: $(runs)/$(lang).ipynb"
 
 test: setup
