@@ -28,7 +28,7 @@ WALKTHROUGH = "yo"
 # What differs from machine to machine and from run to run.
 _NOISE = [
     (re.compile(r" +\d+ tokens/s"), ""),
-    (re.compile(r"sib200:\S+"), "sib200"),
+    (re.compile(r"sib200:[^\s'\",]+"), "sib200"),
     (re.compile(r", [\d.]+ minutes, [\d.]+ GiB"), ""),
 ]
 
@@ -49,7 +49,7 @@ def main() -> None:
     if lang == WALKTHROUGH:
         execute_in_place("lape")
     metrics = next(Path(arguments.runs).glob(f"gemma-3-270m/{lang}/lape-seed0/metrics.json"))
-    text = re.sub(r"sib200:[^\"]+", "sib200", metrics.read_text(encoding="utf-8"))
+    text = re.sub(r"sib200:[^\s'\",]+", "sib200", metrics.read_text(encoding="utf-8"))
     (BOOK / "results").mkdir(exist_ok=True)
     (BOOK / "results" / f"{lang}.json").write_text(text, encoding="utf-8")
     draw_gain(lang)

@@ -14,6 +14,7 @@ from ssetools.loss import token_losses
 from ssetools.models import evaluation_mode
 
 _RESAMPLES = 2000
+_MIN_WINDOWS = 5
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,8 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
         seed: Seed of the bootstrap.
 
     Returns:
-        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval. With a
-        single window there is nothing to resample, and the interval is None.
+        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval. Fewer than
+        five windows are too few to resample, and the interval is None.
     """
     if before["window_tokens"] != after["window_tokens"]:
         raise ValueError("These scores are of different texts: their windows differ.")
@@ -161,7 +162,7 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
         before["window_losses"], dtype=torch.float64
     )
     percent = 100 * math.expm1(moved.sum() / tokens.sum())
-    if len(tokens) < 2:
+    if len(tokens) < _MIN_WINDOWS:
         return {"percent": percent, "low": None, "high": None}
     picks = torch.randint(len(tokens), (_RESAMPLES, len(tokens)), generator=torch.Generator().manual_seed(seed))
     resampled = 100 * torch.expm1(moved[picks].sum(1) / tokens[picks].sum(1))
