@@ -24,7 +24,7 @@ setup: $(VENV)/.ready
 # uv is bootstrapped with pip inside the environment when the machine has none. The stamp makes a second call do nothing.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then uv venv -q --clear $(VENV); \
-	else python3 -m venv --clear $(VENV) && $(PY) -m pip install -q --disable-pip-version-check uv; fi
+	else python3 -m venv --clear $(VENV) && $(PY) -m pip install -qq --disable-pip-version-check uv; fi
 	@echo "Installing packages into $(VENV) (several GB; a minute on a fast network) ..."
 	@UV=$$(command -v uv || echo $(VENV)/bin/uv); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@

