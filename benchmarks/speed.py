@@ -20,7 +20,7 @@ from ssetools.paths import write_json
 from ssetools.provenance import provenance
 from ssetools.training import peak_memory_gib
 
-WINDOW, BATCH, ROUNDS, NEURONS_PER_LAYER = 256, 2, 5, 24
+WINDOW, BATCH, ROUNDS, NEURONS_PER_LAYER = 256, 2, 3, 24
 
 
 def seconds_of(variants: dict[str, Callable[[], None]]) -> dict[str, float]:
