@@ -1,8 +1,9 @@
-"""Cross-entropy over chunks of tokens, so that logits [tokens, vocabulary] never exist at once.
+"""Cross-entropy over blocks of the vocabulary, so that logits [tokens, vocabulary] never exist.
 
-With vocabularies of 128k to 262k words, logits are the largest tensor of a small run. The head is frozen, so the
-gradient with respect to the hidden states is all that training needs: it is computed chunk by chunk together with
-the loss, and the logits of a chunk are gone before the next.
+With vocabularies of 128k to 262k words, logits are the largest tensor of a small run, and every pass over them goes
+through main memory. Here a block of the vocabulary is scored for all tokens at once while running sums of the softmax
+are kept, as attention kernels do with keys: sum_v exp(l_v) gives the loss, and sum_v exp(l_v) w_v, the gradient with
+respect to the hidden states. A block stays in the cache, and nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-_CHUNK_BYTES = 128 * 2**20
+IGNORED = -100
+"""Label of a token that no loss is taken on, as everywhere in transformers."""
+
+_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -22,24 +26,76 @@ def body_of(model: nn.Module) -> nn.Module:
     return getattr(model, model.base_model_prefix)
 
 
-def head_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Computes logits from the body's last hidden states, with the scaling or soft cap that the model applies.
+class Head:
+    """The language-model head of a model, 8-bit or not, read a block of the vocabulary at a time.
 
-    Args:
-        model: A causal language model.
-        hidden: [..., hidden].
-
-    Returns:
-        Logits [..., vocabulary].
+    Attributes:
+        weight: The head's weight [vocabulary, hidden], possibly int8, possibly tied to the embeddings.
+        vocabulary: Number of rows of the weight.
     """
-    logits = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:  # Granite
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def __init__(self, model: nn.Module):
+        self.module = model.get_output_embeddings()
+        self.weight, self.bias = self.module.weight, getattr(self.module, "bias", None)
+        self.vocabulary = self.weight.shape[0]
+        config = model.config.get_text_config()
+        self.scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+        self.cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+
+    def blocks(self, tokens: int) -> list[slice]:
+        """Cuts the vocabulary into blocks whose float32 logits for `tokens` tokens stay in the cache."""
+        budget = _BLOCK_BYTES["cpu" if self.weight.device.type == "cpu" else "cuda"]
+        size = max(16, budget // (4 * tokens))
+        return [slice(i, min(i + size, self.vocabulary)) for i in range(0, self.vocabulary, size)]
+
+    def rows(self, which: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Returns rows of the weight [rows, hidden]; those of an 8-bit head are dequantised."""
+        if self.weight.dtype != torch.int8:
+            return self.weight[which]
+        # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
+        scales = self.weight.SCB if self.weight.SCB is not None else self.module.state.SCB
+        return (self.weight[which].float() * (scales[which].float() / 127)[:, None]).to(dtype)
+
+    def logits(self, hidden: torch.Tensor, which: slice, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Computes float32 logits [tokens, block], with the scaling or soft cap that the model applies."""
+        rows = self.rows(which, hidden.dtype) if rows is None else rows
+        return self._shaped(F.linear(hidden, rows, None if self.bias is None else self.bias[which]).float())
+
+    def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Computes the float32 logit of each token's label [tokens]; `rows` are the weight's rows of the labels."""
+        raw = (hidden.float() * rows.float()).sum(-1)
+        return self._shaped(raw if self.bias is None else raw + self.bias[labels].float())
+
+    def _shaped(self, raw):
+        raw = raw if self.scale == 1.0 else raw * self.scale
+        return raw if self.cap is None else torch.tanh(raw / self.cap) * self.cap
+
+    def times_slope(self, values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Multiplies by d logits / d (hidden @ weight.T): the derivative of scaling and soft cap."""
+        values = values if self.scale == 1.0 else values * self.scale
+        return values if self.cap is None else values * (1 - (logits / self.cap) ** 2)
+
+
+class SoftmaxSums:
+    """Running maximum and sum of exp(logits) of each token, over blocks of the vocabulary."""
+
+    def __init__(self, tokens: int, device: torch.device):
+        self.largest = torch.full((tokens, 1), -torch.inf, device=device)
+        self.total = torch.zeros(tokens, 1, device=device)
+
+    def add(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in a block; returns exp(logits - largest) and what earlier sums are to be multiplied by."""
+        largest = torch.maximum(self.largest, logits.amax(-1, keepdim=True))
+        rescale = (self.largest - largest).exp_()
+        powers = (logits - largest).exp_()
+        self.total.mul_(rescale).add_(powers.sum(-1, keepdim=True))
+        self.largest = largest
+        return powers, rescale
+
+    def log_total(self) -> torch.Tensor:
+        """Returns ln sum exp(logits) [tokens, 1]."""
+        return self.largest + self.total.log()
 
 
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
@@ -55,67 +111,104 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     _check_head(model)
     with torch.no_grad():
         hidden = body_of(model)(input_ids=input_ids, use_cache=False)[0][:, :-1].flatten(0, 1)
-        labels = input_ids[:, 1:].flatten()
-        losses = [
-            F.cross_entropy(head_logits(model, h).float(), y, reduction="none")
-            for h, y in zip(hidden.split(_chunk(model)), labels.split(_chunk(model)), strict=True)
-        ]
-    return torch.cat(losses).view(input_ids.shape[0], -1)
+        head, labels = Head(model), input_ids[:, 1:].flatten()
+        sums = SoftmaxSums(len(labels), hidden.device)
+        for block in head.blocks(len(labels)):
+            sums.add(head.logits(hidden, block))
+        found = head.label_logits(hidden, labels, head.rows(labels, hidden.dtype))
+        return (sums.log_total().squeeze(-1) - found).view(input_ids.shape[0], -1)
 
 
-def chunked_loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """Computes the mean next-token loss of a batch, differentiable with respect to whatever the body trains.
+def chunked_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """Computes the mean next-token loss of a batch, differentiable with respect to whatever the model trains.
+
+    A frozen head costs one product per block in each direction and keeps nothing; a trained one is scored once more.
 
     Args:
-        model: A causal language model with a frozen head.
-        input_ids: LongTensor [batch, window], nothing padded; every token after the first is a label.
+        model: A causal language model.
+        input_ids: LongTensor [batch, window].
+        labels: LongTensor [batch, window], `IGNORED` where no loss is to be taken; None takes every token.
 
     Returns:
-        Scalar, in nats per token. `backward()` equals that of the plain loss to rounding.
+        Scalar, in nats per labelled token. `backward()` equals that of the plain loss to rounding.
+
+    Raises:
+        ValueError: If no token is labelled.
     """
     _check_head(model)
+    labels = (input_ids if labels is None else labels)[:, 1:].flatten()
     hidden = body_of(model)(input_ids=input_ids, use_cache=False)[0][:, :-1].flatten(0, 1)
-    return _ChunkedLoss.apply(hidden, input_ids[:, 1:].flatten(), model)
+    if (labels == IGNORED).any():
+        hidden, labels = hidden[labels != IGNORED], labels[labels != IGNORED]
+    if not len(labels):
+        raise ValueError("No token is labelled, so there is no loss to take.")
+    head = Head(model)
+    return _BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head)
 
 
-class _ChunkedLoss(torch.autograd.Function):
+class _BlockwiseLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, labels, model):
-        total = hidden.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        size = _chunk(model)
-        for start in range(0, len(labels), size):
-            part = hidden[start : start + size].detach()
-            with torch.set_grad_enabled(gradient is not None):
-                part.requires_grad_(gradient is not None)
-                logits = head_logits(model, part).float()
-                loss = F.cross_entropy(logits, labels[start : start + size], reduction="sum")
-            if gradient is not None:
-                (gradient[start : start + size],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
-        ctx.gradient = None if gradient is None else gradient / len(labels)
-        return total / len(labels)
+    def forward(ctx, hidden, weight, bias, labels, head):
+        sums = SoftmaxSums(len(labels), hidden.device)
+        pulled = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        blocks = head.blocks(len(labels))
+        for block in blocks:
+            rows = head.rows(block, hidden.dtype)
+            logits = head.logits(hidden, block, rows)
+            powers, rescale = sums.add(logits)
+            if pulled is not None:
+                pulled.mul_(rescale).add_(head.times_slope(powers, logits).to(rows.dtype) @ rows)
+        own = head.rows(labels, hidden.dtype)
+        found = head.label_logits(hidden, labels, own)
+        ctx.gradients = [None, None, None]
+        if pulled is not None:
+            pulled = pulled / sums.total - head.times_slope(torch.ones_like(found), found)[:, None] * own
+            ctx.gradients[0] = (pulled / len(labels)).to(hidden.dtype)
+        if any(ctx.needs_input_grad[1:3]):
+            ctx.gradients[1:] = _head_gradients(head, hidden, labels, sums, found, blocks)
+        return (sums.log_total().squeeze(-1) - found).mean()
 
     @staticmethod
     def backward(ctx, grad_output):
-        return ctx.gradient * grad_output.to(ctx.gradient.dtype), None, None
+        scaled = [
+            g * grad_output.to(g.dtype) if g is not None and needed else None
+            for g, needed in zip(ctx.gradients, ctx.needs_input_grad[:3], strict=True)
+        ]
+        return *scaled, None, None
 
 
-def _chunk(model: nn.Module) -> int:
-    return max(16, _CHUNK_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
+def _head_gradients(head, hidden, labels, sums, found, blocks):
+    """Gradients of a trained head's weight and bias: a second pass, now that the softmax's total is known."""
+    log_total, weight = sums.log_total(), torch.empty_like(head.weight)
+    bias = None if head.bias is None else torch.empty_like(head.bias)
+    for block in blocks:
+        logits = head.logits(hidden, block)
+        shares = head.times_slope((logits - log_total).exp_(), logits) / len(labels)
+        weight[block] = shares.to(hidden.dtype).T @ hidden
+        if bias is not None:
+            bias[block] = shares.sum(0).to(bias.dtype)
+    own = head.times_slope(torch.ones_like(found), found) / len(labels)
+    weight.index_add_(0, labels, -(own[:, None] * hidden).to(weight.dtype))
+    if bias is not None:
+        bias.index_add_(0, labels, -own.to(bias.dtype))
+    return weight, bias
 
 
 def _check_head(model: nn.Module) -> None:
-    """Compares `head_logits` with the model's own logits, once per model: a head we do not know must not pass."""
+    """Compares `Head` with the model's own logits, once per model: a head we do not know must not pass."""
     if model in _CHECKED:
         return
     ids = torch.arange(3, 7, device=model.get_input_embeddings().weight.device)[None]
     with torch.no_grad():
-        ours = head_logits(model, body_of(model)(input_ids=ids, use_cache=False)[0])
-        theirs = model(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
+        head = Head(model)
+        ours = head.logits(body_of(model)(input_ids=ids, use_cache=False)[0], slice(0, head.vocabulary))
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+    # 16-bit and 8-bit heads round; a scale or a cap that we miss does more than that.
+    allowed = 1e-4 if head.weight.dtype == torch.float32 else 2e-2
+    differ = ((ours - theirs).norm() / theirs.norm()).item()
+    if not differ < allowed:
         raise ValueError(
             f"{type(model).__name__} changes its logits after the head in a way that ssetools does not know "
-            f"(largest difference {(ours - theirs).abs().max():.3g}). Please open an issue naming the model."
+            f"(relative difference {differ:.3g}). Please open an issue naming the model."
         )
     _CHECKED.add(model)

@@ -15,8 +15,10 @@ from torch import nn
 from ssetools import embedded
 from ssetools.hub import hub_reachable, quiet_transformers
 
-# One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them.
-logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+# One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them. And, on CPUs
+# with AVX-512, advice about a kernel for 4-bit weights, which are not used here.
+for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 

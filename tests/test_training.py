@@ -28,30 +28,6 @@ def run(model, tokenizer, tmp_path=None, **changes):
     return finetune(model, tokenizer, texts, neurons=neurons, validation_texts=checks, run_dir=tmp_path, **options)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt2"])
-@pytest.mark.parametrize("load_in_8bit", [False, True])
-def test_chunked_loss_equals_the_plain_loss(family, load_in_8bit, monkeypatch):
-    monkeypatch.setattr("ssetools.loss._CHUNK_BYTES", 0)  # chunks of 16 tokens
-    model = families.tiny_model(family, load_in_8bit)
-    subnet = Subnetwork.attach(model, families.some_neurons(model))
-    ids = families.tokens(batch=4, length=13)
-    plain = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    expected = torch.autograd.grad(plain, list(subnet.parameters()))
-    loss = chunked_loss(model, ids)
-    torch.testing.assert_close(loss, plain)
-    for found, wanted in zip(torch.autograd.grad(loss, list(subnet.parameters())), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(token_losses(model, ids).mean(), plain.detach())
-
-
-def test_a_head_that_is_not_understood_is_refused():
-    model = families.tiny_model("llama")
-    forward = model.lm_head.forward
-    model.lm_head.forward = lambda x: forward(x) + torch.rand(())
-    with pytest.raises(ValueError, match="changes its logits after the head"):
-        chunked_loss(model, families.tokens())
-
-
 def test_training_lowers_the_loss_and_keeps_the_best_weights(word_tokenizer, tmp_path):
     model = families.tiny_model("llama")
     result = run(model, word_tokenizer, tmp_path, epochs=3)
