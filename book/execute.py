@@ -18,6 +18,7 @@ import papermill
 
 from ssetools import plots
 from ssetools.languages import get_language
+from ssetools.report import percent_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -69,7 +70,7 @@ def with_results_table(readme: str) -> str:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         about = metrics["adapter"]
         label = f"{get_language(about['language']).name} ({about['neurons']} neurons) | "
-        label += f"{about['percent_of_parameters']:.2f}%"
+        label += f"{percent_trained(about):.2f}%"
         for kind, found in metrics["summary"].items():
             relation = "" if kind in metrics["same_kind"] else " (another kind)"
             cells = [f"{found[who]['percent']:+.1f}%" for who in ("target", "english")]

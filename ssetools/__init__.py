@@ -6,17 +6,19 @@ Text -> activation counts -> neuron sets -> a small delta -> numbers and picture
 from importlib.metadata import PackageNotFoundError, version
 
 from ssetools.corpora import load_parallel, load_texts, pack_tokens
-from ssetools.evaluation import evaluate, perplexity, score_texts
+from ssetools.evaluation import perplexity, score_languages, score_texts
 from ssetools.ffn import FFNBlock, find_ffn_blocks
 from ssetools.interventions import amplified, deactivated
 from ssetools.languages import CONTRAST_LANGUAGES, PAPER_LANGUAGES, TARGET_LANGUAGES, Language, get_language
 from ssetools.lape import lape_entropy, select_neurons
+from ssetools.loop import TrainingSettings
+from ssetools.methods import METHODS, load_adapter
 from ssetools.models import load_model
 from ssetools.neurons import NeuronSets
 from ssetools.paths import cache_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.subnetwork import Subnetwork
-from ssetools.training import TrainingResult, TrainingSettings, finetune
+from ssetools.training import TrainingResult, finetune
 
 try:
     __version__ = version("ssetools")
@@ -25,6 +27,7 @@ except PackageNotFoundError:  # imported from a folder that was never installed
 
 __all__ = [
     "CONTRAST_LANGUAGES",
+    "METHODS",
     "PAPER_LANGUAGES",
     "TARGET_LANGUAGES",
     "ActivationProfile",
@@ -37,11 +40,11 @@ __all__ = [
     "amplified",
     "cache_dir",
     "deactivated",
-    "evaluate",
     "find_ffn_blocks",
     "finetune",
     "get_language",
     "lape_entropy",
+    "load_adapter",
     "load_model",
     "load_parallel",
     "load_texts",
@@ -49,6 +52,7 @@ __all__ = [
     "perplexity",
     "profile_languages",
     "run_dir",
+    "score_languages",
     "score_texts",
     "select_neurons",
 ]

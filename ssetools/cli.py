@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_run(one):
         one.add_argument("lang", help="language code, e.g. yo")
-        one.add_argument("--method", default="lape", help="lape, random or random-uniform")
+        one.add_argument(
+            "--method", default="lape", help="lape, random, random-uniform, lora, lora-equal, ia3, ffn or full"
+        )
         one.add_argument("--seed", type=int, default=0)
 
     one = command("languages", _languages, "list the languages, or check one code")
@@ -107,7 +109,8 @@ def _select(arguments):
 
 def _attached(arguments):
     from ssetools.languages import get_language
-    from ssetools.pipeline import get_neurons, get_run, plan_texts
+    from ssetools.pipeline import get_neurons, get_run
+    from ssetools.text_plan import plan_texts
 
     get_language(arguments.lang)
     model, tokenizer = _loaded(arguments)
@@ -126,7 +129,7 @@ def _finetune(arguments):
 
 
 def _evaluate(arguments):
-    from ssetools.pipeline import get_metrics
+    from ssetools.measuring import get_metrics
     from ssetools.report import report
 
     model, tokenizer, folder, plan = _attached(arguments)

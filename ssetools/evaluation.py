@@ -117,7 +117,7 @@ def perplexity(model: nn.Module, tokenizer, texts: Sequence[str], **options) -> 
     return score_texts(model, tokenizer, texts, **options).perplexity
 
 
-def evaluate(
+def score_languages(
     model: nn.Module, tokenizer, texts: Mapping[str, Mapping[str, Sequence[str]]], budgets: Mapping[str, int], **options
 ) -> dict:
     """Scores every language on every kind of text.
@@ -147,7 +147,7 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
     """Compares two scores of the same text, with a paired bootstrap over windows.
 
     Args:
-        before: A score's dict, from `evaluate`.
+        before: A score's dict, from `score_languages`.
         after: The same text scored by the trained model.
         seed: Seed of the bootstrap.
 

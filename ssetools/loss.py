@@ -108,7 +108,7 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     Returns:
         FloatTensor [batch, window - 1], in nats.
     """
-    _check_head(model)
+    check_head(model)
     with torch.no_grad():
         hidden = body_of(model)(input_ids=input_ids, use_cache=False)[0][:, :-1].flatten(0, 1)
         head, labels = Head(model), input_ids[:, 1:].flatten()
@@ -135,7 +135,7 @@ def chunked_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor
     Raises:
         ValueError: If no token is labelled.
     """
-    _check_head(model)
+    check_head(model)
     labels = (input_ids if labels is None else labels)[:, 1:].flatten()
     hidden = body_of(model)(input_ids=input_ids, use_cache=False)[0][:, :-1].flatten(0, 1)
     if (labels == IGNORED).any():
@@ -194,7 +194,7 @@ def _head_gradients(head, hidden, labels, sums, found, blocks):
     return weight, bias
 
 
-def _check_head(model: nn.Module) -> None:
+def check_head(model: nn.Module) -> None:
     """Compares `Head` with the model's own logits, once per model: a head we do not know must not pass."""
     if model in _CHECKED:
         return

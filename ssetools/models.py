@@ -91,6 +91,11 @@ def has_8bit_layers(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Counts the model's weights, whether stored in 8 bits or more; tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Puts the model into the one mode in which ssetools counts, trains and scores, and restores the old one.

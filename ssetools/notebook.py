@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ssetools.languages import get_language
-from ssetools.training import METHODS
+from ssetools.methods import check_method
 
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "check_parameters"}
 
@@ -37,8 +37,7 @@ def check_parameters(namespace: Mapping[str, Any], **parameters: Any) -> None:
         get_language(parameters["lang"])
     for code in str(parameters.get("languages", "")).split():
         get_language(code)
-    if parameters.get("method", METHODS[0]) not in METHODS:
-        raise ValueError(f"Unknown method {parameters['method']!r}: use one of {', '.join(METHODS)}.")
+    check_method(parameters.get("method", "lape"))
     for name, value in parameters.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
             raise ValueError(f"{name} cannot be negative; got {value}.")

@@ -12,8 +12,8 @@ def report(metrics: dict) -> str:
     name = get_language(lang).name
     lines = [
         f"{name} ({lang}), {about['base']['model']}, {about['method']}, seed {about['seed']}",
-        f"  neurons trained      {about['neurons']:>10,}",
-        f"  weights trained      {about['parameters']:>10,}   {about['percent_of_parameters']:.2f}% of the model",
+        *([f"  neurons trained      {about['neurons']:>10,}"] if "neurons" in about else []),
+        f"  weights trained      {about['parameters']:>10,}   {percent_trained(about):.2f}% of the model",
         f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB",
         "",
         f"  {'perplexity':<38}{'before':>9}{'after':>9}   {'change (95% interval)'}",
@@ -31,6 +31,11 @@ def report(metrics: dict) -> str:
             lines.append(f"  {label:<38}{'':>18}   {found['mean_of_others']:+.1f}% in the mean")
     lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"]
     return "\n".join(lines)
+
+
+def percent_trained(about: dict) -> float:
+    """Returns the trained numbers as a percentage of the model's weights, from the facts in adapter.json."""
+    return 100 * about["parameters"] / about["model_parameters"]
 
 
 def _interval(moved: dict) -> str:

@@ -11,23 +11,19 @@ decay pulls towards the pretrained weights. Each slice is also a LoRA pair whose
 
 from __future__ import annotations
 
-import contextlib
-import json
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.adapter import Adapter, copy_into
 from ssetools.ffn import Projection, find_ffn_blocks
 from ssetools.interventions import check_layers
 from ssetools.models import has_8bit_layers, model_source
-from ssetools.paths import whole_file, write_json
+from ssetools.paths import whole_file
 from ssetools.tensors import load_tensors, save_tensors
-
-_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Subnetwork] = weakref.WeakKeyDictionary()
 
 
 class _Slice(nn.Module):
@@ -54,32 +50,28 @@ class _Slice(nn.Module):
         return output.index_add(-1, self.columns, change)
 
 
-class Subnetwork(nn.Module):
+class Subnetwork(Adapter):
     """The trainable slices of chosen neurons, attached to a model. Make one with `attach` or `load`.
 
     `parameters()` are the slices alone, in float32; the base is frozen.
     """
 
+    format = "ssetools-subnetwork"
+
     def __init__(self, model: nn.Module, neurons: Sequence[torch.Tensor]):
-        super().__init__()
         blocks = find_ffn_blocks(model)
         check_layers(neurons, blocks)
         if not any(len(ids) for ids in neurons):
             raise ValueError("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
-        if model in _ATTACHED:
-            raise ValueError("This model already has a subnetwork attached: detach() it first.")
-        # A tuple, so that the base does not become a submodule whose parameters would be ours.
-        self._base = (model,)
+        super().__init__(model)
         self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
-        model.requires_grad_(False)
         self.slices = nn.ModuleDict()
         for layer, (block, ids) in enumerate(zip(blocks, self.neurons, strict=True)):
             if len(ids):
                 for projection in block.projections:
                     name = f"{layer}-{projection.name}"
                     self.slices[name] = _Slice(projection, ids, block.hidden_size)
-        self.attached = True
-        _ATTACHED[model] = self
+        self._register()
 
     @classmethod
     def attach(cls, model: nn.Module, neurons: Sequence[torch.Tensor]) -> Subnetwork:
@@ -90,49 +82,17 @@ class Subnetwork(nn.Module):
             neurons: Neuron ids for each layer, as in `neurons["yo"]`.
 
         Raises:
-            ValueError: If the neurons do not fit the model, none is selected, or a subnetwork is attached already.
+            ValueError: If the neurons do not fit the model, none is selected, or an adapter is attached already.
         """
         return cls(model, neurons)
 
-    @property
-    def model(self) -> nn.Module:
-        """The base model."""
-        return self._base[0]
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable numbers: (2 or 3) * hidden * neurons."""
-        return sum(p.numel() for p in self.parameters())
-
-    @staticmethod
-    def attached_to(model: nn.Module) -> Subnetwork:
-        """Returns the subnetwork attached to `model`.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        if model not in _ATTACHED:
-            raise ValueError("No subnetwork is attached to this model: attach, load or finetune first.")
-        return _ATTACHED[model]
-
-    @contextlib.contextmanager
-    def switched_off(self) -> Iterator[nn.Module]:
-        """Gives the base model, exactly, for the length of a `with` block."""
+    def _switch(self, on):
         for piece in self.slices.values():
-            piece.active = False
-        try:
-            yield self.model
-        finally:
-            for piece in self.slices.values():
-                piece.active = True
+            piece.active = on
 
-    def detach(self) -> nn.Module:
-        """Takes the deltas off: the model is the base again, exactly. Returns the model."""
+    def _take_off(self):
         for piece in self.slices.values():
             piece.handle.remove()
-        _ATTACHED.pop(self.model, None)
-        self.attached = False
-        return self.model
 
     def merge(self) -> nn.Module:
         """Adds the deltas to a 16/32-bit base in place and detaches. Returns the model.
@@ -150,42 +110,20 @@ class Subnetwork(nn.Module):
                 piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.delta)
         return self.detach()
 
-    def save(self, folder: str | Path, **facts) -> Path:
-        """Writes `adapter.safetensors` (neuron ids and float32 deltas) and `adapter.json` into `folder`.
-
-        Args:
-            folder: Made if absent.
-            **facts: JSON-able facts to keep in adapter.json, such as language and method.
-        """
+    def _write(self, folder):
         tensors = {f"{name.replace('-', '.')}": piece.delta for name, piece in self.slices.items()}
         tensors |= {f"{layer}.neurons": ids.int() for layer, ids in enumerate(self.neurons) if len(ids)}
-        about = {"format": "ssetools-subnetwork", "layers": len(self.neurons), "parameters": self.num_parameters}
-        about |= {"base": model_source(self.model), **facts}
-        save_tensors(Path(folder) / "adapter.safetensors", tensors, {"format": "ssetools-subnetwork"})
-        write_json(Path(folder) / "adapter.json", about)
-        return Path(folder)
+        save_tensors(folder / "adapter.safetensors", tensors, {"format": self.format})
+        return {"layers": len(self.neurons)}
 
     @classmethod
-    def load(cls, folder: str | Path, model: nn.Module) -> Subnetwork:
-        """Attaches a saved subnetwork to `model`.
-
-        Raises:
-            FileNotFoundError: If `folder` holds no adapter.
-            ValueError: If the adapter was trained for another model or revision. 8-bit or not is free to differ.
-        """
-        tensors, _ = load_tensors(Path(folder) / "adapter.safetensors", "a subnetwork adapter")
-        about = json.loads((Path(folder) / "adapter.json").read_text(encoding="utf-8"))
-        source = model_source(model)
-        for key in ("model", "revision"):
-            trained_for = about["base"].get(key)
-            if None not in (trained_for, source[key]) and trained_for != source[key]:
-                raise ValueError(f"The adapter in {folder} was trained for {key} {trained_for!r}, not {source[key]!r}.")
+    def _read(cls, folder, model, about):
+        tensors, _ = load_tensors(folder / "adapter.safetensors", "a subnetwork adapter")
         empty = torch.empty(0, dtype=torch.long)
         neurons = [tensors.pop(f"{layer}.neurons", empty).long() for layer in range(about["layers"])]
         subnet = cls(model, neurons)
-        with torch.no_grad():
-            for name, piece in subnet.slices.items():
-                piece.delta.copy_(tensors[name.replace("-", ".")])
+        for name, piece in subnet.slices.items():
+            copy_into(piece.delta, tensors[name.replace("-", ".")])
         return subnet
 
     def to_peft(self, folder: str | Path) -> Path:

@@ -19,7 +19,7 @@ from ssetools import (
     select_neurons,
 )
 from ssetools.models import has_8bit_layers
-from ssetools.pipeline import default_source
+from ssetools.text_plan import default_source
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_a_second_load_uses_no_network(gemma):
         "def refuse(*a, **k): raise AssertionError('network used')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "from ssetools import load_model, load_texts\n"
-        "from ssetools.pipeline import default_source\n"
+        "from ssetools.text_plan import default_source\n"
         "load_model(); print(len(load_texts(default_source(), 'yo', 'train')))\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -46,7 +46,9 @@ def test_masked_labels_take_no_part(family):
     plain, loss = plain_loss(model, ids, labels), chunked_loss(model, ids, labels)
     torch.testing.assert_close(loss, plain)
     parameters = list(subnet.parameters())
-    for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="No token is labelled"):
         chunked_loss(model, ids, torch.full_like(ids, IGNORED))
@@ -92,7 +94,9 @@ def test_an_8bit_head_is_read_through_its_scales(ran_before):
     plain, loss = plain_loss(model, ids, ids), chunked_loss(model, ids)
     torch.testing.assert_close(loss, plain, rtol=1e-3, atol=1e-3)
     parameters = list(subnet.parameters())
-    for found, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-5)
 
 

@@ -6,17 +6,10 @@ import families
 import pytest
 
 from ssetools import Subnetwork, cli, load_model
-from ssetools.pipeline import (
-    TextPlan,
-    deactivation_matrix,
-    get_metrics,
-    get_neurons,
-    get_profile,
-    get_run,
-    neurons_for,
-    plan_texts,
-)
+from ssetools.measuring import deactivation_matrix, get_metrics
+from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
 from ssetools.report import report
+from ssetools.text_plan import TextPlan, plan_texts
 
 LANGS = ["yo", "is", "en"]
 PROFILE = {"languages": LANGS, "tokens_per_language": 600}
@@ -41,7 +34,7 @@ def study(tmp_path, word_tokenizer, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n\n".join(words(lang, count, shift=part)))
     model, tokenizer = load_model("tiny", load_in_8bit=False)
-    monkeypatch.setattr("ssetools.pipeline.SOURCES", ("text",))  # a corpus that has every language
+    monkeypatch.setattr("ssetools.measuring.SOURCES", ("text",))  # a corpus that has every language
     plan = TextPlan("text", {"stories": "text"}, ("stories",), "made up")
     return model, tokenizer, plan
 
@@ -65,8 +58,8 @@ def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypa
     assert metrics["adapter"]["corpus"]["source"] == "text"
     assert metrics["summary"]["stories"]["target"]["percent"] < 0, "the trained language must gain"
     Subnetwork.attached_to(model).detach()
-    for step in ("profile_languages", "finetune", "evaluate"):
-        monkeypatch.setattr(f"ssetools.pipeline.{step}", lambda *a, **k: pytest.fail("work was done twice"))
+    for step in ("pipeline.profile_languages", "pipeline.finetune", "measuring.score_languages"):
+        monkeypatch.setattr(f"ssetools.{step}", lambda *a, **k: pytest.fail("work was done twice"))
     capsys.readouterr()
     neurons, folder = trained(study)
     assert "Found the adapter" in capsys.readouterr().out
@@ -125,7 +118,7 @@ def test_a_language_without_neurons_is_refused(study):
 def test_deactivating_a_language_hurts_it_most(study, monkeypatch):
     model, tokenizer, _ = study
     neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
-    monkeypatch.setattr("ssetools.pipeline.load_texts", lambda source, lang, split: words(lang, 10))
+    monkeypatch.setattr("ssetools.measuring.load_texts", lambda source, lang, split: words(lang, 10))
     changes = deactivation_matrix(model, tokenizer, neurons, LANGS)
     assert list(changes.index) == [*LANGS, "random"]
     assert list(changes.columns) == LANGS
@@ -137,18 +130,18 @@ def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
 
         raise TextUnavailable("no hub")
 
-    monkeypatch.setattr("ssetools.pipeline.embedded.has_apt", lambda: True)
-    monkeypatch.setattr("ssetools.pipeline.load_texts", lambda *a: ["text"])
+    monkeypatch.setattr("ssetools.text_plan.embedded.has_apt", lambda: True)
+    monkeypatch.setattr("ssetools.text_plan.load_texts", lambda *a: ["text"])
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr+mediawiki", "sentences")
     own = plan_texts("some/folder")
     assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("folder",), "sentences")
-    monkeypatch.setattr("ssetools.pipeline.load_texts", unreachable)
+    monkeypatch.setattr("ssetools.text_plan.load_texts", unreachable)
     plan = plan_texts()
     assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
     assert plan_texts("some/folder").other_kind == "articles"
     assert plan_texts("udhr").other_kind == "messages"
-    monkeypatch.setattr("ssetools.pipeline.embedded.has_apt", lambda: False)
+    monkeypatch.setattr("ssetools.text_plan.embedded.has_apt", lambda: False)
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr", None)
     assert "no text of another kind" in plan.reason

@@ -6,13 +6,12 @@ import families
 import pandas
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ssetools import Subnetwork, finetune
 from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
+from ssetools.loop import Run
 from ssetools.loss import chunked_loss, token_losses
-from ssetools.training import _Run
 
 SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "validate_every": 3, "checkpoint_every": 2}
 
@@ -63,17 +62,17 @@ def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeyp
     expected = copy.deepcopy(whole.adapter.state_dict())
     log = pandas.read_csv(tmp_path / "whole" / "log.csv")
     whole.adapter.detach()
-    step = _Run._one_step
+    step = Run._one_step
 
     def dying(self):
         if self.step == killed_at:
             raise Killed
         return step(self)
 
-    monkeypatch.setattr(_Run, "_one_step", dying)
+    monkeypatch.setattr(Run, "_one_step", dying)
     with pytest.raises(Killed):
         run(model, word_tokenizer, tmp_path / "cut")
-    monkeypatch.setattr(_Run, "_one_step", step)
+    monkeypatch.setattr(Run, "_one_step", step)
     resumed = run(model, word_tokenizer, tmp_path / "cut")
     assert ("Going on with the run" in capsys.readouterr().out) == (killed_at >= 2)
     for name, value in resumed.adapter.state_dict().items():
@@ -84,8 +83,8 @@ def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeyp
 
 def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_path, monkeypatch):
     model = families.tiny_model("llama")
-    step = _Run._one_step
-    monkeypatch.setattr(_Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
+    step = Run._one_step
+    monkeypatch.setattr(Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
     with pytest.raises(Killed):
         run(model, word_tokenizer, tmp_path)
     with pytest.raises(ValueError, match=r"learning_rate 0.02 \(now 0.01\)"):
@@ -134,10 +133,10 @@ def test_bad_input(word_tokenizer):
         with pytest.raises(ValueError, match=message):
             run(model, word_tokenizer, **options)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
-    with pytest.raises(ValueError, match="already has a subnetwork attached"):
+    with pytest.raises(ValueError, match="already has an adapter attached"):
         run(model, word_tokenizer)
     subnet.detach()
-    with pytest.raises(ValueError, match="No subnetwork is attached"):
+    with pytest.raises(ValueError, match="No adapter is attached"):
         Subnetwork.attached_to(model)
 
 

@@ -1,0 +1,236 @@
+"""The training loop, the same for every method: warm-up and decay, validation, best weights, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ssetools.loss import check_head, chunked_loss, token_losses
+from ssetools.methods import METHODS
+from ssetools.models import model_source
+from ssetools.paths import whole_file
+from ssetools.subnetwork import Subnetwork
+
+_LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run is: change one of these and it is another run.
+
+    Attributes:
+        learning_rate: Peak rate of AdamW, None for the method's own; warm-up over `warmup` of the steps, then cosine
+            decay to zero.
+        max_tokens: Training stops after this many tokens, or after `epochs`, whichever is first.
+        epochs: Passes over the text.
+        batch_size: Windows per forward pass.
+        gradient_accumulation: Forward passes per optimiser step.
+        window: Tokens per window, BOS included.
+        warmup: Share of the steps.
+        weight_decay: AdamW's; pulls deltas to zero, that is the weights to their pretrained values.
+        clip: Largest norm of the gradient.
+        validate_every: Steps between validations; the best weights seen are the ones kept.
+        checkpoint_every: Steps between checkpoints.
+        seed: Order of the windows.
+    """
+
+    learning_rate: float | None = None
+    max_tokens: int = 30_720
+    epochs: int = 1
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    window: int = 256
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    validate_every: int = 10
+    checkpoint_every: int = 10
+    seed: int = 0
+
+    def for_method(self, method: str) -> TrainingSettings:
+        """Returns these settings with the learning rate that `method` has by default, unless one is given."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=METHODS[method].learning_rate)
+
+
+def _rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rate at a step counted from 0: linear warm-up, whose first step already moves, then cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Run:
+    """The state of one run, and its loop."""
+
+    def __init__(self, adapter, windows, validation, steps, settings, run_dir, method):
+        self.adapter, self.windows, self.validation, self.steps = adapter, windows, validation, steps
+        self.settings, self.folder = settings, Path(run_dir) if run_dir else None
+        model = adapter.model
+        self.device = model.get_input_embeddings().weight.device
+        check_head(model)  # now, while no dropout is active
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
+        torch.manual_seed(settings.seed)
+        optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.optimizer = self.accelerator.prepare(optimizer)
+        warmup = max(1, round(settings.warmup * steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
+        self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
+        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": _digest(windows)}
+        self.identity["parameters"] = adapter.num_parameters
+        if isinstance(adapter, Subnetwork):
+            self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._resume()
+            self._write_log()
+
+    def train(self):
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        with bar:
+            while self.step < self.steps:
+                began = time.monotonic()
+                row = self._one_step()
+                seen = row["tokens"] - (self.history[-1]["tokens"] if self.history else 0)
+                row["tokens_per_second"] = round(seen / (time.monotonic() - began), 1)
+                if self.validation and (self.step % self.settings.validate_every == 0 or self.step == self.steps):
+                    row["validation_loss"] = self._validate()
+                    if bar.disable:
+                        print(_line(row, self.steps), flush=True)
+                self.history.append(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"])
+                bar.update()
+                self._append_log(row)
+                if self.folder and (self.step % self.settings.checkpoint_every == 0):
+                    self._save()
+        if self.best is not None:
+            self.adapter.load_state_dict(self.best)
+        else:
+            self.best_step = self.step
+        self.adapter.dropout(False)
+
+    def _one_step(self) -> dict:
+        settings = self.settings
+        per_step = settings.batch_size * settings.gradient_accumulation
+        chosen = [self._window_at(i) for i in range(self.step * per_step, (self.step + 1) * per_step)]
+        loss = 0.0
+        self.adapter.dropout(True)
+        for batch in torch.stack(chosen).split(settings.batch_size):
+            part = chunked_loss(self.adapter.model, batch.to(self.device)) / settings.gradient_accumulation
+            self.accelerator.backward(part)
+            self.adapter.collect_gradients()
+            loss += part.item()
+        if not math.isfinite(loss):
+            if self.folder:
+                self._checkpoint.unlink(missing_ok=True)
+            raise FloatingPointError(
+                f"The loss is {loss} at step {self.step + 1}. Lower the learning rate (now {settings.learning_rate:g}), "
+                "or load the model with dtype='float32' (float16 overflows in some models)."
+            )
+        norm = self.accelerator.clip_grad_norm_(self.adapter.parameters(), settings.clip)
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.adapter.publish()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        tokens = self.step * per_step * settings.window
+        return {"step": self.step, "tokens": tokens, "loss": loss, "learning_rate": rate, "grad_norm": norm.item()}
+
+    def _window_at(self, position: int) -> torch.Tensor:
+        # A pure function of seed and position, so that a resumed run sees the windows it would have seen.
+        epoch, index = divmod(position, len(self.windows))
+        order = torch.randperm(
+            len(self.windows), generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        )
+        return self.windows[order[index]]
+
+    def _validate(self) -> float:
+        total = count = 0
+        self.adapter.dropout(False)
+        for window in self.validation:
+            losses = token_losses(self.adapter.model, window[None].to(self.device))
+            total, count = total + losses.sum().item(), count + losses.numel()
+        if total / count < self.best_loss:
+            self.best_loss, self.best_step = total / count, self.step
+            self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
+        return total / count
+
+    # --- files ---
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _save(self):
+        state = {
+            "identity": self.identity,
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best": (self.best, self.best_step, self.best_loss),
+            "rng": torch.get_rng_state(),
+        }
+        with whole_file(self._checkpoint) as scratch:
+            torch.save(state, scratch)
+
+    def _resume(self):
+        if not self._checkpoint.is_file():
+            return
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+        if state["identity"] != self.identity:
+            before, now = state["identity"], self.identity
+            differ = [f"{k} {before.get(k)} (now {now[k]})" for k in now if before.get(k) != now[k]]
+            raise ValueError(
+                f"{self.folder} holds a stopped run with other settings: {', '.join(differ)}. Delete the folder to "
+                "start over, or ask for those settings to go on with it."
+            )
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.history = state["step"], state["history"]
+        self.best, self.best_step, self.best_loss = state["best"]
+        torch.set_rng_state(state["rng"])
+        print(f"Going on with the run in {self.folder} at step {self.step} of {self.steps}.", flush=True)
+
+    def _write_log(self):
+        with whole_file(self.folder / "log.csv") as scratch, open(scratch, "w", newline="") as file:
+            writer = csv.DictWriter(file, _LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def _append_log(self, row):
+        if self.folder:
+            with open(self.folder / "log.csv", "a", newline="") as file:
+                csv.DictWriter(file, _LOG_COLUMNS).writerow(row)
+
+    def optimizer_bytes(self) -> int:
+        """Size of the state that the optimiser keeps for the trained numbers."""
+        states = self.optimizer.state_dict()["state"].values()
+        return sum(t.numel() * t.element_size() for state in states for t in state.values() if torch.is_tensor(t))
+
+    def finish(self):
+        self._checkpoint.unlink(missing_ok=True)
+
+
+def _line(row: dict, steps: int) -> str:
+    return (
+        f"step {row['step']:>4} of {steps}   loss {row['loss']:.3f}   validation {row['validation_loss']:.3f}   "
+        f"{row['tokens_per_second']:.0f} tokens/s"
+    )
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

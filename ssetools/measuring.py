@@ -1,0 +1,150 @@
+"""Measures a trained run against its base, and writes metrics.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssetools.adapter import Adapter, adapter_facts
+from ssetools.corpora import SOURCES, load_texts
+from ssetools.evaluation import change, score_languages, score_texts
+from ssetools.interventions import deactivated
+from ssetools.models import model_source
+from ssetools.neurons import NeuronSets
+from ssetools.paths import model_dir, write_json
+from ssetools.pipeline import PROFILED_LANGUAGES
+from ssetools.provenance import provenance
+from ssetools.text_plan import TextPlan
+
+
+def test_texts(plan: TextPlan, lang: str, languages: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Loads the test text of every kind: the target's from any source, other languages' where the source has them."""
+    texts: dict[str, dict[str, list[str]]] = {}
+    for kind, source in plan.kinds.items():
+        # Text of your own is in the target language; the named corpora have them all.
+        others = [x for x in languages if x != lang] if source.split(":")[0] in SOURCES else []
+        texts[kind] = {x: load_texts(source, x, "test") for x in [lang, *others]}
+    return texts
+
+
+def get_metrics(
+    model,
+    tokenizer,
+    lang: str,
+    folder: Path,
+    plan: TextPlan,
+    runs="runs",
+    languages: Sequence[str] = PROFILED_LANGUAGES,
+    budgets: dict[str, int] | None = None,
+) -> dict:
+    """Loads `metrics.json` of a run, or scores the attached adapter against the base and writes it.
+
+    Args:
+        model: The model, with the run's adapter attached.
+        tokenizer: Its tokenizer.
+        lang: The target language.
+        folder: The run's folder.
+        plan: What to measure on.
+        runs: Folder of runs; the base's scores are kept there, for every language that comes later.
+        languages: Languages to measure retention in; English is always among them.
+        budgets: Tokens to score, by language; "*" for the others.
+
+    Returns:
+        The metrics, see `summarise`.
+    """
+    path = folder / "metrics.json"
+    budgets = budgets or {"*": 256, "en": 1024, lang: 2048}
+    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets}
+    if path.exists():
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if metrics["request"] == request:
+            return metrics
+    texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
+    print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
+    after = score_languages(model, tokenizer, texts, budgets)
+    with Adapter.attached_to(model).switched_off():
+        before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
+    about = adapter_facts(folder)
+    metrics = {
+        "folder": folder.as_posix(),
+        "request": request,
+        "same_kind": plan.same_kind,
+        "reason": plan.reason,
+        "adapter": about,
+    }
+    metrics |= {"before": before, "after": after, "summary": summarise(before, after, lang), **provenance()}
+    write_json(path, metrics)
+    return metrics
+
+
+def _base_scores(model, tokenizer, texts, budgets, plan, runs):
+    """Scores the base, reusing what earlier languages of the same model and text have scored."""
+    about = model_source(model)
+    path = model_dir(about["model"], runs) / "base.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": about, "scores": {}}
+    if kept["model"] != about:
+        kept = {"model": about, "scores": {}}
+    found: dict = {}
+    for kind, by_language in texts.items():
+        for lang, documents in by_language.items():
+            budget = budgets.get(lang, budgets["*"])
+            key = f"{plan.kinds[kind]} {lang} {budget}"
+            if key not in kept["scores"]:
+                one = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
+                kept["scores"][key] = one[kind][lang]
+            found.setdefault(kind, {})[lang] = kept["scores"][key]
+    write_json(path, kept)
+    return found
+
+
+def deactivation_matrix(model, tokenizer, neurons: NeuronSets, languages: Sequence[str], max_tokens: int = 400):
+    """Switches off each language's neurons and measures every language.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        neurons: Its neuron sets.
+        languages: Codes: rows and columns of the matrix.
+        max_tokens: Tokens of the declaration's test articles to score, per language.
+
+    Returns:
+        DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
+        first language has, in the same layers), columns the languages measured.
+    """
+    import pandas
+
+    texts = {lang: load_texts("udhr", lang, "test") for lang in languages}
+
+    def losses():
+        scores = {x: score_texts(model, tokenizer, texts[x], max_tokens=max_tokens) for x in languages}
+        return pandas.Series({x: math.log(score.perplexity) for x, score in scores.items()})
+
+    base = losses()
+    rows = {}
+    for name in [*languages, "random"]:
+        with deactivated(model, neurons.random_like(languages[0]) if name == "random" else neurons[name]):
+            rows[name] = losses() - base
+    return pandas.DataFrame(rows).T
+
+
+def summarise(before: dict, after: dict, lang: str) -> dict:
+    """Summarises scores by kind: the target's change, each other language's, their mean, and English's.
+
+    Returns:
+        By kind: "target", "english", "others" (by language) and "mean_of_others". Changes are of perplexity, in
+        percent; the mean is of ln perplexity, as a percentage.
+    """
+    summary = {}
+    for kind in before:
+        changes = {x: change(before[kind][x], after[kind][x]) for x in before[kind]}
+        others = {x: c for x, c in changes.items() if x != lang}
+        mean = sum(math.log1p(c["percent"] / 100) for c in others.values()) / len(others) if others else None
+        summary[kind] = {
+            "target": changes[lang],
+            "english": changes.get("en"),
+            "others": others,
+            "mean_of_others": None if mean is None else 100 * math.expm1(mean),
+        }
+    return summary
