@@ -6,6 +6,7 @@ Text -> activation counts -> neuron sets -> a small delta -> numbers and picture
 from importlib.metadata import PackageNotFoundError, version
 
 from ssetools.corpora import load_parallel, load_texts, pack_tokens
+from ssetools.divergence import drift, sample_from_base
 from ssetools.evaluation import perplexity, score_languages, score_texts
 from ssetools.ffn import FFNBlock, find_ffn_blocks
 from ssetools.interventions import amplified, deactivated
@@ -40,6 +41,7 @@ __all__ = [
     "amplified",
     "cache_dir",
     "deactivated",
+    "drift",
     "find_ffn_blocks",
     "finetune",
     "get_language",
@@ -52,6 +54,7 @@ __all__ = [
     "perplexity",
     "profile_languages",
     "run_dir",
+    "sample_from_base",
     "score_languages",
     "score_texts",
     "select_neurons",

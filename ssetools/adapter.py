@@ -123,6 +123,10 @@ class Adapter(nn.Module):
     def publish(self) -> None:
         """Called after `parameters()` changed: brings them into the model where it holds a copy."""
 
+    def base_value(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns what a weight of the model was before training: itself, unless the method trains it in place."""
+        return weight
+
     def _switch(self, on: bool) -> None:
         raise NotImplementedError
 

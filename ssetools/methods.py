@@ -43,6 +43,7 @@ METHODS = {
     "lora-equal": Method("LoRA with as many parameters as the language's neurons", 5e-4, needs_neurons=True),
     "ia3": Method("IA3: factors on attention and FFN activations", 5e-3),
 }
+"""The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one."""
 
 
 def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor] | None = None) -> Adapter:

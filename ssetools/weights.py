@@ -57,6 +57,9 @@ class WholeWeights(Adapter):
         for name, weight in self.pairs():
             copy_into(weight, self.masters[name.replace(".", "-")])
 
+    def base_value(self, weight):
+        return next((self._before[name] for name, mine in self.pairs() if mine is weight), weight)
+
     def load_state_dict(self, state, *args, **options):
         found = super().load_state_dict(state, *args, **options)
         self.publish()
