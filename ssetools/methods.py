@@ -34,13 +34,13 @@ class Method:
 
 
 METHODS = {
-    "lape": Method("the weights of the language's neurons", 5e-4, needs_neurons=True),
-    "random": Method("as many other neurons, matched in depth", 5e-4, needs_neurons=True),
-    "random-uniform": Method("as many other neurons, at any depth", 5e-4, needs_neurons=True),
+    "lape": Method("the weights of the language's neurons", 1e-4, needs_neurons=True),
+    "random": Method("as many other neurons, matched in depth", 1e-4, needs_neurons=True),
+    "random-uniform": Method("as many other neurons, at any depth", 1e-4, needs_neurons=True),
     "ffn": Method("all gate, up and down projections", 1e-5, on_8bit=False),
     "full": Method("all weights", 1e-5, on_8bit=False),
-    "lora": Method("LoRA of rank 32 on gate, up and down projections", 5e-4),
-    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 5e-4, needs_neurons=True),
+    "lora": Method("LoRA of rank 32 on gate, up and down projections", 2e-4),
+    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, needs_neurons=True),
     "ia3": Method("IA3: factors on attention and FFN activations", 5e-3),
 }
 """The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one."""
