@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup finetune test unit book notebooks lint format bench clean
+.PHONY: setup finetune test unit book notebooks compare lint format bench clean
 
 setup: $(VENV)/.ready
 
@@ -51,6 +51,12 @@ format: setup
 # Executes the walk-through of one language into book/languages/<code>/, where the book finds it.
 notebooks: setup
 	@$(PY) book/execute.py $(lang) --runs $(runs) --other-text $(other_text)
+
+# Every method on equal terms: three languages in full, the other ten at the rates chosen there with one seed.
+compare: setup
+	@$(VENV)/bin/ssetools compare yo is ka --runs $(runs) --other-text $(other_text)
+	@$(VENV)/bin/ssetools compare mt af cy mk lv lt sl sk et ne --like yo is ka --seeds 0 --runs $(runs) \
+	  --other-text $(other_text)
 
 book: setup
 	@$(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W --keep-going -q

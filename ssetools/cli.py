@@ -1,4 +1,4 @@
-"""The command line: `ssetools languages, profile, select, finetune, evaluate, report, export, merge`.
+"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, export, merge`.
 
 Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
 """
@@ -64,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
         one.add_argument("--learning-rate", type=float, default=None)
         one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
+    one = command("compare", _compare, "run every method on equal terms, searching for rates first")
+    one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
+    one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
+    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument(
+        "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
+    )
+    one.add_argument("--results", default="book/results/compare", help="folder of results")
+    one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
     with_run(command("report", _report, "print the table of a scored run"))
     one = command("export", _export, "write a run as a standard PEFT LoRA checkpoint")
     with_run(one)
@@ -134,6 +143,16 @@ def _evaluate(arguments):
 
     model, tokenizer, folder, plan = _attached(arguments)
     print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
+
+
+def _compare(arguments):
+    from ssetools.compare import Comparison
+    from ssetools.methods import METHODS
+
+    comparison = Comparison(arguments.model, arguments.results, arguments.runs, arguments.other_text)
+    for lang in arguments.langs:
+        comparison.language(lang, arguments.methods or tuple(METHODS), arguments.seeds, arguments.like)
+    print(f"results: {comparison.results}")
 
 
 def _folder(arguments, needed: str) -> Path:

