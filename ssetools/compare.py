@@ -146,12 +146,16 @@ class Comparison:
         adapter.detach()
         write_json(self._path(lang, arm), result)
         shutil.rmtree(folder)
-        print(f"{lang} {arm.name}: {_in_words(result, self.base(lang, result['base']), lang)}", flush=True)
+        print(f"{lang} {arm.name}: {_in_words(result, self.bases(lang)[result['base']], lang)}", flush=True)
         return result
 
-    def base(self, lang: str, name: str) -> dict:
-        """Returns the scores of the base that a scored run names."""
-        return json.loads((self.results / lang / name).read_text(encoding="utf-8"))["scores"]
+    def bases(self, lang: str) -> dict[str, dict]:
+        """Returns the scores of the bases that runs of a language start from, by the name that the runs give them."""
+        found = {
+            path.name: json.loads(path.read_text(encoding="utf-8"))
+            for path in (self.results / lang).glob("base-*.json")
+        }
+        return {name: base["scores"] for name, base in found.items()}
 
     # --- one run ---
 
@@ -180,6 +184,7 @@ class Comparison:
             "load_in_8bit": METHODS[arm.method].on_8bit,
             "parameters": result.adapter.num_parameters,
             "optimizer_bytes": result.optimizer_bytes,
+            "peak_memory_gib": round(result.peak_memory_gib, 2),
             "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
             "seconds_per_step": round(statistics.median(seconds), 3),
             "best_step": result.best_step,

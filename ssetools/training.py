@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -31,7 +32,7 @@ class TrainingResult:
         best_step: Step whose weights were kept (the last, when there is no validation text).
         tokens: Tokens trained on.
         seconds: Wall time of this call.
-        peak_memory_gib: Peak memory of the process (CPU) or of the device (CUDA) so far.
+        peak_memory_gib: Peak memory of the process (CPU) or of the device (CUDA) during this call.
         optimizer_bytes: Size of the optimiser's state.
     """
 
@@ -85,6 +86,7 @@ def finetune(
     validation = pack_tokens(tokenizer, validation_texts, settings.window) if validation_texts else []
     steps = _num_steps(len(windows), settings)
     began = time.monotonic()
+    reset_peak_memory()
     torch.manual_seed(settings.seed)  # LoRA starts from random numbers
     adapter = attach_method(model, method, neurons)
     try:
@@ -122,8 +124,16 @@ def finetune(
     return result
 
 
+def reset_peak_memory() -> None:
+    """Starts the measurement of peak memory anew, where the system can (CUDA, Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gib() -> float:
-    """Returns the peak memory so far: of the device on CUDA, else of this process."""
+    """Returns the peak memory since `reset_peak_memory`: of the device on CUDA, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

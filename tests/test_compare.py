@@ -68,7 +68,7 @@ def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp
     again = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
     assert again.language("yo", ["full", "lape", "random"], seeds=(0, 1)) == runs
 
-    bases = {name: comparison.base("yo", name) for name in {run["base"] for run in runs}}
+    bases = comparison.bases("yo")
     table = effects(runs, bases, "yo")
     assert set(table.method) == {"lape", "random", "full"}
     assert set(table.measure) >= {"target, sentences", "drift"}
