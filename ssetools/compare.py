@@ -9,13 +9,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+import pandas
+
 from ssetools.corpora import load_texts
 from ssetools.divergence import drift, sample_from_base
 from ssetools.evaluation import change, score_languages
+from ssetools.ffn import find_ffn_blocks
 from ssetools.languages import CONTRAST_LANGUAGES, get_language
-from ssetools.lape import select_neurons
+from ssetools.lape import select_budget, select_neurons
 from ssetools.methods import METHODS, check_method, load_adapter
-from ssetools.models import has_8bit_layers, load_model
+from ssetools.models import has_8bit_layers, load_model, num_parameters
 from ssetools.paths import model_dir, write_json
 from ssetools.pipeline import PROFILED_LANGUAGES, get_profile, neurons_for
 from ssetools.provenance import provenance
@@ -43,6 +46,8 @@ class Arm:
         seed: Of the order of the text, of LoRA's start, and of the random neurons.
         max_tokens: Training tokens.
         top_rate: Share of all neurons selected, over all languages.
+        budget: None, or the share of all weights that the language's own lowest-entropy neurons make up, in place of
+            the pooled selection.
     """
 
     method: str
@@ -50,12 +55,14 @@ class Arm:
     seed: int = 0
     max_tokens: int = 16_384
     top_rate: float = 0.05
+    budget: float | None = None
 
     @property
     def name(self) -> str:
         """File name: method, what differs from the defaults, rate and seed."""
         special = f"-{self.max_tokens}tokens" if self.max_tokens != Arm.max_tokens else ""
         special += f"-top{self.top_rate:g}" if self.top_rate != Arm.top_rate else ""
+        special += f"-budget{self.budget:g}" if self.budget else ""
         return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
 
 
@@ -123,6 +130,13 @@ class Comparison:
             rates(method),
             key=lambda rate: sum(self.trained(lang, Arm(method, rate))["validation_loss"] for lang in languages),
         )
+
+    def searched(self, lang: str, methods: Iterable[str] = tuple(METHODS)) -> pandas.DataFrame:
+        """Tabulates the search: method, learning_rate, best_step and validation_loss of every run of the grids."""
+        runs = [self.trained(lang, Arm(method, rate)) for method in methods for rate in rates(method)]
+        columns = ["best_step", "validation_loss"]
+        rows = [[r["arm"]["method"], r["arm"]["learning_rate"], *(r[c] for c in columns)] for r in runs]
+        return pandas.DataFrame(rows, columns=["method", "learning_rate", *columns])
 
     def trained(self, lang: str, arm: Arm) -> dict:
         """Returns a run's result, training it when there is none."""
@@ -238,7 +252,13 @@ class Comparison:
             return None
         if self._profile is None:
             self._profile = get_profile(*self._loaded, self.runs)
-        return neurons_for(select_neurons(self._profile, arm.top_rate), lang, arm.method, arm.seed)
+        if arm.budget is None:
+            sets = select_neurons(self._profile, arm.top_rate)
+        else:
+            model = self._loaded[0]
+            per_neuron = find_ffn_blocks(model)[0].weights_per_neuron
+            sets = select_budget(self._profile, round(arm.budget * num_parameters(model) / per_neuron))
+        return neurons_for(sets, lang, arm.method, arm.seed)
 
     def _load(self, load_in_8bit):
         if self._loaded and has_8bit_layers(self._loaded[0]) != load_in_8bit:

@@ -122,6 +122,28 @@ def differences(runs: Sequence[Mapping], bases: Mapping[str, Mapping], lang: str
     return pandas.DataFrame(rows, columns=["method", "measure", "value", "low", "high", "seeds"])
 
 
+def costs(runs: Sequence[Mapping]) -> pandas.DataFrame:
+    """Tabulates what each method takes.
+
+    Returns:
+        A row per method: numbers trained, rate chosen, steps kept (median over seeds), and the optimiser's state and
+        the adapter's file in MB, the peak memory of the process in GiB, and the median seconds of a step.
+    """
+    rows = {}
+    for method, mine in _by_method(runs).items():
+        first, steps = mine[0], sorted(run["best_step"] for run in mine)
+        rows[method] = {
+            "numbers trained": first["parameters"],
+            "rate": first["arm"]["learning_rate"],
+            "steps kept": steps[len(steps) // 2],
+            "optimiser (MB)": round(first["optimizer_bytes"] / 1e6, 1),
+            "adapter (MB)": round(first["adapter_bytes"] / 1e6, 1),
+            "peak (GiB)": first["peak_memory_gib"],
+            "seconds per step": first["seconds_per_step"],
+        }
+    return pandas.DataFrame(rows).T
+
+
 def verdicts(table: pandas.DataFrame, measure: str, to: str = "lape") -> list[str]:
     """Puts the differences of one measure into sentences: better, worse, or not told apart."""
     sentences = []

@@ -53,9 +53,7 @@ def select_neurons(
     Raises:
         ValueError: For rates outside (0, 1], or a profile of fewer than two languages.
     """
-    for name, rate in (("top_rate", top_rate), ("filter_rate", filter_rate), ("activation_bar", activation_bar)):
-        if not 0 < rate <= 1:
-            raise ValueError(f"{name} is a share above 0 and at most 1, got {rate}.")
+    _check_rates(top_rate=top_rate, filter_rate=filter_rate, activation_bar=activation_bar)
     if len(profile.languages) < 2:
         raise ValueError(f"LAPE compares languages; this profile has only {profile.languages}. Profile two or more.")
     probabilities = profile.probabilities()
@@ -75,6 +73,45 @@ def select_neurons(
     return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
 
 
+def select_budget(profile: ActivationProfile, neurons_per_language: int, activation_bar: float = 0.90) -> NeuronSets:
+    """Selects as many neurons for every language: the lowest in entropy among those that it activates.
+
+    Beside the pooled selection, which gives some languages ten times the neurons of others and some none.
+
+    Args:
+        profile: Activation counts of two or more languages.
+        neurons_per_language: Neurons to take for each language, fewer where it activates fewer.
+        activation_bar: Quantile of all probabilities above which a language activates a neuron.
+
+    Returns:
+        One set per language, in the profile's order.
+
+    Raises:
+        ValueError: If `neurons_per_language` is not positive, or `activation_bar` not in (0, 1].
+    """
+    if neurons_per_language < 1:
+        raise ValueError(f"neurons_per_language must be at least 1, got {neurons_per_language}.")
+    _check_rates(activation_bar=activation_bar)
+    probabilities = profile.probabilities()
+    entropy = _entropy(probabilities)
+    active = probabilities > _quantile(probabilities.flatten(), activation_bar)
+    layers = {}
+    for language, mine in zip(profile.languages, active, strict=True):
+        order = torch.where(mine, entropy, torch.inf).flatten().sort(stable=True).indices
+        chosen = torch.zeros(entropy.numel(), dtype=torch.bool)
+        chosen[order[: min(neurons_per_language, int(mine.sum()))]] = True
+        layers[language] = [row.nonzero().flatten() for row in chosen.view_as(entropy)]
+    rates = {"neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
+    metadata = {**profile.metadata, "profiled_languages": profile.languages, **rates}
+    return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
+
+
 def _quantile(values: torch.Tensor, rate: float) -> torch.Tensor:
     # The k-th smallest value, as in the reference, not an interpolated quantile.
     return values.kthvalue(max(1, round(values.numel() * rate))).values
+
+
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0 < rate <= 1:
+            raise ValueError(f"{name} is a share above 0 and at most 1, got {rate}.")

@@ -22,16 +22,17 @@ from ssetools.profiling import ActivationProfile
 
 _BEFORE, _AFTER, _ACCENT = "#9aa5b1", "#0b6e99", "#d1495b"
 _SEQUENTIAL = "rocket_r"
-_WIDTH = 8.0
+WIDTH = 8.0
 
 
-def _style() -> None:
+def style() -> None:
+    """Sets the one look of all figures."""
     seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.titlesize": 12, "axes.titlelocation": "left"})
 
 
-def _axes(height: float, width: float = _WIDTH) -> Axes:
-    _style()
+def _axes(height: float, width: float = WIDTH) -> Axes:
+    style()
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
@@ -177,9 +178,9 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
 
     Whiskers on "after" are the 95% interval of the paired change, over windows.
     """
-    _style()
+    style()
     kinds = list(metrics["before"])
-    figure, panels = plt.subplots(1, len(kinds), figsize=(_WIDTH, 3.4), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(kinds), figsize=(WIDTH, 3.4), layout="constrained", squeeze=False)
     for axes, kind in zip(panels[0], kinds, strict=True):
         codes = [code for code in dict.fromkeys([lang, "en"]) if code in metrics["before"][kind]]
         for position, code in enumerate(codes):

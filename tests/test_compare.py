@@ -8,7 +8,7 @@ import torch
 
 from ssetools import profiling
 from ssetools.compare import Arm, Comparison, rates
-from ssetools.effects import differences, effects, interval, verdicts
+from ssetools.effects import costs, differences, effects, interval, verdicts
 from ssetools.methods import METHODS
 
 LANGS = ["yo", "is", "en"]
@@ -95,6 +95,34 @@ def test_a_lost_adapter_is_trained_again_to_the_same_loss(comparison):
     first = comparison.trained("yo", arm)
     comparison._folder("yo", arm).rename(comparison._folder("yo", arm).with_name("gone"))
     assert comparison.scored("yo", arm)["validation_loss"] == first["validation_loss"]
+
+
+def test_ablations_train_other_neurons_under_other_names(comparison):
+    arms = [
+        Arm("lape", 1e-3, max_tokens=160),
+        Arm("lape", 1e-3, max_tokens=160, top_rate=0.3),
+        Arm("lape", 1e-3, max_tokens=160, budget=0.2),
+    ]
+    assert len({arm.name for arm in arms}) == 3
+    sizes = [comparison.trained("yo", arm)["parameters"] for arm in arms]
+    assert len(set(sizes)) == 3
+
+
+def test_the_figures_show_every_method(comparison):
+    from ssetools import plots_compare
+
+    runs = comparison.language("yo", ["lape", "random"], seeds=(0, 1))
+    found = {"yo": (runs, comparison.bases("yo"))}
+    for figure in (
+        plots_compare.plane(found),
+        plots_compare.plane(found, kept="drift"),
+        plots_compare.distance(found, "drift"),
+        plots_compare.search({"yo": comparison.searched("yo", ["lape", "random"])}),
+    ):
+        text = " ".join(t.get_text() for t in figure.findobj(lambda x: hasattr(x, "get_text")))
+        assert "Yoruba" in text
+        assert "random" in text
+    assert list(costs(runs).index) == ["lape", "random"]
 
 
 def test_intervals_cover_known_means():

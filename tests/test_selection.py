@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ssetools import ActivationProfile, NeuronSets, lape_entropy, select_neurons
+from ssetools.lape import select_budget
 
 
 def random_profile(languages="mt af is cy", layers=3, neurons=40, seed=0):
@@ -81,6 +82,22 @@ def test_bad_rates_and_single_language():
         select_neurons(profile.subset(["mt"]))
     with pytest.raises(ValueError, match=r"no \['yo'\]"):
         profile.subset(["mt", "yo"])
+
+
+def test_a_budget_takes_each_languages_own_lowest():
+    profile = random_profile()
+    sets = select_budget(profile, 7, activation_bar=0.8)
+    entropy, probabilities = lape_entropy(profile), profile.probabilities()
+    bar = probabilities.flatten().sort().values[round(probabilities.numel() * 0.8) - 1]
+    for k, code in enumerate(profile.languages):
+        assert sets.count(code) == 7
+        mine, active = sets.mask(code), probabilities[k] > bar
+        assert active[mine].all()
+        assert entropy[mine].max() <= entropy[active & ~mine].min()
+    everything = select_budget(profile, 10_000, activation_bar=0.8)
+    assert everything.count("mt") == int((probabilities[0] > bar).sum()), "fewer where fewer are active"
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        select_budget(profile, 0)
 
 
 def test_profiles_add():
