@@ -26,7 +26,6 @@ README = ROOT / "README.md"
 ONCE = ("01_profile", "02_select")  # the same for every language, executed with the first
 PER_LANGUAGE = ("03_finetune", "04_evaluate")
 WALKTHROUGH = "yo"
-# What differs from machine to machine and from run to run.
 _NOISE = [
     (re.compile(r" +\d+ tokens/s"), ""),
     (re.compile(r"sib200:[^\s'\",]+"), "sib200"),
@@ -50,7 +49,7 @@ def main() -> None:
     if lang == WALKTHROUGH:
         execute_in_place("lape")
     metrics = next(Path(arguments.runs).glob(f"gemma-3-270m/{lang}/lape-seed0/metrics.json"))
-    text = re.sub(r"sib200:[^\s'\",]+", "sib200", metrics.read_text(encoding="utf-8"))
+    text = calm(metrics.read_text(encoding="utf-8"), arguments.runs)
     (BOOK / "results").mkdir(exist_ok=True)
     (BOOK / "results" / f"{lang}.json").write_text(text, encoding="utf-8")
     draw_gain(lang)
@@ -99,7 +98,10 @@ def execute(name: str, output: Path, parameters: dict, source: Path | None = Non
             if cell.cell_type == "code":
                 if "parameters" in cell.metadata.get("tags", []) and "lang" in parameters:
                     cell.source = re.sub(r'(?m)^lang: str = "\w+"', f'lang: str = "{parameters["lang"]}"', cell.source)
-                cell.outputs = [_quiet(out) for out in cell.outputs if out.get("name") != "stderr"]
+                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+                for output in cell.outputs:
+                    if "text" in output:
+                        output["text"] = calm(output["text"], parameters.get("runs", "runs"))
         notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info")}
         notebook.metadata["language_info"] = {"name": "python"}
         nbformat.write(notebook, made)
@@ -107,11 +109,12 @@ def execute(name: str, output: Path, parameters: dict, source: Path | None = Non
         shutil.move(made, output)
 
 
-def _quiet(output):
-    if "text" in output:
-        for pattern, calm in _NOISE:
-            output["text"] = pattern.sub(calm, output["text"])
-    return output
+def calm(text: str, runs: str) -> str:
+    """Takes out of a text what differs from machine to machine and from run to run."""
+    text = text.replace(f"{runs.rstrip('/')}/", "runs/")
+    for pattern, quiet in _NOISE:
+        text = pattern.sub(quiet, text)
+    return text
 
 
 if __name__ == "__main__":
