@@ -16,19 +16,19 @@ def report(metrics: dict) -> str:
         f"  weights trained      {about['parameters']:>10,}   {percent_trained(about):.2f}% of the model",
         f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB",
         "",
-        f"  {'perplexity':<38}{'before':>9}{'after':>9}   {'change (95% interval)'}",
+        f"  {'perplexity':<36}{'before':>8}{'after':>8}  {'change (95% interval)'}",
     ]
     for kind, found in summary.items():
-        relation = "kind trained on" if kind in metrics["same_kind"] else "another kind"
+        relation = "trained kind" if kind in metrics["same_kind"] else "another kind"
         for code, moved in ((lang, found["target"]), ("en", found["english"])):
             if moved is None or (code == "en" and lang == "en"):
                 continue
             label = f"{get_language(code).name}, {kind} ({relation})"
             before, after = metrics["before"][kind][code], metrics["after"][kind][code]
-            lines.append(f"  {label:<38}{before['perplexity']:>9.2f}{after['perplexity']:>9.2f}   {_interval(moved)}")
+            lines.append(f"  {label:<36}{before['perplexity']:>8.2f}{after['perplexity']:>8.2f}  {_interval(moved)}")
         if found["mean_of_others"] is not None:
             label = f"{len(found['others'])} other languages, {kind}"
-            lines.append(f"  {label:<38}{'':>18}   {found['mean_of_others']:+.1f}% in the mean")
+            lines.append(f"  {label:<36}{'':>16}  {found['mean_of_others']:+.1f}% in the mean")
     lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"]
     return "\n".join(lines)
 
