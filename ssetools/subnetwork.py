@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from ssetools.adapter import Adapter, copy_into
 from ssetools.ffn import Projection, find_ffn_blocks
 from ssetools.interventions import check_layers
-from ssetools.models import has_8bit_layers, model_source
-from ssetools.paths import whole_file
+from ssetools.models import has_8bit_layers
+from ssetools.peft_checkpoint import write_peft
 from ssetools.tensors import load_tensors, save_tensors
 
 
@@ -126,54 +126,48 @@ class Subnetwork(Adapter):
             copy_into(piece.delta, tensors[name.replace("-", ".")])
         return subnet
 
-    def to_peft(self, folder: str | Path) -> Path:
-        """Writes the same function as a standard PEFT LoRA checkpoint, which PEFT and the hub load.
+    def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
+        """Writes the same function as a standard PEFT LoRA checkpoint, which PEFT, vLLM and the hub load.
 
-        Gate and up: `lora_B` is one-hot [out, k], `lora_A` the rows [k, hidden]. Down: `lora_A` is one-hot [k, in],
-        `lora_B` the columns [hidden, k]. Rank k per module, scaling 1.
+        Args:
+            folder: Folder to write.
+            uniform_rank: Whether to pad all modules with zeros to one rank (8, 16, 32, 64, 128, 256, 320 or 512), as
+                vLLM needs; otherwise every module has the rank of its number of neurons.
+
+        Raises:
+            ValueError: If a layer has more neurons than the largest uniform rank.
         """
-        from peft import LoraConfig
+        slices = [(piece.projection, piece.columns, piece.delta) for piece in self.slices.values()]
+        return write_peft(self.model, slices, folder, uniform_rank)
 
-        parts: dict[str, list[_Slice]] = {}
-        for piece in self.slices.values():
-            parts.setdefault(piece.projection.path, []).append(piece)
-        tensors, ranks, transposed = {}, {}, False
-        for path, pieces in parts.items():
-            projection = pieces[0].projection
-            transposed |= projection.transposed or _is_converted_conv1d(projection.module)
-            columns = torch.cat([piece.columns for piece in pieces]).cpu()
-            one_hot = torch.zeros(len(columns), _width(projection))
-            one_hot[torch.arange(len(columns)), columns] = 1.0
-            delta = torch.cat([piece.delta.detach().cpu() for piece in pieces])
-            a, b = (one_hot, delta) if projection.name == "down" else (delta, one_hot.T)
-            tensors[f"base_model.model.{path}.lora_A.weight"] = a
-            tensors[f"base_model.model.{path}.lora_B.weight"] = b
-            ranks[path] = len(columns)
-        config = LoraConfig(
-            r=max(ranks.values()),
-            lora_alpha=max(ranks.values()),
-            rank_pattern=ranks,
-            alpha_pattern=ranks,
-            target_modules=sorted(ranks),
-            fan_in_fan_out=transposed,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=model_source(self.model)["model"],
-            inference_mode=True,
-        )
-        with whole_file(folder) as scratch:
-            scratch.mkdir()
-            config.save_pretrained(scratch)
-            save_tensors(scratch / "adapter_model.safetensors", tensors, {"format": "pt"})
-        return Path(folder)
+    @classmethod
+    def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
+        """Attaches the weighted sum of several saved subnetworks as one, over the union of their neurons.
 
+        Deltas add: each neuron's slice is the sum of the adapters' slices, times their weights. With one weight 1
+        and the others 0 it is the function of that adapter.
 
-def _is_converted_conv1d(module: nn.Module) -> bool:
-    return getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D"
+        Args:
+            folders: Folders of saved subnetworks of this model.
+            model: The model, with nothing attached.
+            weights: A factor for each folder.
 
-
-def _width(projection: Projection) -> int:
-    """The projection module's outputs (gate, up) or inputs (down): the axis along which neurons lie."""
-    module, down = projection.module, projection.name == "down"
-    if projection.transposed:
-        return module.weight.shape[0 if down else 1]
-    return module.in_features if down else module.out_features
+        Raises:
+            ValueError: If there are not as many weights as folders, or an adapter does not fit the model.
+        """
+        if len(weights) != len(folders):
+            raise ValueError(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
+        loaded = []
+        for folder in folders:
+            loaded.append(cls.load(folder, model))
+            loaded[-1].detach()
+        union = [torch.cat(ids).unique() for ids in zip(*(one.neurons for one in loaded), strict=True)]
+        total = cls(model, union)
+        for one, weight in zip(loaded, weights, strict=True):
+            for name, piece in one.slices.items():
+                layer = int(name.split("-")[0])
+                places = torch.searchsorted(total.neurons[layer], one.neurons[layer]).to(piece.delta.device)
+                axis = 1 if piece.projection.name == "down" else 0
+                with torch.no_grad():
+                    total.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight)
+        return total

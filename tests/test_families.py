@@ -1,6 +1,7 @@
 """Every family, in fp32 and 8-bit: attach, train, merge, detach, export and count, against brute force."""
 
 import contextlib
+import json
 
 import families
 import pytest
@@ -104,6 +105,49 @@ def test_peft_export_is_the_same_function(family, load_in_8bit, tmp_path):
     subnet.detach()
     tuned = PeftModel.from_pretrained(model, tmp_path / "peft")
     torch.testing.assert_close(logits(tuned), attached, rtol=1e-4, atol=1e-4)
+
+
+@ALL
+def test_a_uniform_rank_is_the_same_function(family, tmp_path, monkeypatch):
+    model = families.tiny_model(family)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    train_a_little(model, subnet)
+    attached = logits(model)
+    subnet.to_peft(tmp_path / "peft", uniform_rank=True)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] in (8, 16)
+    assert not config["rank_pattern"]
+    monkeypatch.setattr("ssetools.peft_checkpoint.UNIFORM_RANKS", (2,))
+    with pytest.raises(ValueError, match="needs rank"):
+        subnet.to_peft(tmp_path / "other", uniform_rank=True)
+    assert not (tmp_path / "other").exists()
+    subnet.detach()
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(model, tmp_path / "peft")), attached, rtol=1e-4, atol=1e-4
+    )
+
+
+@BOTH
+def test_adapters_switch_and_stack(family, load_in_8bit, tmp_path):
+    model = families.tiny_model(family, load_in_8bit)
+    base, alone, sets = logits(model), {}, {"a": families.some_neurons(model), "b": None}
+    sets["b"] = [(ids + 1) % block.num_neurons for ids, block in zip(sets["a"], find_ffn_blocks(model), strict=True)]
+    for name, neurons in sets.items():
+        subnet = Subnetwork.attach(model, [ids.sort().values for ids in neurons])
+        train_a_little(model, subnet)
+        subnet.save(tmp_path / name)
+        alone[name] = logits(model)
+        subnet.detach()
+    folders = [tmp_path / name for name in sets]
+    for weights, expected in (((1, 0), alone["a"]), ((0, 1), alone["b"]), ((0, 0), base)):
+        stacked = Subnetwork.stack(folders, model, weights)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+        stacked.detach()
+    stacked = Subnetwork.stack(folders[:1] * 2, model, (0.75, 0.25))
+    torch.testing.assert_close(logits(model), alone["a"], rtol=1e-4, atol=1e-4)
+    stacked.detach()
+    with pytest.raises(ValueError, match="2 folders, 1 weights"):
+        Subnetwork.stack(folders, model, [1.0])
 
 
 @BOTH

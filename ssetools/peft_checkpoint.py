@@ -1,0 +1,112 @@
+"""A subnetwork written as a standard LoRA checkpoint: each slice is a LoRA pair whose other half is one-hot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ssetools.ffn import Projection
+from ssetools.models import model_source
+from ssetools.paths import whole_file
+from ssetools.tensors import save_tensors
+
+UNIFORM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that servers such as vLLM compile for; they read one rank and one alpha for all modules of an adapter."""
+
+
+def write_peft(
+    model: nn.Module, slices: Sequence[tuple[Projection, torch.Tensor, torch.Tensor]], folder: str | Path, uniform: bool
+) -> Path:
+    """Writes slices as a PEFT LoRA checkpoint of the same function.
+
+    Gate and up: `lora_B` is one-hot [out, k], `lora_A` the rows [k, hidden]. Down: `lora_A` is one-hot [k, in],
+    `lora_B` the columns [hidden, k]. Rank k per module, scaling 1.
+
+    Args:
+        model: The base.
+        slices: For each slice its projection, the neurons' places along the module's axis (LongTensor [k]), and its
+            delta, FloatTensor [k, hidden] for gate and up, [hidden, k] for down.
+        folder: Folder to write.
+        uniform: Whether to pad every pair with zeros to one rank of `UNIFORM_RANKS`, alpha equal to it, instead of
+            naming a rank for each module.
+
+    Raises:
+        ValueError: If a module needs a higher rank than the largest uniform one.
+    """
+    from peft import LoraConfig
+
+    pairs = _lora_pairs(slices)
+    ranks = {path: len(a) for path, (a, _) in pairs.items()}
+    if uniform:
+        rank = _uniform_rank(ranks)
+        pairs = {
+            path: (F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - b.shape[1])))
+            for path, (a, b) in pairs.items()
+        }
+        patterns = {}
+    else:
+        rank = max(ranks.values())
+        patterns = {"rank_pattern": ranks, "alpha_pattern": ranks}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(ranks),
+        fan_in_fan_out=any(p.transposed or _is_converted_conv1d(p.module) for p, _, _ in slices),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model_source(model)["model"],
+        inference_mode=True,
+        **patterns,
+    )
+    tensors = {
+        f"base_model.model.{path}.lora_{half}.weight": tensor.contiguous()
+        for path, pair in pairs.items()
+        for half, tensor in zip("AB", pair, strict=True)
+    }
+    with whole_file(folder) as scratch:
+        scratch.mkdir()
+        config.save_pretrained(scratch)
+        save_tensors(scratch / "adapter_model.safetensors", tensors, {"format": "pt"})
+    return Path(folder)
+
+
+def _lora_pairs(slices) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Returns (A [k, in], B [out, k]) by module path; the gate and up slices of a fused module share a pair."""
+    parts: dict[str, list] = {}
+    for projection, columns, delta in slices:
+        parts.setdefault(projection.path, []).append((projection, columns.cpu(), delta.detach().cpu()))
+    pairs = {}
+    for path, pieces in parts.items():
+        projection = pieces[0][0]
+        columns = torch.cat([columns for _, columns, _ in pieces])
+        one_hot = torch.zeros(len(columns), _width(projection))
+        one_hot[torch.arange(len(columns)), columns] = 1.0
+        delta = torch.cat([delta for _, _, delta in pieces])
+        pairs[path] = (one_hot, delta) if projection.name == "down" else (delta, one_hot.T)
+    return pairs
+
+
+def _uniform_rank(ranks: Mapping[str, int]) -> int:
+    widest = max(ranks, key=ranks.__getitem__)
+    if ranks[widest] > UNIFORM_RANKS[-1]:
+        raise ValueError(
+            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and uniform ranks end at "
+            f"{UNIFORM_RANKS[-1]}. Export without a uniform rank (PEFT reads one for each module), merge into the "
+            "16-bit model, or train fewer neurons in a layer (a lower top_rate)."
+        )
+    return next(rank for rank in UNIFORM_RANKS if rank >= ranks[widest])
+
+
+def _is_converted_conv1d(module: nn.Module) -> bool:
+    return getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D"
+
+
+def _width(projection: Projection) -> int:
+    """The projection module's outputs (gate, up) or inputs (down): the axis along which neurons lie."""
+    module, down = projection.module, projection.name == "down"
+    if projection.transposed:
+        return module.weight.shape[0 if down else 1]
+    return module.in_features if down else module.out_features
