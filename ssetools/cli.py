@@ -74,12 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
     with_run(command("report", _report, "print the table of a scored run"))
-    one = command("export", _export, "write a run as a standard PEFT LoRA checkpoint")
-    with_run(one)
-    one.add_argument("output", help="folder to write")
-    one = command("merge", _merge, "add a run's deltas to the 16-bit model and save it")
-    with_run(one)
-    one.add_argument("output", help="folder to write")
+    for name, about in (
+        ("export", "write a run as a LoRA checkpoint or a merged model, with a model card"),
+        ("merge", "add a run's deltas to the 16-bit model, score it again and save it"),
+    ):
+        one = command(name, _export, about)
+        with_run(one)
+        one.add_argument("output", help="folder to write")
+        one.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
+        if name == "merge":
+            one.set_defaults(format="merged", uniform_rank=False)
+        else:
+            one.add_argument("--format", default="peft", help="peft or merged")
+            one.add_argument("--uniform-rank", action="store_true", help="one rank for all modules, as vLLM needs")
     return parser
 
 
@@ -173,29 +180,15 @@ def _report(arguments):
     print(report(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def _on_16_bit_base(arguments):
-    from ssetools.models import load_model
-    from ssetools.subnetwork import Subnetwork
-
-    folder = _folder(arguments, "adapter.safetensors")
-    model, tokenizer = load_model(arguments.model, load_in_8bit=False)
-    return Subnetwork.load(folder, model), tokenizer
-
-
 def _export(arguments):
-    subnet, _ = _on_16_bit_base(arguments)
-    print(f"PEFT checkpoint: {subnet.to_peft(arguments.output)}")
+    from ssetools.export import export_run, push_to_hub
 
-
-def _merge(arguments):
-    from ssetools.paths import whole_file
-
-    subnet, tokenizer = _on_16_bit_base(arguments)
-    model = subnet.merge()
-    with whole_file(arguments.output) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-    print(f"merged model: {arguments.output}")
+    run = _folder(arguments, "adapter.safetensors")
+    print(
+        f"{arguments.format}: {export_run(run, arguments.output, arguments.model, arguments.format, arguments.uniform_rank)}"
+    )
+    if arguments.push:
+        print(f"hub: {push_to_hub(arguments.output, arguments.push)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The steps of a study on a tiny model and a folder of made-up languages: found, made, refused, reported."""
 
 import json
+from types import SimpleNamespace
 
 import families
 import pytest
 
-from ssetools import Subnetwork, cli, load_model
+from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
+from ssetools.export import model_card
 from ssetools.measuring import deactivation_matrix, get_metrics
 from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
 from ssetools.report import report
@@ -161,12 +163,39 @@ def test_command_line_errors_are_one_sentence(study, capsys):
         assert error.count("\n") == 1
 
 
-def test_export_and_merge(study, capsys, tmp_path):
-    trained(study)
-    assert cli.main(["export", "yo", "peft", "--model", "tiny"]) == 0
+def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys, tmp_path, monkeypatch):
+    model, tokenizer, plan = study
+    _, folder = trained(study)
+    metrics = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert cli.main(["export", "yo", "peft", "--model", "tiny", "--uniform-rank"]) == 0
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert "\nlanguage: yo\n" in card.split("---")[1]
+    assert f"{metrics['summary']['stories']['target']['percent']:+.1f}%" in card
     assert cli.main(["merge", "yo", "merged", "--model", "tiny"]) == 0
     merged, _ = load_model("merged", load_in_8bit=False)
-    assert sum(p.numel() for p in merged.parameters()) == sum(p.numel() for p in study[0].parameters())
+    tuned = perplexity(merged, tokenizer, load_texts("text", "yo", "test"), max_tokens=2048)
+    assert f" to {tuned:.2f}" in (tmp_path / "merged" / "README.md").read_text()
+    assert cli.main(["export", "yo", "out", "--model", "tiny", "--format", "gguf"]) == 2
+    assert "Unknown format 'gguf': use one of peft, merged." in capsys.readouterr().err
+
+    calls = []
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **options: calls.append(repo))
+    done = SimpleNamespace(commit_url="https://hub/commit")
+    monkeypatch.setattr("huggingface_hub.upload_folder", lambda **o: calls.append(str(o["folder_path"])) or done)
+    assert cli.main(["export", "yo", "peft2", "--model", "tiny", "--push", "me/yo"]) == 0
+    assert calls == ["me/yo", "peft2"]
+
+
+def test_the_card_of_the_embedded_model_names_gemmas_terms(study):
+    _, folder = trained(study)
+    about = json.loads((folder / "adapter.json").read_text())
+    about["base"]["model"] = "gemma-3-270m"
+    card = model_card(about, None, "peft")
+    assert "license: gemma" in card
+    assert "Gemma Terms of Use" in card
+
+
+def test_the_table_of_languages(capsys):
     assert cli.main(["languages"]) == 0
     assert "Yorùbá" in capsys.readouterr().out

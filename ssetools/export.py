@@ -1,0 +1,143 @@
+"""Adapters that travel: a LoRA checkpoint or a merged model, with a card that says what it is, to a folder or the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ssetools.adapter import adapter_facts
+from ssetools.corpora import load_texts
+from ssetools.embedded import EMBEDDED_MODEL
+from ssetools.evaluation import perplexity
+from ssetools.languages import get_language
+from ssetools.models import load_model
+from ssetools.paths import whole_file
+from ssetools.report import percent_trained
+from ssetools.subnetwork import Subnetwork
+
+FORMATS = ("peft", "merged")
+_SCORED_TOKENS = 2048
+
+
+def export_run(run: str | Path, output: str | Path, model: str, form: str = "peft", uniform_rank: bool = False) -> Path:
+    """Writes a trained run in a form that other programs load, with a model card beside it.
+
+    Args:
+        run: A run's folder, with adapter.json and, for the numbers of the card, metrics.json.
+        output: Folder to write.
+        model: The base: embedded name, hub id or local folder. It is loaded in 16 bits.
+        form: "peft", a LoRA checkpoint for the 8-bit or 16-bit base; or "merged", a 16-bit model with the deltas
+            added, scored again, since they were trained beside 8-bit weights.
+        uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
+
+    Raises:
+        ValueError: For an unknown form, or an adapter that is not a subnetwork of `model`.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
+    about = adapter_facts(run)
+    metrics_path = Path(run) / "metrics.json"
+    metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else None
+    base, tokenizer = load_model(model, load_in_8bit=False)
+    subnet = Subnetwork.load(run, base)
+    if form == "peft":
+        subnet.to_peft(output, uniform_rank)
+        rescored = None
+    else:
+        rescored = _merge(subnet, tokenizer, about, metrics, output)
+    (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
+    return Path(output)
+
+
+def _merge(subnet, tokenizer, about, metrics, output) -> dict:
+    """Merges, scores the target language before and after on the run's kinds of text, and saves the model."""
+    lang, kinds = about["language"], metrics["request"]["kinds"] if metrics else {}
+    model = subnet.model
+
+    def scores():
+        texts = {kind: load_texts(source, lang, "test") for kind, source in kinds.items()}
+        return {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
+
+    with subnet.switched_off():
+        before = scores()
+    subnet.merge()
+    after = scores()
+    with whole_file(output) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    return {kind: (before[kind], after[kind]) for kind in before}
+
+
+def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Mapping | None = None) -> str:
+    """Writes the card of an exported run: language, data, numbers, licence.
+
+    Args:
+        about: The run's adapter.json.
+        metrics: Its metrics.json, or None when it was never scored.
+        form: "peft" or "merged".
+        rescored: For "merged": perplexity of the 16-bit base and of the merged model by kind of text.
+    """
+    from huggingface_hub import ModelCardData
+
+    base, lang = about["base"]["model"], about["language"]
+    embedded = base == EMBEDDED_MODEL
+    data = ModelCardData(
+        language=lang,
+        base_model="google/gemma-3-270m" if embedded else base,
+        library_name="peft" if form == "peft" else "transformers",
+        license="gemma" if embedded else None,
+        tags=["ssetools", "language-neurons"],
+    )
+    name = get_language(lang).name
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {base}, better at {name}",
+        f"{about['parameters']:,} numbers ({percent_trained(about):.2f}% of the model), the weights of "
+        f"{about['neurons']:,} FFN neurons that fire for {name}, were trained on {about['tokens']:,} tokens of "
+        f"{about['source']} with seed {about['seed']} at a peak rate of {about['settings']['learning_rate']:g}.",
+    ]
+    if metrics:
+        lines += ["## What it gained and what it kept", *_numbers(metrics, lang)]
+    if rescored:
+        lines += ["## This file", "Merged into the 16-bit base and scored again, perplexity before and after:"]
+        lines.append("\n".join(f"- {kind}: {a:.2f} to {b:.2f}" for kind, (a, b) in rescored.items()))
+    lines += ["## Licence", _licence(embedded)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _numbers(metrics, lang):
+    rows = ["| text | target | English | other languages, mean |", "|---|---|---|---|"]
+    for kind, found in metrics["summary"].items():
+        relation = "like the training text" if kind in metrics["same_kind"] else "another kind"
+        moved = [found["target"], found["english"]]
+        cells = ["" if one is None else f"{one['percent']:+.1f}%" for one in moved]
+        mean = found["mean_of_others"]
+        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} | {'' if mean is None else f'{mean:+.1f}%'} |")
+    return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
+
+
+def _licence(embedded: bool) -> str:
+    if embedded:
+        return (
+            "Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
+            "which bind whoever uses or passes on this derivative."
+        )
+    return "The licence of the base model applies to this derivative."
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
+    """Uploads an exported folder to the Hugging Face hub, making the repository when there is none.
+
+    Args:
+        folder: What `export_run` wrote.
+        repo_id: "user/name"; needs a token (`hf auth login`).
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import create_repo, upload_folder
+
+    create_repo(repo_id, private=private, exist_ok=True)
+    return upload_folder(repo_id=repo_id, folder_path=folder).commit_url
