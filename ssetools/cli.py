@@ -1,4 +1,4 @@
-"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, export, merge`.
+"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, collect, export, merge`.
 
 Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
 """
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
     with_run(command("report", _report, "print the table of a scored run"))
+    one = command("collect", _collect, "gather the metrics of all scored runs into one CSV file")
+    one.add_argument("output", help="file to write")
     for name, about in (
         ("export", "write a run as a LoRA checkpoint or a merged model, with a model card"),
         ("merge", "add a run's deltas to the 16-bit model, score it again and save it"),
@@ -125,12 +127,18 @@ def _select(arguments):
 
 def _attached(arguments):
     from ssetools.languages import get_language
+    from ssetools.methods import METHODS, check_method
+    from ssetools.models import load_model
     from ssetools.pipeline import get_neurons, get_run
     from ssetools.text_plan import plan_texts
 
     get_language(arguments.lang)
-    model, tokenizer = _loaded(arguments)
-    neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
+    check_method(arguments.method)
+    method = METHODS[arguments.method]
+    model, tokenizer = load_model(arguments.model, load_in_8bit=arguments.load_in_8bit and method.on_8bit)
+    neurons = None
+    if method.needs_neurons:
+        neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
     plan = plan_texts(arguments.source, arguments.other_text)
     settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -178,6 +186,12 @@ def _report(arguments):
 
     path = _folder(arguments, "metrics.json") / "metrics.json"
     print(report(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _collect(arguments):
+    from ssetools.report import collect
+
+    print(f"{collect(arguments.runs, arguments.output)} runs: {arguments.output}")
 
 
 def _export(arguments):

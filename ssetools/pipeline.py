@@ -74,7 +74,7 @@ def get_neurons(model, tokenizer, runs="runs", top_rate: float = 0.05, **profile
     return neurons
 
 
-def neurons_for(neurons: NeuronSets, lang: str, method: str, seed: int) -> LayerNeurons | None:
+def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -> LayerNeurons | None:
     """Returns the neurons that a method is given: the language's own, or a random control of the same size, or none.
 
     Raises:
@@ -93,9 +93,19 @@ def neurons_for(neurons: NeuronSets, lang: str, method: str, seed: int) -> Layer
 
 
 def get_run(
-    model, tokenizer, lang: str, neurons: NeuronSets, plan: TextPlan, method="lape", seed=0, runs="runs", **settings
+    model,
+    tokenizer,
+    lang: str,
+    neurons: NeuronSets | None,
+    plan: TextPlan,
+    method="lape",
+    seed=0,
+    runs="runs",
+    **settings,
 ) -> Path:
     """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when it is not there.
+
+    `neurons` may be None for the methods that need none.
 
     Returns:
         The run's folder.
@@ -106,9 +116,10 @@ def get_run(
     settings = TrainingSettings(seed=seed, **settings).for_method(method)
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
+    top_rate = neurons.metadata.get("top_rate") if chosen is not None else None
     if (folder / "adapter.json").exists():
         about = adapter_facts(folder)
-        wanted = {**asdict(settings), "source": plan.train, "top_rate": neurons.metadata.get("top_rate")}
+        wanted = {**asdict(settings), "source": plan.train, "top_rate": top_rate}
         found = {**about["settings"], "source": about.get("source"), "top_rate": about.get("top_rate")}
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
         if differ:
@@ -118,7 +129,7 @@ def get_run(
         print(f"Found the adapter in {folder}.", flush=True)
         load_adapter(folder, model)
         return folder
-    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": neurons.metadata.get("top_rate")}
+    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": top_rate}
     facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}
     if chosen is not None:
         facts["neurons"] = sum(len(ids) for ids in chosen)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
+
 from ssetools.languages import get_language
+from ssetools.paths import whole_file
 
 
 def report(metrics: dict) -> str:
@@ -31,6 +36,39 @@ def report(metrics: dict) -> str:
             lines.append(f"  {label:<36}{'':>16}  {found['mean_of_others']:+.1f}% in the mean")
     lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"]
     return "\n".join(lines)
+
+
+_COLUMNS = ("model", "language", "method", "seed", "text", "trained_kind", "measured_in", "percent", "low", "high")
+
+
+def collect(runs: str | Path, output: str | Path) -> int:
+    """Gathers the metrics of every scored run into one CSV, a row per run, kind of text and language.
+
+    Args:
+        runs: Folder of runs.
+        output: CSV file: change of perplexity in percent with its 95% interval, empty where too few windows give none.
+
+    Returns:
+        Number of runs.
+
+    Raises:
+        FileNotFoundError: If there is no scored run.
+    """
+    found = sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
+    if not found:
+        raise FileNotFoundError(f"There is no metrics.json under {runs}: run `ssetools evaluate` first.")
+    with whole_file(output) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for path in found:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            about = metrics["adapter"]
+            run = [about["base"]["model"], about["language"], about["method"], about["seed"]]
+            for kind, summary in metrics["summary"].items():
+                for lang, moved in {about["language"]: summary["target"], **summary["others"]}.items():
+                    numbers = [moved[name] for name in ("percent", "low", "high")]
+                    writer.writerow([*run, kind, kind in metrics["same_kind"], lang, *numbers])
+    return len(found)
 
 
 def percent_trained(about: dict) -> float:
