@@ -63,7 +63,9 @@ book: setup
 	@test -s _build/html/index.html && echo "The book is in _build/html/index.html"
 
 bench: setup
-	@$(PY) benchmarks/speed.py
+	@mkdir -p book/results/benchmarks
+	@$(PY) benchmarks/profiling.py book/results/benchmarks/profiling.json
+	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache

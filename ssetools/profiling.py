@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,37 +143,67 @@ def profile_languages(
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
     state = _Progress(path, shape, {**facts, "languages": list(plans), "budget": budget})
-    running = torch.zeros(shape[1:], dtype=torch.long, device=model.device)
-
-    shape_now: tuple[int, int] = (0, 0)
-
-    def counter(layer, block):
-        def hook(module, args, output):
-            # Some families (OPT) flatten batch and window into one axis.
-            running[layer] += block.fired(output).view(*shape_now, -1)[:, opening:].sum((0, 1))
-
-        return block.inputs[0].module.register_forward_hook(hook)
-
-    hooks = [counter(layer, block) for layer, block in enumerate(blocks)]
-    body = body_of(model)
-    try:
-        with torch.inference_mode(), evaluation_mode(model):
-            for row, windows in enumerate(plans.values()):
-                start = state.windows_done[row]
-                batches = _batches(windows[start:], batch_size)
-                for batch in batches:
-                    shape_now = (len(batch), len(batch[0]))
-                    body(input_ids=torch.stack(batch).to(model.device), use_cache=False)
-                    state.add(row, running.cpu(), len(batch), sum(len(w) - opening for w in batch))
-                    running.zero_()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with counting(model) as count:
+        for row, windows in enumerate(plans.values()):
+            for batch in _batches(windows[state.windows_done[row] :], batch_size):
+                found = count(torch.stack(batch), opening)
+                state.add(row, found, len(batch), sum(len(w) - opening for w in batch))
     profile = ActivationProfile(state.counts, state.tokens, list(plans), facts)
     if path:
         profile.save(path)
         state.remove()
     return profile
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.Tensor]]:
+    """Gives a function that counts fired activations, for the length of a `with` block.
+
+    Args:
+        model: A causal language model. Its head is never run.
+
+    Yields:
+        A function of a LongTensor [batch, window] of token ids, and of how many tokens at the start of each window
+        are not counted, which returns a LongTensor [layers, neurons]: positions on which the neuron fired.
+    """
+    blocks, body = find_ffn_blocks(model), body_of(model)
+    device = model.get_input_embeddings().weight.device
+    counts = torch.zeros(len(blocks), blocks[0].num_neurons, dtype=torch.long, device=device)
+    shape, opening = (0, 0), 0
+
+    def count(input_ids, skipped):
+        nonlocal shape, opening
+        shape, opening = input_ids.shape, skipped
+        counts.zero_()
+        body(input_ids=input_ids.to(device), use_cache=False)
+        return counts.cpu().clone()
+
+    def counter(layer, block):
+        def hook(module, args, output):
+            # Some families (OPT) flatten batch and window into one axis.
+            counts[layer] += _count_true(block.fired(output).view(*shape, -1)[:, opening:])
+
+        return block.inputs[0].module.register_forward_hook(hook)
+
+    hooks = [counter(layer, block) for layer, block in enumerate(blocks)]
+    try:
+        with torch.inference_mode(), evaluation_mode(model):
+            yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _count_true(fired: torch.Tensor) -> torch.Tensor:
+    """Counts what is true in each column of a BoolTensor [windows, tokens, columns], exactly.
+
+    On a CPU eight columns are added at once: their bytes lie in one 64-bit word, and no byte overflows before 256
+    rows. The sum of Booleans takes several times as long.
+    """
+    if fired.device.type != "cpu" or fired.shape[2] % 8 or fired.stride()[1:] != (fired.shape[2], 1):
+        return fired.sum((0, 1))
+    words = [part.sum(0) for window in fired for part in window.view(torch.int64).split(255)]
+    return torch.stack(words).view(torch.uint8).sum(0)
 
 
 def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ import families
 import pytest
 import torch
 
-from ssetools import ActivationProfile, profile_languages
+from ssetools import ActivationProfile, profile_languages, profiling
 from ssetools.ffn import find_ffn_blocks
 from ssetools.profiling import _Progress
 
@@ -92,3 +92,11 @@ def test_a_partial_count_with_other_settings_is_started_over(word_tokenizer, tmp
     profile = profile_languages(model, word_tokenizer, TEXTS, window=17, path=tmp_path / "p")
     assert "has other settings" in capsys.readouterr().out
     assert profile.tokens.tolist() == [360] * 3
+
+
+@pytest.mark.parametrize("shape", [(3, 600, 16), (1, 255, 8), (2, 256, 24), (2, 5, 7)])
+def test_fast_counts_are_exact(shape):
+    fired = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    fired[..., 0] = True  # every byte of a word may fill up
+    assert torch.equal(profiling._count_true(fired), fired.sum((0, 1)))
+    assert torch.equal(profiling._count_true(fired[:, 1:]), fired[:, 1:].sum((0, 1)))
