@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import statistics
 import subprocess
@@ -62,6 +64,7 @@ def load(name: str, bits: int) -> nn.Module:
     with torch.device(device):
         made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     made = in_8bit(made) if bits == 8 else made
+    made.config._name_or_path = name
     return made.requires_grad_(False)
 
 
@@ -190,6 +193,9 @@ def peak(name: str, bits: int, variant: str) -> dict[str, float]:
 def peak_here(name: str, bits: int, variant: str) -> None:
     """Measures in this process and prints JSON."""
     model = load(name, bits)
+    gc.collect()
+    if sys.platform == "linux":  # what loading has freed goes back to the system, or it would count as in use
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset_peak_memory()
     before = peak_memory_gib()
     with attached(model, variant) as step:

@@ -100,3 +100,12 @@ def test_fast_counts_are_exact(shape):
     fired[..., 0] = True  # every byte of a word may fill up
     assert torch.equal(profiling._count_true(fired), fired.sum((0, 1)))
     assert torch.equal(profiling._count_true(fired[:, 1:]), fired[:, 1:].sum((0, 1)))
+
+
+def test_fired_in_bfloat16_is_the_sign_of_the_number():
+    model = families.tiny_model("llama")
+    block = find_ffn_blocks(model)[0]
+    tiny = torch.finfo(torch.bfloat16).smallest_normal
+    values = torch.tensor([0.0, -0.0, tiny, -tiny, tiny / 4, -tiny / 4, 1e30, -1e30, torch.inf, -torch.inf] * 10)
+    output = values[: block.num_neurons].bfloat16()[None]
+    assert torch.equal(block.fired(output), output.float() > 0)
