@@ -5,6 +5,7 @@ Text -> activation counts -> neuron sets -> a small delta -> numbers and picture
 
 from importlib.metadata import PackageNotFoundError, version
 
+from ssetools.analysis import Alignment, alignment, weight_change
 from ssetools.corpora import load_parallel, load_texts, pack_tokens
 from ssetools.divergence import drift, sample_from_base
 from ssetools.evaluation import perplexity, score_languages, score_texts
@@ -32,12 +33,14 @@ __all__ = [
     "PAPER_LANGUAGES",
     "TARGET_LANGUAGES",
     "ActivationProfile",
+    "Alignment",
     "FFNBlock",
     "Language",
     "NeuronSets",
     "Subnetwork",
     "TrainingResult",
     "TrainingSettings",
+    "alignment",
     "amplified",
     "cache_dir",
     "deactivated",
@@ -58,4 +61,5 @@ __all__ = [
     "score_languages",
     "score_texts",
     "select_neurons",
+    "weight_change",
 ]

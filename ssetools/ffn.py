@@ -56,7 +56,7 @@ class Projection:
     @property
     def transposed(self) -> bool:
         """Whether the weight is stored as [in, out] (GPT-2's Conv1D in 16/32 bit)."""
-        return type(self.module).__name__ == "Conv1D"
+        return type(getattr(self.module, "base_layer", self.module)).__name__ == "Conv1D"  # PEFT wraps what it adapts
 
     def add_to_weight(self, neurons: torch.Tensor, delta: torch.Tensor) -> None:
         """Adds a slice in place: `delta` is [k, hidden] for gate and up, [hidden, k] for down."""

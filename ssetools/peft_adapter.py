@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
@@ -25,7 +26,9 @@ class PeftAdapter(Adapter):
         from peft import get_peft_model
 
         super().__init__(model)
-        self._wrapped = (get_peft_model(model, config),)
+        with warnings.catch_warnings():  # PEFT reads an attribute that transformers is about to rename
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            self._wrapped = (get_peft_model(model, config),)
         trained = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
         self.numbers = nn.ParameterDict({name.replace(".", "-"): p for name, p in trained.items()})
         self._dropouts = [m for name, m in self.wrapped.named_modules() if "lora_dropout" in name]

@@ -21,7 +21,7 @@ from ssetools.neurons import NeuronSets
 from ssetools.profiling import ActivationProfile
 
 _BEFORE, _AFTER, _ACCENT = "#9aa5b1", "#0b6e99", "#d1495b"
-_SEQUENTIAL = "rocket_r"
+SEQUENTIAL = "rocket_r"
 WIDTH = 8.0
 
 
@@ -98,7 +98,7 @@ def neurons_per_layer(neurons: NeuronSets) -> Axes:
     labels = [f"{_name(code)}  {neurons.count(code)}" for code in neurons.languages]
     axes = _axes(0.27 * len(labels) + 1.0)
     table = pandas.DataFrame(counts, labels, range(neurons.num_layers))
-    seaborn.heatmap(table, ax=axes, cmap=_SEQUENTIAL, linewidths=0.5, cbar_kws={"label": "neurons"}, robust=True)
+    seaborn.heatmap(table, ax=axes, cmap=SEQUENTIAL, linewidths=0.5, cbar_kws={"label": "neurons"}, robust=True)
     axes.set(xlabel="layer", ylabel="", title="Language-specific neurons by layer (total beside the name)")
     axes.tick_params(axis="y", rotation=0)
     return axes
@@ -117,7 +117,7 @@ def _square_heatmap(table: pandas.DataFrame, title: str, **options) -> Axes:
     seaborn.heatmap(
         table.set_axis(names, axis=0).set_axis(names, axis=1),
         ax=axes,
-        cmap=_SEQUENTIAL,
+        cmap=SEQUENTIAL,
         square=True,
         linewidths=0.3,
         **options,
@@ -145,7 +145,7 @@ def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
     seaborn.heatmap(
         shares,
         ax=axes,
-        cmap=_SEQUENTIAL,
+        cmap=SEQUENTIAL,
         vmin=0.0,
         vmax=1.0,
         annot=changes.to_numpy(),
