@@ -18,6 +18,7 @@ from ssetools.models import load_model
 from ssetools.neurons import NeuronSets
 from ssetools.paths import cache_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
+from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
 from ssetools.training import TrainingResult, finetune
 
@@ -36,6 +37,7 @@ __all__ = [
     "Language",
     "NeuronSets",
     "Subnetwork",
+    "TextStream",
     "TrainingResult",
     "TrainingSettings",
     "amplified",
@@ -58,4 +60,5 @@ __all__ = [
     "score_languages",
     "score_texts",
     "select_neurons",
+    "stream_texts",
 ]

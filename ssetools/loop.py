@@ -86,7 +86,8 @@ class Run:
         warmup = max(1, round(settings.warmup * steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
         self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
-        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": _digest(windows)}
+        self._order = -1, torch.empty(0)
+        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
         self.identity["parameters"] = adapter.num_parameters
         if isinstance(adapter, Subnetwork):
             self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
@@ -150,10 +151,10 @@ class Run:
     def _window_at(self, position: int) -> torch.Tensor:
         # A pure function of seed and position, so that a resumed run sees the windows it would have seen.
         epoch, index = divmod(position, len(self.windows))
-        order = torch.randperm(
-            len(self.windows), generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        )
-        return self.windows[order[index]]
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self.windows), generator=generator)
+        return self.windows[self._order[1][index].item()]
 
     def _validate(self) -> float:
         total = count = 0
