@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ssetools import embedded, wikitext
-from ssetools.hub_corpora import HUB_CORPORA, hub_documents, hub_revision, hub_shards
+from ssetools.hub_corpora import HUB_CORPORA, held_out_documents, hub_documents, hub_revision, hub_shards
 from ssetools.hub_corpora import TextUnavailable as TextUnavailable
 from ssetools.languages import Language, get_language
 from ssetools.own_text import OWN_SUFFIXES, SPLITS, own_documents, own_files, split_of
@@ -68,7 +68,7 @@ def load_texts(source: str, lang: str, split: str, max_bytes: int | None = None)
 def _texts(source: str, lang: str, split: str, limited: bool) -> Iterable[str]:
     name, _, folder = source.partition(":")
     if name in STREAMED and split == "train" and limited:
-        held_out = {t for s in ("validation", "test") for t in _documents(source, lang, s).values()}
+        held_out = set(held_out_documents(name, folder, get_language(lang)).values())
         shards = hub_shards(name, folder, get_language(lang))
         return (text for shard in shards for text in shard(0) if text and text not in held_out)
     return _documents(source, lang, split).values()

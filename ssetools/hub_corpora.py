@@ -122,10 +122,9 @@ def hub_documents(name: str, folder: str, language: Language, split: str) -> dic
     return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
 
 
-def held_out_keys(name: str, folder: str, language: Language) -> set[str]:
-    """Returns the keys of the documents that a streamed corpus keeps for validation and test."""
-    found = (hub_documents(name, folder, language, split) for split in ("validation", "test"))
-    return {key for documents in found for key in documents}
+def held_out_documents(name: str, folder: str, language: Language) -> dict[str, str]:
+    """Returns the documents that a streamed corpus keeps for validation and test, by key."""
+    return hub_documents(name, folder, language, "validation") | hub_documents(name, folder, language, "test")
 
 
 def _head(shards) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ssetools.corpora import describe_source, load_texts
-from ssetools.hub_corpora import HUB_CORPORA, document_key, held_out_keys, hub_documents, hub_revision, hub_shards
+from ssetools.hub_corpora import HUB_CORPORA, document_key, held_out_documents, hub_revision, hub_shards
 from ssetools.languages import get_language
 from ssetools.overlap import Overlap
 from ssetools.own_text import files_digest, own_documents, own_files
@@ -151,10 +151,9 @@ def _open(part: str, lang: str) -> _Part:
     if name in HUB_CORPORA and HUB_CORPORA[name].streamed:
         if folder and not Path(folder).is_dir():
             raise ValueError(f"Source {part!r} names a folder that does not exist: {folder}.")
-        keys = held_out_keys(name, folder, language)
-        held_out = [t for s in ("validation", "test") for t in hub_documents(name, folder, language, s).values()]
-        shards = [_kept(shard, keys) for shard in hub_shards(name, folder, language)]
-        return _Part(shards, hub_revision(name, folder, language), held_out)
+        held_out = held_out_documents(name, folder, language)
+        shards = [_kept(shard, set(held_out)) for shard in hub_shards(name, folder, language)]
+        return _Part(shards, hub_revision(name, folder, language), list(held_out.values()))
     if name not in HUB_CORPORA and Path(part).exists():
         files, by_hash = own_files(Path(part), lang, "train")
         if not files:

@@ -30,7 +30,7 @@ def _home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def web(tmp_path):
-    return hub_layouts.glotcc(tmp_path / "glotcc", documents(300))
+    return hub_layouts.glotcc(tmp_path / "glotcc", documents(150))
 
 
 # --- order ---
@@ -48,7 +48,7 @@ def test_a_stream_is_all_training_text_once_in_an_order_of_the_seed(web):
 
 
 def test_files_are_read_in_an_order_of_the_seed(web):
-    at_first = {list(stream_texts(web, "yo", seed=seed, buffer=1))[0] for seed in range(12)}
+    at_first = {list(stream_texts(web, "yo", seed=seed, buffer=1))[0] for seed in range(6)}
     assert len(at_first) == 3, "each of the three files comes first for some seed"
 
 
@@ -120,7 +120,7 @@ def test_spans_are_exactly_as_long_as_said():
 def test_training_text_is_apart_from_what_is_measured_on(web, tmp_path):
     held_out = load_texts(web, "yo", "test")
     assert not set(held_out) & set(stream_texts(web, "yo"))
-    twin = hub_layouts.glotcc(tmp_path / "twin", [*documents(300), f"new line {'w5 ' * 30}\n{held_out[0]} and more"])
+    twin = hub_layouts.glotcc(tmp_path / "twin", [*documents(150), f"new line {'w5 ' * 30}\n{held_out[0]} and more"])
     found = list(stream_texts(twin, "yo"))
     assert f"new line {'w5 ' * 30}".strip() in [text.strip() for text in found], (
         "the copied line went, the other stayed"
@@ -173,7 +173,7 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
-@pytest.mark.parametrize("after", [1, 4, 11])
+@pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_stopped_packing_goes_on_to_the_same_tokens(web, word_tokenizer, tmp_path, monkeypatch, capsys, after):
     expected = pack(web, word_tokenizer)
     lines = json.loads(next((tmp_path / "home" / "tokens").glob("*/about.json")).read_text())["lines_left_out"]
@@ -219,7 +219,7 @@ def test_training_on_a_stream_equals_training_on_its_texts(web, word_tokenizer):
     model = families.tiny_model("llama")
     one, weights = trained(model, word_tokenizer, stream_texts(web, "yo"), max_tokens=10**6)
     two, same = trained(model, word_tokenizer, list(stream_texts(web, "yo")), max_tokens=10**6)
-    assert one.tokens == two.tokens > 5000
+    assert one.tokens == two.tokens > 2000
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
