@@ -1,4 +1,4 @@
-"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, export, merge`.
+"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, export, plan, merge`.
 
 Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
 """
@@ -77,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     one = command("export", _export, "write a run as a standard PEFT LoRA checkpoint")
     with_run(one)
     one.add_argument("output", help="folder to write")
+    one = command("plan", _plan, "predict the memory of a training run, loading nothing")
+    one.add_argument("--neurons", default="1000", help="how many neurons are trained, or a neurons.safetensors file")
+    one.add_argument("--lang", default=None, help="language whose neurons of the file are trained (default: the most)")
+    one.add_argument("--method", default="lape", help="as for finetune")
+    one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="16/32-bit weights")
+    one.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
+    one.add_argument("--device", default=None, choices=("cuda", "cpu"), help="where it is to run (default: as here)")
+    one.add_argument("--batch-size", type=int, default=4, help="windows per forward pass")
+    one.add_argument("--window", type=int, default=256, help="tokens per window")
+    one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
+    one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
     one = command("merge", _merge, "add a run's deltas to the 16-bit model and save it")
     with_run(one)
     one.add_argument("output", help="folder to write")
@@ -185,6 +196,28 @@ def _on_16_bit_base(arguments):
 def _export(arguments):
     subnet, _ = _on_16_bit_base(arguments)
     print(f"PEFT checkpoint: {subnet.to_peft(arguments.output)}")
+
+
+def _plan(arguments):
+    from ssetools.neurons import NeuronSets
+    from ssetools.plan import plan_memory
+
+    if arguments.neurons.isdigit():
+        neurons = int(arguments.neurons)
+    else:
+        sets = NeuronSets.load(arguments.neurons)
+        neurons = sets[arguments.lang or max(sets, key=sets.count)]
+    settings = ("batch_size", "window", "optimizer", "checkpoint_activations")
+    plan = plan_memory(
+        arguments.model,
+        neurons,
+        arguments.method,
+        arguments.load_in_8bit,
+        arguments.dtype,
+        arguments.device,
+        **{name: getattr(arguments, name) for name in settings},
+    )
+    print(plan)
 
 
 def _merge(arguments):

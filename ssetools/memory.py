@@ -30,17 +30,22 @@ def make_optimizer(
     Raises:
         ValueError: For an unknown name, or a device on which bitsandbytes has no 8-bit AdamW.
     """
+    check_optimizer(name)
     parameters = list(parameters)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    if name != "adamw8bit":
-        raise ValueError(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
     device = parameters[0].device.type
     if device not in ("cpu", "cuda", "xpu"):
         raise ValueError(f"bitsandbytes has no 8-bit AdamW on {device}: use optimizer='adamw'.")
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def check_optimizer(name: str) -> None:
+    """Raises a ValueError naming the valid optimisers unless `name` is one."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
 
 
 @contextlib.contextmanager

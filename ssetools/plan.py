@@ -7,6 +7,7 @@ whatever the backward pass really keeps.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ssetools.ffn import find_ffn_blocks
 from ssetools.hub import quiet_transformers
 from ssetools.loop import TrainingSettings
 from ssetools.loss import _BLOCK_BYTES, Head, _BlockwiseLoss, body_of
-from ssetools.memory import checkpointed_activations
+from ssetools.memory import check_optimizer, checkpointed_activations
 from ssetools.methods import METHODS, attach_method, check_method
 from ssetools.models import choose_dtype
 
@@ -129,6 +130,7 @@ def plan_memory(
     """
     check_method(method)
     settings = TrainingSettings(**settings)
+    check_optimizer(settings.optimizer)
     if load_in_8bit and not METHODS[method].on_8bit:
         raise ValueError(f"Method {method!r} trains the weights themselves: plan it with load_in_8bit=False.")
     if METHODS[method].needs_neurons and neurons is None:
@@ -292,7 +294,7 @@ class _PlannedHead(Head):
 def _step(model, settings, device, alive) -> int:
     """Runs one forward and backward pass; returns the bytes alive between the two."""
     ids = torch.zeros(settings.batch_size, settings.window, dtype=torch.long)
-    with checkpointed_activations(model, settings.checkpoint_activations):
+    with checkpointed_activations(model, settings.checkpoint_activations), _one_text_per_window():
         hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
         between = alive.bytes
         hidden = hidden[:, :-1].flatten(0, 1)
@@ -301,6 +303,19 @@ def _step(model, settings, device, alive) -> int:
         del hidden
         loss.backward()
     return between
+
+
+@contextlib.contextmanager
+def _one_text_per_window():
+    """Tells transformers what it reads off real positions: windows are not packed, so no mask [window, window]."""
+    from transformers import masking_utils
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 class _Alive(TorchDispatchMode):
