@@ -56,7 +56,7 @@ def test_every_family_is_planned_as_it_is_attached(folder, family):
     held = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()] if t.numel()}
     assert plan.weights == pytest.approx(sum(held.values()), rel=0.02)
     assert plan.num_trained == adapter.num_parameters
-    assert plan.trained == sum(t.nbytes for t in (*adapter.parameters(), *adapter.buffers()))
+    assert plan.trained == sum(t.nbytes for t in (*adapter.parameters(), *adapter.buffers(), *adapter.neurons))
     assert plan.step >= plan.activations > 0
 
 
