@@ -17,6 +17,7 @@ from ssetools.methods import METHODS, load_adapter
 from ssetools.models import load_model
 from ssetools.neurons import NeuronSets
 from ssetools.paths import cache_dir, run_dir
+from ssetools.plan import MemoryPlan, plan_memory
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
@@ -35,6 +36,7 @@ __all__ = [
     "ActivationProfile",
     "FFNBlock",
     "Language",
+    "MemoryPlan",
     "NeuronSets",
     "Subnetwork",
     "TextStream",
@@ -54,6 +56,7 @@ __all__ = [
     "load_texts",
     "pack_tokens",
     "perplexity",
+    "plan_memory",
     "profile_languages",
     "run_dir",
     "sample_from_base",

@@ -82,7 +82,11 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The peak of the device's memory while training, in bytes; the interpreter and its libraries excluded."""
+        """The peak of the device's memory while training, in bytes; the interpreter and its libraries excluded.
+
+        On Linux a process on the CPU holds more than it needs, since glibc keeps much of what is freed; the environment
+        variable MALLOC_MMAP_THRESHOLD_=262144 makes it give memory back. Loading can briefly take more than training.
+        """
         kept = self.kept if self.device == "cpu" else 0
         return self.weights + self.trained + self.optimizer + kept + self.step
 

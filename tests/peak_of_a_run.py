@@ -4,7 +4,6 @@ Prints JSON: bytes of resident memory above what the imports take, after loading
 """
 
 import contextlib
-import ctypes
 import gc
 import json
 import sys
@@ -42,8 +41,6 @@ def train(order: dict) -> dict:
         before = resident()
         reset_peak_memory()
         model, _ = load_model(name, load_in_8bit=order["load_in_8bit"], dtype=order["dtype"])
-        if sys.platform == "linux":  # glibc keeps what loading has freed, until it is asked for it
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
         loading = peak_memory_gib() * 2**30 - before
         adapter = attach_method(model, order["method"], _spread(model, order["neurons"]))
         ids = torch.arange(2 * settings.batch_size * settings.window) % 90

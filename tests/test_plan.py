@@ -143,7 +143,7 @@ LLAMA |= {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads
     [
         (LLAMA, False, {"batch_size": 4}),
         (LLAMA, True, {"batch_size": 4}),
-        (LLAMA, False, {"batch_size": 4, "checkpoint_activations": True}),
+        (LLAMA, True, {"batch_size": 4, "checkpoint_activations": True}),
         ("gemma-3-270m", True, {"batch_size": 2}),
     ],
 )
@@ -155,7 +155,8 @@ def test_measured_peaks_are_within_15_percent(monkeypatch, model, load_in_8bit, 
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # Without this glibc keeps much of what is freed, and the peak says little about what is needed.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "262144"},
     )
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout.splitlines()[-1])["peak"]
