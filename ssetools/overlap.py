@@ -49,7 +49,8 @@ class Overlap:
         letters, line_of = _letters(text)
         hashes = _hashes(letters, self.span)
         hits = np.flatnonzero(self._table[hashes >> _SHIFT])
-        hits = hits[np.isin(hashes[hits], self._hashes)]
+        nearest = np.searchsorted(self._hashes, hashes[hits]).clip(max=len(self._hashes) - 1)
+        hits = hits[self._hashes[nearest] == hashes[hits]]
         if not len(hits):
             return text
         gone: set[int] = set()
