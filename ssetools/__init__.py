@@ -18,7 +18,9 @@ from ssetools.methods import METHODS, load_adapter
 from ssetools.models import load_model
 from ssetools.neurons import NeuronSets
 from ssetools.paths import cache_dir, run_dir
+from ssetools.plan import MemoryPlan, plan_memory
 from ssetools.profiling import ActivationProfile, profile_languages
+from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
 from ssetools.training import TrainingResult, finetune
 
@@ -36,8 +38,10 @@ __all__ = [
     "Alignment",
     "FFNBlock",
     "Language",
+    "MemoryPlan",
     "NeuronSets",
     "Subnetwork",
+    "TextStream",
     "TrainingResult",
     "TrainingSettings",
     "alignment",
@@ -55,11 +59,13 @@ __all__ = [
     "load_texts",
     "pack_tokens",
     "perplexity",
+    "plan_memory",
     "profile_languages",
     "run_dir",
     "sample_from_base",
     "score_languages",
     "score_texts",
     "select_neurons",
+    "stream_texts",
     "weight_change",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `ssetools languages, profile, select, finetune, evaluate, compare, report, collect, export, merge`.
+"""The command line: `ssetools languages, profile, select, plan, finetune, evaluate, compare, report, collect, export, merge`.
 
 Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
 """
@@ -74,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
     with_run(command("report", _report, "print the table of a scored run"))
+    one = command("plan", _plan, "predict the memory of a training run, loading nothing")
+    one.add_argument("--neurons", default="1000", help="how many neurons are trained, or a neurons.safetensors file")
+    one.add_argument("--lang", default=None, help="language whose neurons of the file are trained (default: the most)")
+    one.add_argument("--method", default="lape", help="as for finetune")
+    one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="16/32-bit weights")
+    one.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
+    one.add_argument("--device", default=None, choices=("cuda", "cpu"), help="where it is to run (default: as here)")
+    one.add_argument("--batch-size", type=int, default=4, help="windows per forward pass")
+    one.add_argument("--window", type=int, default=256, help="tokens per window")
+    one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
+    one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
     one = command("collect", _collect, "gather the metrics of all scored runs into one CSV file")
     one.add_argument("output", help="file to write")
     for name, about in (
@@ -203,6 +214,28 @@ def _export(arguments):
     )
     if arguments.push:
         print(f"hub: {push_to_hub(arguments.output, arguments.push)}")
+
+
+def _plan(arguments):
+    from ssetools.neurons import NeuronSets
+    from ssetools.plan import plan_memory
+
+    if arguments.neurons.isdigit():
+        neurons = int(arguments.neurons)
+    else:
+        sets = NeuronSets.load(arguments.neurons)
+        neurons = sets[arguments.lang or max(sets, key=sets.count)]
+    settings = ("batch_size", "window", "optimizer", "checkpoint_activations")
+    plan = plan_memory(
+        arguments.model,
+        neurons,
+        arguments.method,
+        arguments.load_in_8bit,
+        arguments.dtype,
+        arguments.device,
+        **{name: getattr(arguments, name) for name in settings},
+    )
+    print(plan)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,51 @@
 """Text by language and split, whatever its source.
 
-A source is a name ("udhr", "mediawiki", "sib200"), a name with a local copy ("sib200:FOLDER"), a file or folder of
-your own text (.txt, .jsonl, .parquet), or several of these joined with "+".
+A source is a name ("udhr", "mediawiki", "sib200", "flores", "flores_plus", "glotcc", "fineweb2", "wikipedia"), a name
+with a local copy ("sib200:FOLDER"), a file or folder of your own text (.txt, .jsonl, .parquet), or several of these
+joined with "+".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ssetools import embedded, wikitext
-from ssetools.hub import hub_reachable
+from ssetools.hub_corpora import HUB_CORPORA, held_out_documents, hub_documents, hub_revision, hub_shards
+from ssetools.hub_corpora import TextUnavailable as TextUnavailable
 from ssetools.languages import Language, get_language
+from ssetools.own_text import OWN_SUFFIXES, SPLITS, own_documents, own_files, split_of
 from ssetools.paths import cache_dir, write_json
 
-SPLITS = ("train", "validation", "test")
-SOURCES = ("udhr", "mediawiki", "sib200")
-DEFAULT_SIB200 = "Davlan/sib200"
+SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
+STREAMED = tuple(name for name, corpus in HUB_CORPORA.items() if corpus.streamed)
+SOURCES = ("udhr", "mediawiki", *SENTENCES)
+"""Sources by name that have text of every kind of split in many languages and are small enough to load."""
+
+_PIECE = 200_000  # characters tokenised together: enough to keep the tokenizer busy, little enough to forget
 _UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
-_OWN_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
-class TextUnavailable(RuntimeError):
-    """A source that exists but cannot be reached from here; the message holds the reason and the remedy."""
-
-
-def load_texts(source: str, lang: str, split: str) -> list[str]:
+def load_texts(source: str, lang: str, split: str, max_bytes: int | None = None) -> list[str]:
     """Loads the documents of one language and split.
 
     Args:
-        source: "udhr" (articles of the declaration), "mediawiki" (interface messages), "sib200" (FLORES sentences;
-            for measuring only), "NAME:FOLDER" for a local copy of one of these, or a path to text of your own.
-            Several sources join with "+".
+        source: "udhr" (articles of the declaration), "mediawiki" (interface messages); from the hub "sib200", "flores"
+            or "flores_plus" (sentences, the last two for measuring only), "glotcc", "fineweb2" (web pages) or
+            "wikipedia"; "NAME:FOLDER" for a local copy of one of these, or a path to text of your own. Several
+            sources join with "+".
         lang: Language code, see `ssetools.get_language`. Own text may be in any language.
         split: "train", "validation" or "test". Own text without split files is split 80/10/10 by a hash of
-            the document, so that the same document always falls in the same split.
+            the document, so that the same document always falls in the same split; of web pages and Wikipedia a
+            tenth each of the first 2,000 documents is held out for the two.
+        max_bytes: Stop with the document that reaches this many bytes of UTF-8, for each source; None takes all. The
+            training text of web pages and Wikipedia can be larger than memory: give a limit, or use `stream_texts`.
 
     Returns:
         Documents in a fixed order, none empty.
@@ -48,7 +54,24 @@ def load_texts(source: str, lang: str, split: str) -> list[str]:
         ValueError: For an unknown language, source or split, and for empty or undecodable text.
         TextUnavailable: For a hub set that cannot be had from here, with the remedy.
     """
-    return [text for part in source.split("+") for text in _documents(part.strip(), lang, split).values()]
+    found: list[str] = []
+    for part in source.split("+"):
+        size = 0
+        for text in _texts(part.strip(), lang, split, max_bytes is not None):
+            found.append(text)
+            size += len(text.encode())
+            if max_bytes is not None and size >= max_bytes:
+                break
+    return found
+
+
+def _texts(source: str, lang: str, split: str, limited: bool) -> Iterable[str]:
+    name, _, folder = source.partition(":")
+    if name in STREAMED and split == "train" and limited:
+        held_out = set(held_out_documents(name, folder, get_language(lang)).values())
+        shards = hub_shards(name, folder, get_language(lang))
+        return (text for shard in shards for text in shard(0) if text and text not in held_out)
+    return _documents(source, lang, split).values()
 
 
 def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, list[str]]:
@@ -72,17 +95,21 @@ def _documents(source: str, lang: str, split: str) -> dict[str, str]:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     name, _, folder = source.partition(":")
-    readers = dict(zip(SOURCES, (_declaration, _messages, _sib200), strict=True))
-    if name in readers:
-        if folder and not Path(folder).is_dir():
-            raise ValueError(f"Source {source!r} names a folder that does not exist: {folder}.")
-        found = readers[name](get_language(lang), split, folder)
+    if folder and name in (*SOURCES, *STREAMED) and not Path(folder).is_dir():
+        raise ValueError(f"Source {source!r} names a folder that does not exist: {folder}.")
+    if name == "udhr":
+        found = _declaration(get_language(lang), split, folder)
+    elif name == "mediawiki":
+        found = _messages(get_language(lang), split, folder)
+    elif name in HUB_CORPORA:
+        found = hub_documents(name, folder, get_language(lang), split)
     elif Path(source).exists():
-        found = _own_text(Path(source), lang, split)
+        files, by_hash = own_files(Path(source), lang, split)
+        found = dict(own_documents(files, split, by_hash))
     else:
         raise ValueError(
-            f"Unknown source {source!r}: use {', '.join(readers)} (or NAME:FOLDER for a local copy), or the path of "
-            f"an existing file or folder of {', '.join(_OWN_SUFFIXES)} text."
+            f"Unknown source {source!r}: use {', '.join((*SOURCES, *STREAMED))} (or NAME:FOLDER for a local copy), or "
+            f"the path of an existing file or folder of {', '.join(OWN_SUFFIXES)} text."
         )
     if not found:
         raise ValueError(f"Source {source!r} has no {split} text for {lang!r}.")
@@ -177,16 +204,19 @@ def describe_source(source: str, lang: str) -> dict[str, str]:
     """Returns what identifies the text of `source`, for provenance in result files: revision and hashes."""
     facts = {"source": source}
     for part in source.split("+"):
+        name, _, folder = part.partition(":")
         if part == "udhr":
             facts["udhr"] = embedded.manifest(embedded.udhr_folder())["revision"]
         elif part == "mediawiki":
             facts["mediawiki"] = embedded.manifest(embedded.mediawiki_folder())["revision"]
             facts["mediawiki_sha256"] = _text_sha256(_cached_messages(get_language(lang), _mediawiki_code(lang)))
-        elif part == "sib200":
-            facts["sib200"] = DEFAULT_SIB200
+        elif name in HUB_CORPORA:
+            facts[part] = hub_revision(name, folder, get_language(lang))
         else:
-            texts = [text for split in SPLITS for text in _maybe(part, lang, split)]
-            facts[part] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+            digest = hashlib.sha256()
+            for number, text in enumerate(text for split in SPLITS for text in _maybe(part, lang, split)):
+                digest.update(("\0" if number else "").encode() + text.encode())
+            facts[part] = digest.hexdigest()
     return facts
 
 
@@ -194,112 +224,59 @@ def _mediawiki_code(lang: str) -> str:
     return get_language(lang).code_for("mediawiki")
 
 
-def _maybe(source: str, lang: str, split: str) -> list[str]:
+def _maybe(source: str, lang: str, split: str) -> Iterator[str]:
+    """The documents of one split, as they are read; nothing where a source has no such split."""
     try:
-        return load_texts(source, lang, split)
-    except ValueError:
-        return []  # a source need not have every split
-
-
-# --- SIB-200 ----------------------------------------------------------------------------------------------------
-
-
-def _sib200(language: Language, split: str, folder: str) -> dict[str, str]:
-    import datasets
-
-    if not folder:
-        hub_reachable()
-    code = language.code_for("sib200")
-    if folder and not (Path(folder) / "data" / code).is_dir():
-        raise ValueError(f"The SIB-200 copy in {folder} has no data/{code} ({language.name}).")
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
-    try:
-        table = datasets.load_dataset(folder or DEFAULT_SIB200, code, split=split)
-    except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
-        raise TextUnavailable(
-            f"SIB-200 cannot be loaded from {folder or 'the hub (' + DEFAULT_SIB200 + ')'}: {str(error).strip()[:200]} "
-            'Allow access to the Hugging Face hub, or name a local copy in its layout: "sib200:FOLDER".'
-        ) from error
-    finally:
-        if shown:
-            datasets.utils.logging.enable_progress_bar()
-    return {f"{row['index_id']}": row["text"].strip() for row in table if row["text"].strip()}
-
-
-# --- your own text ----------------------------------------------------------------------------------------------
-
-
-def _own_text(path: Path, lang: str, split: str) -> dict[str, str]:
-    if path.is_dir():
-        # A folder may hold one folder per language, and files named after splits.
-        path = path / lang if (path / lang).is_dir() else path
-        files = sorted(p for p in path.rglob("*") if p.suffix in _OWN_SUFFIXES)
-        if not files:
-            raise ValueError(f"The folder {path} holds no {', '.join(_OWN_SUFFIXES)} file.")
-        if any(_named_split(p) for p in files):
-            files = [p for p in files if _named_split(p) == split]
-            return {f"{p.name}#{i}": t for p in files for i, t in enumerate(_read_documents(p))}
-    elif path.suffix in _OWN_SUFFIXES:
-        files = [path]
-    else:
-        raise ValueError(f"Cannot read {path}: text files end in {', '.join(_OWN_SUFFIXES)}.")
-    texts = dict.fromkeys(text for p in files for text in _read_documents(p))
-    if not texts:
-        raise ValueError(f"{path} is empty: there is no text in it.")
-    return {digest: t for t in texts if split_of(digest := hashlib.sha1(t.encode()).hexdigest()) == split}
-
-
-def _named_split(path: Path) -> str:
-    return next((s for s in SPLITS if path.stem == s or path.stem.startswith((f"{s}-", f"{s}_", f"{s}."))), "")
-
-
-def _read_documents(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        rows: Iterable = pyarrow.parquet.read_table(path).to_pylist()
-    else:
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}). "
-                "Convert it, e.g. iconv -f LATIN1 -t UTF-8."
-            ) from error
-        if path.suffix == ".txt":
-            rows = content.split("\n\n") if "\n\n" in content.strip() else content.splitlines()
+        if Path(source).exists():
+            files, by_hash = own_files(Path(source), lang, split)
+            yield from (text for _, text in own_documents(files, split, by_hash))
         else:
-            rows = [_json_line(path, n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
-    return [text.strip() for text in (_text_of(path, row) for row in rows) if text.strip()]
+            yield from load_texts(source, lang, split)
+    except ValueError:
+        return
 
 
-def _json_line(path: Path, number: int, line: str):
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _text_of(path: Path, row) -> str:
-    if isinstance(row, str):
-        return row
-    for column in ("text", "content"):
-        if isinstance(row, dict) and isinstance(row.get(column), str):
-            return row[column]
-    raise ValueError(f"{path} has a row without a 'text' or 'content' column: {str(row)[:80]}.")
+def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Tokenises documents, each followed by a newline, without special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: Documents, read as they are needed; empty ones are passed over.
+
+    Yields:
+        uint32 arrays [tokens], one for some documents at a time.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    if isinstance(texts, str):
+        raise ValueError("pack_tokens takes a list of documents, not one string.")
+    gathered: list[str] = []
+    size = pieces = 0
+    for text in texts:
+        if text.strip():
+            gathered.append(text + "\n")
+            size += len(text)
+        if size >= _PIECE:
+            yield _encoded(tokenizer, gathered)
+            gathered, size, pieces = [], 0, pieces + 1
+    if gathered:
+        yield _encoded(tokenizer, gathered)
+    elif not pieces:
+        raise ValueError("There is no text: every document is empty.")
 
 
-def split_of(key: str) -> str:
-    """Returns the split of a document: 80/10/10 by a hash of its key, the same on every machine."""
-    tenth = int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) % 10
-    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+def _encoded(tokenizer, texts: list[str]) -> np.ndarray:
+    documents = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in documents])
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------
-
-
-def pack_tokens(tokenizer, texts: Iterable[str], window: int = 256) -> list[torch.Tensor]:
+def pack_tokens(
+    tokenizer, texts: Iterable[str], window: int = 256, max_tokens: int | None = None
+) -> list[torch.Tensor]:
     """Packs documents into windows of token ids, each opened by BOS where the tokenizer has one.
 
     Documents are tokenised once, separated by a newline, and cut without overlap; nothing is padded, dropped or
@@ -309,6 +286,8 @@ def pack_tokens(tokenizer, texts: Iterable[str], window: int = 256) -> list[torc
         tokenizer: A transformers tokenizer.
         texts: Documents.
         window: Tokens per window, BOS included.
+        max_tokens: Stop once the windows hold this many tokens, BOS included; None takes all the text. Documents
+            after that are not even read.
 
     Returns:
         LongTensors `[window]`; the last may be shorter, but holds at least one token besides BOS.
@@ -316,13 +295,14 @@ def pack_tokens(tokenizer, texts: Iterable[str], window: int = 256) -> list[torc
     Raises:
         ValueError: If there is no text.
     """
-    if isinstance(texts, str):
-        raise ValueError("pack_tokens takes a list of documents, not one string.")
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise ValueError("There is no text: every document is empty.")
-    encoded = tokenizer([text + "\n" for text in texts], add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([i for document in encoded for i in document], dtype=torch.long)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    opening = torch.tensor(bos, dtype=torch.long)
-    return [torch.cat([opening, piece]) for piece in ids.split(window - len(bos)) if len(piece) + len(bos) > 1]
+    step = window - len(bos)
+    pieces, count = [], 0
+    wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
+    for piece in encode_texts(tokenizer, texts):
+        pieces.append(piece)
+        count += len(piece)
+        if wanted is not None and count >= wanted:
+            break
+    ids = torch.from_numpy(np.concatenate(pieces)[:wanted].astype(np.int64))
+    return [torch.cat([torch.tensor(bos, dtype=torch.long), piece]) for piece in ids.split(step)]

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ssetools.loss import check_head, chunked_loss, token_losses
+from ssetools.memory import checkpointed_activations, make_optimizer
 from ssetools.methods import METHODS
 from ssetools.models import model_source
 from ssetools.paths import whole_file
@@ -41,6 +42,9 @@ class TrainingSettings:
         validate_every: Steps between validations; the best weights seen are the ones kept.
         checkpoint_every: Steps between checkpoints.
         seed: Order of the windows.
+        optimizer: "adamw", or "adamw8bit" (bitsandbytes: a quarter of the state, rounded).
+        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass: a
+            third more time, a fraction of the memory that grows with batch and window.
     """
 
     learning_rate: float | None = None
@@ -55,6 +59,8 @@ class TrainingSettings:
     validate_every: int = 10
     checkpoint_every: int = 10
     seed: int = 0
+    optimizer: str = "adamw"
+    checkpoint_activations: bool = False
 
     def for_method(self, method: str) -> TrainingSettings:
         """Returns these settings with the learning rate that `method` has by default, unless one is given."""
@@ -79,14 +85,15 @@ class Run:
         check_head(model)  # now, while no dropout is active
         self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         torch.manual_seed(settings.seed)
-        optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        optimizer = make_optimizer(
+            settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
         )
         self.optimizer = self.accelerator.prepare(optimizer)
         warmup = max(1, round(settings.warmup * steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
         self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
-        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": _digest(windows)}
+        self._order = -1, torch.empty(0)
+        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
         self.identity["parameters"] = adapter.num_parameters
         if isinstance(adapter, Subnetwork):
             self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
@@ -97,7 +104,7 @@ class Run:
 
     def train(self):
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
-        with bar:
+        with bar, checkpointed_activations(self.adapter.model, self.settings.checkpoint_activations):
             while self.step < self.steps:
                 began = time.monotonic()
                 row = self._one_step()
@@ -150,10 +157,10 @@ class Run:
     def _window_at(self, position: int) -> torch.Tensor:
         # A pure function of seed and position, so that a resumed run sees the windows it would have seen.
         epoch, index = divmod(position, len(self.windows))
-        order = torch.randperm(
-            len(self.windows), generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        )
-        return self.windows[order[index]]
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self.windows), generator=generator)
+        return self.windows[self._order[1][index].item()]
 
     def _validate(self) -> float:
         total = count = 0
@@ -218,8 +225,8 @@ class Run:
 
     def optimizer_bytes(self) -> int:
         """Size of the state that the optimiser keeps for the trained numbers."""
-        states = self.optimizer.state_dict()["state"].values()
-        return sum(t.numel() * t.element_size() for state in states for t in state.values() if torch.is_tensor(t))
+        tensors = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())  # tables are shared
 
     def finish(self):
         self._checkpoint.unlink(missing_ok=True)

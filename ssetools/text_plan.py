@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssetools import embedded
-from ssetools.corpora import TextUnavailable, load_texts
+from ssetools.corpora import load_texts
+from ssetools.hub_corpora import HUB_CORPORA, TextUnavailable
+
+_KINDS = {"udhr": "articles", "mediawiki": "messages", "sib200": "sentences", "flores": "sentences"}
+_KINDS |= {"flores_plus": "sentences", "glotcc": "web pages", "fineweb2": "web pages", "wikipedia": "encyclopedia"}
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en
 
     Args:
         source: Training source, or "auto".
-        other_text: Where text of another kind comes from: "sib200" (the hub) or "sib200:FOLDER".
+        other_text: Where text of another kind comes from: "sib200", "flores" or "flores_plus" (the hub), or one of them
+            with a local copy: "sib200:FOLDER".
         lang: Language to try it with.
 
     Returns:
-        The plan. With "auto" and SIB-200 at hand, both embedded sources train; without it, one of them is left out
-        of training, to be the text of another kind.
+        The plan. With "auto" and text of another kind at hand, both embedded sources train; without it, one of them is
+        left out of training, to be the text of another kind.
     """
-    names = {"udhr": "articles", "mediawiki": "messages"}
     try:
         load_texts(other_text, lang, "test")
         other, missing = {"sentences": other_text}, ""
@@ -58,15 +62,27 @@ def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en
         source = default_source()
         if not other and source == "udhr+mediawiki":
             kinds = {"messages": "mediawiki", "articles": "udhr"}
-            reason = "SIB-200 cannot be reached, so the declaration is left out of training, to measure on."
+            title = HUB_CORPORA[other_text.split(":")[0]].title
+            reason = f"{title} cannot be reached, so the declaration is left out of training, to measure on."
             return TextPlan("mediawiki", kinds, ("messages",), reason)
-    kinds = {names.get(part, Path(part).name): part for part in source.split("+")}
+    kinds: dict[str, str] = {}
+    for part in source.split("+"):
+        name = part.split(":")[0]
+        kind = _KINDS.get(name, Path(part).name)
+        kinds[_apart(kind, part, kinds)] = part
     same = tuple(kinds)
+    other = {_apart(kind, part, kinds): part for kind, part in other.items()}
     if not other:
         spare = [x for x in default_source().split("+") if x not in source.split("+")]
-        other = {names[spare[0]]: spare[0]} if spare else {}
+        other = {_KINDS[spare[0]]: spare[0]} if spare else {}
     if other:
         reason = f"Text of another kind: {next(iter(other.values()))}, never trained on."
     else:
         reason = f"There is no text of another kind to measure on. {missing}"
     return TextPlan(source, {**kinds, **other}, same, reason)
+
+
+def _apart(kind: str, part: str, kinds: dict[str, str]) -> str:
+    """The kind's name, with the source's where two sources are of one kind: they are measured apart."""
+    name = part.split(":")[0]
+    return f"{kind} ({HUB_CORPORA[name].title if name in HUB_CORPORA else part})" if kind in kinds else kind

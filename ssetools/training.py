@@ -18,6 +18,8 @@ from ssetools.corpora import pack_tokens
 from ssetools.loop import Run, TrainingSettings
 from ssetools.methods import attach_method, check_method
 from ssetools.models import evaluation_mode
+from ssetools.packing import PackedWindows, pack_in_memory, pack_stream
+from ssetools.streams import TextStream
 
 
 @dataclass
@@ -50,7 +52,7 @@ class TrainingResult:
 def finetune(
     model: nn.Module,
     tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[str] | TextStream,
     method: str = "lape",
     neurons: Sequence[torch.Tensor] | None = None,
     validation_texts: Sequence[str] = (),
@@ -63,7 +65,8 @@ def finetune(
     Args:
         model: A causal language model, 8-bit for all methods but "ffn" and "full"; what is not trained is frozen.
         tokenizer: Its tokenizer.
-        texts: Training documents.
+        texts: Training documents, or a stream of them (`stream_texts`), of which as many tokens as are trained on are
+            written to a file in the cache once and read from there.
         method: A name of `METHODS`: "lape", "random" or "random-uniform" (the neurons given decide what is trained),
             "lora", "lora-equal" (as many parameters as the neurons have), "ia3", "ffn" or "full".
         neurons: Neuron ids for each layer, for the methods that need them.
@@ -82,7 +85,7 @@ def finetune(
     """
     check_method(method)
     settings = TrainingSettings(**settings).for_method(method)
-    windows = _full_windows(tokenizer, texts, settings.window)
+    windows = _packed(tokenizer, texts, settings)
     validation = pack_tokens(tokenizer, validation_texts, settings.window) if validation_texts else []
     steps = _num_steps(len(windows), settings)
     began = time.monotonic()
@@ -140,15 +143,26 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _full_windows(tokenizer, texts: Sequence[str], window: int) -> torch.Tensor:
-    packed = pack_tokens(tokenizer, texts, window)
-    full = [piece for piece in packed if len(piece) == window]
-    if not full:
+def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSettings) -> PackedWindows:
+    budget = max(1, settings.max_tokens // settings.window)
+    if isinstance(texts, TextStream):
+        windows = pack_stream(tokenizer, texts, settings.window, budget)
+    else:
+        windows = pack_in_memory(tokenizer, texts, settings.window)
+    if not len(windows):
+        tokens = len(windows.tokens) + (tokenizer.bos_token_id is not None)
         raise ValueError(
-            f"The training text has {len(packed[0])} tokens, less than one window of {window}: give more text, or a "
+            f"The training text has {tokens} tokens, less than one window of {settings.window}: give more text, or a "
             "smaller window."
         )
-    return torch.stack(full)
+    if len(windows) * settings.epochs < budget:
+        passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
+        print(
+            f"The training text ends after {len(windows) * settings.window:,} tokens ({passes}), before the "
+            f"{settings.max_tokens:,} asked for: training stops there. More epochs would go over it again.",
+            flush=True,
+        )
+    return windows
 
 
 def _num_steps(windows: int, settings: TrainingSettings) -> int:

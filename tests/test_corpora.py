@@ -6,9 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ssetools import corpora
-from ssetools.corpora import TextUnavailable, load_parallel, load_texts, pack_tokens, split_of
+from ssetools import corpora, hub_corpora
+from ssetools.corpora import TextUnavailable, load_parallel, load_texts, pack_tokens
 from ssetools.languages import get_language
+from ssetools.own_text import split_of
 from ssetools.wikitext import clean_messages, plain_text
 
 
@@ -95,7 +96,7 @@ def test_sib200_without_the_hub_names_reason_and_remedy(monkeypatch):
     def refuse(*args, **options):
         raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr(corpora, "hub_reachable", lambda: False)
+    monkeypatch.setattr(hub_corpora, "hub_reachable", lambda: False)
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(TextUnavailable, match='no route to the hub.*"sib200:FOLDER"'):
         load_texts("sib200", "yo", "test")

@@ -1,0 +1,139 @@
+"""Packed windows of tokens: in memory, or written once to a file from a stream and mapped from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssetools.corpora import encode_texts
+from ssetools.paths import cache_dir, whole_file, write_json
+from ssetools.streams import Position, TextStream
+
+_FORMAT = 1
+_DIGESTED = 1 << 22
+
+
+class PackedWindows:
+    """Tokens without end, seen as full windows, each opened by BOS where the tokenizer has one.
+
+    Attributes:
+        tokens: uint32 array [tokens], in memory or mapped from a file; BOS is not among them.
+        window: Tokens per window, BOS included.
+    """
+
+    def __init__(self, tokens: np.ndarray, bos: int | None, window: int):
+        self.tokens, self.window = tokens, window
+        self._opening = [] if bos is None else [bos]
+        self._step = window - len(self._opening)
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self._step
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Returns one window, LongTensor [window]."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no window {index}: there are {len(self)}.")
+        piece = self.tokens[index * self._step : (index + 1) * self._step]
+        return torch.tensor([*self._opening, *piece.tolist()], dtype=torch.long)
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of the tokens and the way they are cut."""
+        found = hashlib.sha256(f"{self._opening} {self.window}".encode())
+        for start in range(0, len(self.tokens), _DIGESTED):
+            found.update(np.ascontiguousarray(self.tokens[start : start + _DIGESTED]))
+        return found.hexdigest()
+
+
+def pack_in_memory(tokenizer, texts: Iterable[str], window: int) -> PackedWindows:
+    """Packs documents into windows in memory: 4 bytes per token.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), tokenizer.bos_token_id, window)
+
+
+def pack_stream(tokenizer, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
+    """Packs a stream into windows on disk, once: 4 bytes per token in the cache, none in memory.
+
+    The stream is read until `max_windows` windows are full or it ends. A packing stopped at any moment goes on from the
+    last block that it finished, to the same tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        stream: From `stream_texts`.
+        window: Tokens per window, BOS included.
+        max_windows: How many windows are wanted.
+
+    Returns:
+        Up to `max_windows` full windows.
+
+    Raises:
+        ValueError: If the stream has no text.
+    """
+    wanted = max_windows * (window - (tokenizer.bos_token_id is not None))
+    facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_dir() / "tokens" / name
+    if not (folder / "about.json").is_file():
+        from filelock import FileLock  # datasets and huggingface_hub bring it
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{name}.lock"):
+            if not (folder / "about.json").is_file():
+                _write(tokenizer, stream, wanted, folder, facts)
+    tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
+    return PackedWindows(tokens, tokenizer.bos_token_id, window)
+
+
+def _write(tokenizer, stream, wanted, folder: Path, facts):
+    partial = folder.parent / f"{folder.name}.part"
+    partial.mkdir(exist_ok=True)
+    state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
+    if (partial / "state.json").is_file():
+        state = json.loads((partial / "state.json").read_text(encoding="utf-8"))
+        print(f"Going on with packing {stream.source} after {state['tokens']:,} tokens.", flush=True)
+    else:
+        print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
+    (partial / "tokens.bin").touch()
+    with open(partial / "tokens.bin", "r+b") as file:
+        file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
+        file.seek(0, 2)
+        start = Position(**state["position"]) if state["position"] else None
+        left_out = state["lines_left_out"] - stream.overlap.lines
+        for texts, position in stream.blocks(start) if state["tokens"] < wanted else ():
+            for piece in encode_texts(tokenizer, texts) if texts else ():
+                piece = piece[: wanted - state["tokens"]]
+                file.write(piece.tobytes())
+                state["tokens"] += len(piece)
+                if state["tokens"] == wanted:
+                    break
+            file.flush()
+            state |= {"documents": state["documents"] + len(texts), "position": asdict(position)}
+            state["lines_left_out"] = left_out + stream.overlap.lines
+            write_json(partial / "state.json", state)
+            if state["tokens"] == wanted:
+                break
+    if not state["tokens"]:
+        raise ValueError(f"There is no training text in {stream.source} for {stream.lang!r}.")
+    with whole_file(folder) as scratch:
+        scratch.mkdir()
+        (partial / "tokens.bin").rename(scratch / "tokens.bin")
+        write_json(scratch / "about.json", {**facts, **state})
+    (partial / "state.json").unlink()
+    partial.rmdir()
+    left_out = state["lines_left_out"]
+    apart = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
+    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{apart}.", flush=True)
+
+
+def _tokenizer_digest(tokenizer) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    whole = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True) + type(tokenizer).__name__
+    return hashlib.sha256(whole.encode()).hexdigest()
