@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ssetools.adapter import adapter_facts
-from ssetools.corpora import describe_source, load_texts
+from ssetools.corpora import STREAMED, describe_source, load_texts
 from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
 from ssetools.lape import select_neurons
 from ssetools.loop import TrainingSettings
@@ -21,6 +21,7 @@ from ssetools.neurons import LayerNeurons, NeuronSets
 from ssetools.paths import model_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.provenance import provenance
+from ssetools.streams import stream_texts
 from ssetools.text_plan import TextPlan, default_source
 from ssetools.training import finetune
 
@@ -55,7 +56,9 @@ def get_profile(
             raise ValueError(f"{path} was made for something else ({'; '.join(differ)}). Delete it to profile again.")
         return profile
     print(f"Profiling {len(languages)} languages on {source}, {tokens_per_language} tokens each ...", flush=True)
-    texts = {lang: load_texts(source, lang, "train") for lang in languages}
+    # Sixteen bytes a token are plenty, and streamed text has no end.
+    limit = 16 * tokens_per_language if _is_streamed(source) else None
+    texts = {lang: load_texts(source, lang, "train", limit) for lang in languages}
     facts = {"source": source, "tokens_per_language": tokens_per_language, **provenance()}
     return profile_languages(model, tokenizer, texts, tokens_per_language, path=path, metadata=facts)
 
@@ -136,7 +139,7 @@ def get_run(
     finetune(
         model,
         tokenizer,
-        load_texts(plan.train, lang, "train"),
+        _training_texts(plan, lang),
         method,
         chosen,
         validation_texts=_about(load_texts(plan.train, lang, "validation"), _VALIDATION_WORDS),
@@ -145,6 +148,18 @@ def get_run(
         **asdict(settings),
     )
     return folder
+
+
+def _is_streamed(source: str) -> bool:
+    return any(part.strip().split(":")[0] in STREAMED for part in source.split("+"))
+
+
+def _training_texts(plan: TextPlan, lang: str):
+    """The training text; a stream, kept apart from all that is measured on, where it may be larger than memory."""
+    if not _is_streamed(plan.train):
+        return load_texts(plan.train, lang, "train")
+    avoid = [text for source in plan.kinds.values() for text in load_texts(source, lang, "test")]
+    return stream_texts(plan.train, lang, avoid + load_texts(plan.train, lang, "validation"))
 
 
 def _about(texts: Sequence[str], words: int) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssetools.ffn import find_ffn_blocks
-from ssetools.hub import quiet_transformers
+from ssetools.hub import hub_reachable, quiet_transformers
 from ssetools.loop import TrainingSettings
 from ssetools.memory import check_optimizer
 from ssetools.methods import METHODS, attach_method, check_method
@@ -180,6 +180,7 @@ def config_of(model: str):
         if model.lower() in (name.lower(), name.split("/")[-1].lower()):
             facts = dict(facts)
             return transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
+    hub_reachable()  # without a network the libraries ask their caches, and do not retry for half a minute
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(model)

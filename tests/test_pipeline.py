@@ -1,9 +1,11 @@
 """The steps of a study on a tiny model and a folder of made-up languages: found, made, refused, reported."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import families
+import hub_layouts
 import pytest
 
 from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
@@ -66,6 +68,21 @@ def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypa
     neurons, folder = trained(study)
     assert "Found the adapter" in capsys.readouterr().out
     assert get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS) == json.loads(json.dumps(metrics))
+
+
+def test_a_streamed_corpus_trains_from_the_hubs_layout(study, tmp_path):
+    model, tokenizer, _ = study
+    web = f"glotcc:{tmp_path / 'glotcc'}"
+    for lang, code in (("yo", "yor-Latn"), ("is", "isl-Latn"), ("en", "eng-Latn")):
+        own = [f"w{3 + 30 * LANGS.index(lang) + k}" for k in range(29)]
+        documents = [" ".join(random.Random(i).choices(own, k=30)) for i in range(200)]
+        hub_layouts.glotcc(tmp_path / "glotcc", documents, code=code)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source=web, **PROFILE)
+    plan = TextPlan(web, {"web pages": web}, ("web pages",), "made up")
+    folder = get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
+    about = json.loads((folder / "adapter.json").read_text())
+    assert about["tokens"] == SETTINGS["max_tokens"]
+    assert list((tmp_path / "home" / "tokens").glob("*/tokens.bin")), "the stream is packed into the cache"
 
 
 def test_the_report_has_gain_retention_size_and_path(study, capsys):
