@@ -6,7 +6,10 @@ Each command does one step of the pipeline for one model, finding what earlier s
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; an error that a user can mend is one sentence on stderr and exit status 2."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        with _one_voice():
+            arguments.command(arguments)
     except (ValueError, KeyError, RuntimeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"ssetools: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_voice():
+    """Of several processes that do one job under `accelerate launch`, the first one speaks."""
+    spoken = os.environ.get("RANK", "0") == "0"
+    return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from ssetools import processes
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.memory import checkpointed_activations, make_optimizer
 from ssetools.methods import METHODS
@@ -97,13 +98,19 @@ class Run:
         self.identity["parameters"] = adapter.num_parameters
         if isinstance(adapter, Subnetwork):
             self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
+        if processes.count() > 1:
+            self.identity["processes"] = processes.count()
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._resume()
+        if not processes.is_main():
+            self.folder = None  # from here on, files are one process's work
+        if self.folder:
             self._write_log()
 
     def train(self):
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        silent = not (sys.stderr.isatty() and processes.is_main())
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=silent)
         with bar, checkpointed_activations(self.adapter.model, self.settings.checkpoint_activations):
             while self.step < self.steps:
                 began = time.monotonic()
@@ -128,8 +135,10 @@ class Run:
 
     def _one_step(self) -> dict:
         settings = self.settings
-        per_step = settings.batch_size * settings.gradient_accumulation
-        chosen = [self._window_at(i) for i in range(self.step * per_step, (self.step + 1) * per_step)]
+        mine = settings.batch_size * settings.gradient_accumulation
+        per_step = mine * processes.count()
+        first = self.step * per_step + processes.rank() * mine
+        chosen = [self._window_at(i) for i in range(first, first + mine)]
         loss = 0.0
         self.adapter.dropout(True)
         for batch in torch.stack(chosen).split(settings.batch_size):
@@ -137,6 +146,8 @@ class Run:
             self.accelerator.backward(part)
             self.adapter.collect_gradients()
             loss += part.item()
+        processes.average_gradients(self.adapter.parameters())
+        loss = processes.total(torch.tensor(loss, dtype=torch.float64, device=self.device)).item() / processes.count()
         if not math.isfinite(loss):
             if self.folder:
                 self._checkpoint.unlink(missing_ok=True)
@@ -163,11 +174,12 @@ class Run:
         return self.windows[self._order[1][index].item()]
 
     def _validate(self) -> float:
-        total = count = 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, tokens
         self.adapter.dropout(False)
-        for window in self.validation:
+        for window in self.validation[processes.rank() :: processes.count()]:
             losses = token_losses(self.adapter.model, window[None].to(self.device))
-            total, count = total + losses.sum().item(), count + losses.numel()
+            sums += torch.tensor([losses.sum().item(), losses.numel()], dtype=torch.float64, device=self.device)
+        total, count = processes.total(sums).tolist()
         if total / count < self.best_loss:
             self.best_loss, self.best_step = total / count, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
@@ -229,7 +241,8 @@ class Run:
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())  # tables are shared
 
     def finish(self):
-        self._checkpoint.unlink(missing_ok=True)
+        if self.folder:
+            self._checkpoint.unlink(missing_ok=True)
 
 
 def _line(row: dict, steps: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssetools import embedded
+from ssetools import embedded, processes
 from ssetools.hub import hub_reachable, quiet_transformers
 
 # One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them. And, on CPUs
@@ -47,7 +47,11 @@ def load_model(
     """
     import transformers
 
-    folder = str(embedded.gemma_folder()) if name == embedded.EMBEDDED_MODEL else name
+    if name == embedded.EMBEDDED_MODEL:
+        with processes.main_first():
+            folder = str(embedded.gemma_folder())
+    else:
+        folder = name
     if not Path(folder).is_dir() and not _on_hub(folder):
         raise ValueError(
             f"Unknown model {name!r}: use {embedded.EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ssetools import processes
 from ssetools.adapter import adapter_facts
 from ssetools.corpora import STREAMED, describe_source, load_texts
 from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
@@ -73,7 +74,8 @@ def get_neurons(model, tokenizer, runs="runs", top_rate: float = 0.05, **profile
         if neurons.metadata.get("top_rate") == top_rate and neurons.languages == profile.languages:
             return neurons
     neurons = select_neurons(profile, top_rate)
-    neurons.save(path)
+    if processes.is_main():
+        neurons.save(path)
     return neurons
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssetools import processes
 from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
 from ssetools.loss import body_of
@@ -140,17 +141,22 @@ def profile_languages(
     if short:
         raise ValueError(f"Too little text for {budget} tokens per language: {short}. Lower the budget or add text.")
     plans = {lang: _spread(windows, budget, opening) for lang, windows in packed.items()}
+    plans = {lang: windows[processes.rank() :: processes.count()] for lang, windows in plans.items()}
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
-    state = _Progress(path, shape, {**facts, "languages": list(plans), "budget": budget})
+    share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
+    state = _Progress(f"{path}{share}" if path else None, shape, {**facts, "languages": list(plans), "budget": budget})
     with counting(model) as count:
         for row, windows in enumerate(plans.values()):
             for batch in _batches(windows[state.windows_done[row] :], batch_size):
                 found = count(torch.stack(batch), opening)
                 state.add(row, found, len(batch), sum(len(w) - opening for w in batch))
-    profile = ActivationProfile(state.counts, state.tokens, list(plans), facts)
+    counts, tokens = (processes.total(x.to(model.device)).cpu() for x in (state.counts, state.tokens))
+    profile = ActivationProfile(counts, tokens, list(plans), facts)
     if path:
-        profile.save(path)
+        if processes.is_main():
+            profile.save(path)
+        processes.wait()
         state.remove()
     return profile
 

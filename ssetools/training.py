@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssetools import processes
 from ssetools.adapter import Adapter
 from ssetools.corpora import pack_tokens
 from ssetools.loop import Run, TrainingSettings
@@ -110,7 +111,7 @@ def finetune(
         peak_memory_gib=peak_memory_gib(),
         optimizer_bytes=run.optimizer_bytes(),
     )
-    if run_dir:
+    if run_dir and processes.is_main():
         adapter.save(
             run_dir,
             method=method,
@@ -124,6 +125,7 @@ def finetune(
             **(facts or {}),
         )
         run.finish()
+    processes.wait()
     return result
 
 
@@ -166,6 +168,6 @@ def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSett
 
 
 def _num_steps(windows: int, settings: TrainingSettings) -> int:
-    per_step = settings.batch_size * settings.gradient_accumulation
+    per_step = settings.batch_size * settings.gradient_accumulation * processes.count()
     budget = max(1, settings.max_tokens // settings.window)
     return max(1, min(windows * settings.epochs, budget) // per_step)

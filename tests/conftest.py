@@ -12,16 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def word_tokenizer():
-    """Returns a tokenizer of 97 words ("w3" is 3), with BOS 2, padding 0 and newline 1."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """Returns the tokenizer of the tiny models."""
+    import families
 
-    vocabulary = {"<pad>": 0, "\n": 1, "<bos>": 2, **{f"w{i}": i for i in range(3, 96)}, "<unk>": 96}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(" "), "removed"), pre_tokenizers.Split("\n", "isolated")]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>")
+    return families.word_tokenizer()
 
 
 @pytest.fixture(autouse=True)

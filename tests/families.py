@@ -71,3 +71,16 @@ def some_neurons(model, seed: int = 2) -> list[torch.Tensor]:
         torch.randperm(block.num_neurons, generator=generator)[: 3 + 2 * layer].sort().values
         for layer, block in enumerate(blocks)
     ]
+
+
+def word_tokenizer():
+    """Returns a tokenizer of 97 words ("w3" is 3), with BOS 2, padding 0 and newline 1."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "\n": 1, "<bos>": 2, **{f"w{i}": i for i in range(3, 96)}, "<unk>": 96}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(" "), "removed"), pre_tokenizers.Split("\n", "isolated")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>")

@@ -1,0 +1,60 @@
+"""Work shared by several processes, under `accelerate launch` (GPUs) or `torchrun` (CPUs); alone, all this is free.
+
+Processes hold the whole model each and share the text: counts are summed and gradients of the trained numbers are
+averaged, nothing else is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import torch
+
+
+@functools.cache
+def _state():
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())  # or several CPU processes would not find each other
+
+
+def count() -> int:
+    """Returns how many processes share the work."""
+    return _state().num_processes
+
+
+def rank() -> int:
+    """Returns the place of this process among them, from 0."""
+    return _state().process_index
+
+
+def is_main() -> bool:
+    """Says whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def main_first():
+    """Gives a context in which the main process goes first: what it fetches and converts, the others then find."""
+    return _state().main_process_first()
+
+
+def wait() -> None:
+    """Waits for all processes."""
+    _state().wait_for_everyone()
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the sum over all processes, the same in each."""
+    if count() == 1:
+        return tensor
+    from accelerate.utils import reduce
+
+    return reduce(tensor.clone(), "sum")
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over all processes."""
+    if count() > 1:
+        for parameter in parameters:
+            parameter.grad = total(parameter.grad) / count()
