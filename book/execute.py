@@ -26,6 +26,7 @@ README = ROOT / "README.md"
 ONCE = ("01_profile", "02_select")  # the same for every language, executed with the first
 PER_LANGUAGE = ("03_finetune", "04_evaluate")
 WALKTHROUGH = "yo"
+LAST = ("05_analyze",)  # of the walk-through language alone
 _NOISE = [
     (re.compile(r" +\d+ tokens/s"), ""),
     (re.compile(r"sib200:[^\s'\",]+"), "sib200"),
@@ -41,9 +42,9 @@ def main() -> None:
     parser.add_argument("--other-text", default="sib200")
     arguments = parser.parse_args()
     lang = get_language(arguments.lang).code
-    for name in (*ONCE, *PER_LANGUAGE) if lang == WALKTHROUGH else PER_LANGUAGE:
+    for name in (*ONCE, *PER_LANGUAGE, *LAST) if lang == WALKTHROUGH else PER_LANGUAGE:
         parameters = {"runs": arguments.runs}
-        if name in PER_LANGUAGE:
+        if name not in ONCE:
             parameters |= {"lang": lang, "other_text": arguments.other_text}
         execute(name, BOOK / "languages" / lang / f"{name}.ipynb", parameters)
     if lang == WALKTHROUGH:

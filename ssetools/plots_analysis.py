@@ -11,27 +11,33 @@ from matplotlib.figure import Figure
 from ssetools.languages import get_language
 from ssetools.plots import SEQUENTIAL, WIDTH, style
 
-_LABELS = {"matched": "a passage and its translation", "shuffled": "a passage and another's translation"}
 
-
-def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame) -> Figure:
-    """Draws cosine similarity (left) and retrieval (right) over layers, base and tuned, with 95% bands.
+def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame, pairs: int) -> Figure:
+    """Draws cosine (left), its margin over wrong pairs (middle) and retrieval (right) over layers, with 95% bands.
 
     Args:
         base: `Alignment.table()` of the base.
         tuned: The same with the adapter.
+        pairs: Number of passages: one in so many is found by chance.
     """
     style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(WIDTH + 1.5, 3.4), layout="constrained")
     colours = seaborn.color_palette("colorblind")
-    for table, line, when in ((base, "--", "base"), (tuned, "-", "tuned")):
-        for colour, (measure, label) in zip(colours, _LABELS.items(), strict=False):
-            _band(left, table, measure, colour, line, f"{label}, {when}")
-        _band(right, table, "retrieved", colours[2], line, when)
-    left.set(xlabel="layer (0: embedding)", ylabel="cosine", title="How near")
-    right.set(xlabel="layer (0: embedding)", ylabel="share retrieved", title="Translation found first", ylim=(0, 1.02))
+    for table, line, when, colour in ((base, "--", "base", colours[0]), (tuned, "-", "tuned", colours[1])):
+        _band(left, table, "matched", colour, line, f"translation, {when}")
+        _band(left, table, "shuffled", "0.4", line, f"wrong passage, {when}")
+        _band(middle, table, "margin", colour, line, when)
+        _band(right, table, "retrieved", colour, line, when)
+    middle.axhline(0, color="0.3", linewidth=1)
+    right.axhline(1 / pairs, color="0.3", linewidth=1, linestyle=":")
+    right.annotate("chance", (0, 1 / pairs), xytext=(0, 2), textcoords="offset points", fontsize=8)
+    left.set(ylabel="cosine", title="How near", ylim=(None, 1.02))
+    middle.set(ylabel="cosine above wrong pairs", title="How much nearer")
+    right.set(ylabel="share", title="Translation found first", ylim=(0, 1.02))
     left.legend(frameon=False, fontsize=8)
     right.legend(frameon=False)
+    for axes in (left, middle, right):
+        axes.set_xlabel("layer (0: embedding)")
     return figure
 
 
@@ -86,7 +92,11 @@ def amplification(shares: pandas.DataFrame, lang: str) -> Axes:
         errors = [part.share - part.low, part.high - part.share]
         axes.errorbar(places, part.share, errors, fmt="o-", color=colour, capsize=3, label=label)
     axes.set_xticks(range(len(factors)), [f"{factor:g}" for factor in factors])
-    axes.set(xlabel="neurons' output multiplied by", ylabel=f"identified as {get_language(lang).name}", ylim=(0, None))
+    axes.set(
+        xlabel="neurons' output multiplied by",
+        ylabel=f"identified as {get_language(lang).name}",
+        ylim=(0, max(0.2, 1.1 * shares.high.max())),
+    )
     axes.set_title("Does turning the neurons up make the model speak the language?")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     return axes

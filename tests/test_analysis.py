@@ -154,7 +154,7 @@ def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
 def test_figures_are_drawn(word_tokenizer):
     model = families.tiny_model("llama")
     base = align_passages(model, word_tokenizer, PASSAGES, PASSAGES[::-1]).table()
-    assert len(plots_analysis.alignment_by_layer(base, base).axes) == 2
+    assert len(plots_analysis.alignment_by_layer(base, base, pairs=9).axes) == 3
     assert plots_analysis.change_by_layer(weight_change(moved_a_little(model, "lape"))).get_xlabel() == "layer"
     shares = pandas.DataFrame(
         {"neurons": ["yo", "random"], "factor": [1, 1], "share": [0.1, 0.0], "low": [0.0, 0.0], "high": [0.2, 0.1]}
