@@ -100,9 +100,9 @@ def execute(name: str, output: Path, parameters: dict, source: Path | None = Non
                 if "parameters" in cell.metadata.get("tags", []) and "lang" in parameters:
                     cell.source = re.sub(r'(?m)^lang: str = "\w+"', f'lang: str = "{parameters["lang"]}"', cell.source)
                 cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-                for output in cell.outputs:
-                    if "text" in output:
-                        output["text"] = calm(output["text"], parameters.get("runs", "runs"))
+                for shown in cell.outputs:
+                    if "text" in shown:
+                        shown["text"] = calm(shown["text"], parameters.get("runs", "runs"))
         notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info")}
         notebook.metadata["language_info"] = {"name": "python"}
         nbformat.write(notebook, made)
