@@ -26,7 +26,6 @@ from ssetools.text_plan import default_source
 from ssetools.training import finetune
 
 SEEDS = (0, 1, 2)
-_GRID = (1 / 3, 1, 3)  # of each method's default rate
 _TRAINING = {
     "window": 256,
     "batch_size": 2,
@@ -64,11 +63,6 @@ class Arm:
         special += f"-top{self.top_rate:g}" if self.top_rate != Arm.top_rate else ""
         special += f"-budget{self.budget:g}" if self.budget else ""
         return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
-
-
-def rates(method: str) -> list[float]:
-    """Returns the grid of learning rates tried for a method: as many for each, around its default."""
-    return [float(f"{METHODS[method].learning_rate * factor:.1e}") for factor in _GRID]
 
 
 class Comparison:
@@ -127,13 +121,13 @@ class Comparison:
     def chosen_rate(self, method: str, languages: Sequence[str]) -> float:
         """Returns the rate of the grid with the lowest validation loss, in the mean over languages."""
         return min(
-            rates(method),
+            METHODS[method].search,
             key=lambda rate: sum(self.trained(lang, Arm(method, rate))["validation_loss"] for lang in languages),
         )
 
     def searched(self, lang: str, methods: Iterable[str] = tuple(METHODS)) -> pandas.DataFrame:
         """Tabulates the search: method, learning_rate, best_step and validation_loss of every run of the grids."""
-        runs = [self.trained(lang, Arm(method, rate)) for method in methods for rate in rates(method)]
+        runs = [self.trained(lang, Arm(method, rate)) for method in methods for rate in METHODS[method].search]
         columns = ["best_step", "validation_loss"]
         rows = [[r["arm"]["method"], r["arm"]["learning_rate"], *(r[c] for c in columns)] for r in runs]
         return pandas.DataFrame(rows, columns=["method", "learning_rate", *columns])

@@ -23,25 +23,29 @@ class Method:
     Attributes:
         trains: What moves, in words.
         learning_rate: Peak rate of AdamW by default.
+        search: Rates that a comparison tries.
         needs_neurons: Whether the method is given neurons, or (LoRA at equal size) their number.
         on_8bit: Whether the base may be 8-bit.
     """
 
     trains: str
     learning_rate: float
+    search: tuple[float, ...]
     needs_neurons: bool = False
     on_8bit: bool = True
 
 
 METHODS = {
-    "lape": Method("the weights of the language's neurons", 1e-4, needs_neurons=True),
-    "random": Method("as many other neurons, matched in depth", 1e-4, needs_neurons=True),
-    "random-uniform": Method("as many other neurons, at any depth", 1e-4, needs_neurons=True),
-    "ffn": Method("all gate, up and down projections", 3e-5, on_8bit=False),
-    "full": Method("all weights", 2e-5, on_8bit=False),
-    "lora": Method("LoRA of rank 32 on gate, up and down projections", 2e-4),
-    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, needs_neurons=True),
-    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3),
+    "lape": Method("the weights of the language's neurons", 1e-4, (1e-4, 3e-4, 9e-4), needs_neurons=True),
+    "random": Method("as many other neurons, matched in depth", 1e-4, (1e-4, 3e-4, 9e-4), needs_neurons=True),
+    "random-uniform": Method("as many other neurons, at any depth", 1e-4, (1e-4, 3e-4, 9e-4), needs_neurons=True),
+    "ffn": Method("all gate, up and down projections", 3e-5, (1e-5, 3e-5, 9e-5), on_8bit=False),
+    "full": Method("all weights", 3e-5, (1e-5, 3e-5, 9e-5), on_8bit=False),
+    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, (1e-4, 3e-4, 9e-4)),
+    "lora-equal": Method(
+        "LoRA with as many parameters as the language's neurons", 1e-4, (1e-4, 3e-4, 9e-4), needs_neurons=True
+    ),
+    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (2e-3, 6e-3, 18e-3)),
 }
 """The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssetools import profiling
-from ssetools.compare import Arm, Comparison, rates
+from ssetools.compare import Arm, Comparison
 from ssetools.effects import costs, differences, effects, interval, verdicts
 from ssetools.methods import METHODS
 
@@ -47,9 +47,9 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
     return made
 
 
-def test_grids_have_the_same_size_and_hold_the_default():
-    assert {len(rates(method)) for method in METHODS} == {3}
-    assert all(METHODS[method].learning_rate in rates(method) for method in METHODS)
+def test_every_method_may_try_as_many_rates():
+    assert {len(method.search) for method in METHODS.values()} == {3}
+    assert {round(method.search[2] / method.search[0]) for method in METHODS.values()} == {9}
 
 
 def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp_path, monkeypatch):
