@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 PAPERMILL := $(VENV)/bin/papermill --no-progress-bar --log-output
 
 # What papermill and the kernel say of themselves, between the reader and the notebook's own output.
-QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' | cat -s
+QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' -e '/it\/s\]/d' | cat -s
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
