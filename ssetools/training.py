@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
@@ -141,6 +142,9 @@ def peak_memory_gib() -> float:
     """Returns the peak memory since `reset_peak_memory`: of the device on CUDA, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage, where a process begins with the peak of the one that started it
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

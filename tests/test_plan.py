@@ -144,7 +144,6 @@ LLAMA |= {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads
         (LLAMA, False, {"batch_size": 4}),
         (LLAMA, True, {"batch_size": 4}),
         (LLAMA, True, {"batch_size": 4, "checkpoint_activations": True}),
-        ("gemma-3-270m", True, {"batch_size": 2}),
     ],
 )
 def test_measured_peaks_are_within_15_percent(monkeypatch, model, load_in_8bit, settings):
@@ -160,8 +159,7 @@ def test_measured_peaks_are_within_15_percent(monkeypatch, model, load_in_8bit, 
     )
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout.splitlines()[-1])["peak"]
-    name = "random" if model is LLAMA else model
-    plan = plan_memory(name, 400, load_in_8bit=load_in_8bit, dtype="float32", device="cpu", **settings)
+    plan = plan_memory("random", 400, load_in_8bit=load_in_8bit, dtype="float32", device="cpu", **settings)
     assert plan.peak == pytest.approx(peak, rel=0.15)
 
 

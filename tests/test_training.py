@@ -1,6 +1,8 @@
 """The loop: loss, exact resume, best weights, settings, bad input."""
 
 import copy
+import subprocess
+import sys
 
 import families
 import pandas
@@ -12,6 +14,7 @@ from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
 from ssetools.loop import Run
 from ssetools.loss import chunked_loss, token_losses
+from ssetools.training import peak_memory_gib, reset_peak_memory
 
 SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "validate_every": 3, "checkpoint_every": 2}
 
@@ -167,3 +170,14 @@ def test_an_adapter_for_another_model_is_refused(word_tokenizer, tmp_path):
     with pytest.raises(ValueError, match="was trained for model 'one', not 'two'"):
         Subnetwork.load(tmp_path, model)
     assert not any(block.down.module._forward_hooks for block in find_ffn_blocks(model))
+
+
+def test_peak_memory_is_that_of_this_process_since_the_reset():
+    large = torch.ones(2**28)  # a GiB
+    before = peak_memory_gib()
+    command = "from ssetools.training import peak_memory_gib; print(peak_memory_gib())"
+    child = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert float(child.stdout) < before, "a child does not begin with its parent's peak"
+    del large
+    reset_peak_memory()
+    assert peak_memory_gib() < before - 0.8
