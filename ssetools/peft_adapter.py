@@ -24,11 +24,15 @@ class PeftAdapter(Adapter):
 
     def __init__(self, model: nn.Module, config):
         from peft import get_peft_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         super().__init__(model)
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers is about to rename
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
             self._wrapped = (get_peft_model(model, config),)
+        for module in self.wrapped.modules():  # float32 factors must not turn a bfloat16 model's states to float32
+            if isinstance(module, BaseTunerLayer):
+                module.register_forward_hook(lambda module, args, output: output.to(args[0].dtype))
         trained = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
         self.numbers = nn.ParameterDict({name.replace(".", "-"): p for name, p in trained.items()})
         self._dropouts = [m for name, m in self.wrapped.named_modules() if "lora_dropout" in name]

@@ -94,6 +94,19 @@ def test_16_bit_weights_are_trained_through_float32_masters(word_tokenizer):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_a_bfloat16_model(name, word_tokenizer):
+    model = gemma2().bfloat16()
+    before = model(input_ids=IDS).logits
+    result = finetune(model, word_tokenizer, words(20), name, families.some_neurons(model), **SETTINGS)
+    after = model(input_ids=IDS).logits
+    assert after.dtype == torch.bfloat16
+    assert not torch.equal(after, before)
+    assert {parameter.dtype for parameter in result.adapter.parameters()} == {torch.float32}
+    result.adapter.detach()
+    assert torch.equal(model(input_ids=IDS).logits, before)
+
+
 def test_ffn_moves_the_projections_alone(word_tokenizer, tmp_path):
     base = dict(gemma2().named_parameters())
     model, _ = trained("ffn", False, word_tokenizer, tmp_path)
