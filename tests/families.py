@@ -36,7 +36,7 @@ CONFIGS = {
 }
 
 
-def tiny_model(family: str, load_in_8bit: bool = False, seed: int = 0):
+def tiny_model(family: str, load_in_8bit: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32):
     """Returns a random model of `family`, frozen and in evaluation mode."""
     torch.manual_seed(seed)
     name, options = CONFIGS[family]
@@ -51,8 +51,10 @@ def tiny_model(family: str, load_in_8bit: bool = False, seed: int = 0):
                 folder,
                 quantization_config=BitsAndBytesConfig(load_in_8bit=True),
                 device_map="cpu",
-                dtype=torch.float32,
+                dtype=dtype,
             )
+    else:
+        model = model.to(dtype)
     return model.requires_grad_(False).eval()
 
 

@@ -94,9 +94,9 @@ def test_16_bit_weights_are_trained_through_float32_masters(word_tokenizer):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_a_bfloat16_model(name, word_tokenizer):
-    model = gemma2().bfloat16()
+@pytest.mark.parametrize(("name", "load_in_8bit"), BASES)
+def test_every_method_trains_a_bfloat16_model(name, load_in_8bit, word_tokenizer):
+    model = families.tiny_model("gemma3", load_in_8bit, dtype=torch.bfloat16)
     before = model(input_ids=IDS).logits
     result = finetune(model, word_tokenizer, words(20), name, families.some_neurons(model), **SETTINGS)
     after = model(input_ids=IDS).logits
