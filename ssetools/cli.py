@@ -117,7 +117,7 @@ def _languages(arguments):
     from ssetools.languages import LANGUAGES, get_language
 
     for x in [get_language(arguments.lang)] if arguments.lang else LANGUAGES:
-        print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12}{x.own_name:<12}{x.script:<6}{x.family}")
+        print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
 def _loaded(arguments):
