@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ssetools import atlas_effects, atlas_statistics, embedded
 from ssetools.atlas import TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
-from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language
+from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
 from ssetools.models import load_model
 from ssetools.paths import model_dir, write_json
@@ -102,7 +102,6 @@ class Work:
         for top_rate in TOP_RATES:
             path = atlas_path(self.arguments.model, top_rate)
             neurons = select_neurons(self.shards("udhr").profile(), top_rate)
-            neurons.metadata |= {"tokens": int(neurons.metadata["shards"]) * int(neurons.metadata["shard_tokens"])}
             neurons.save(path)
             print(f"{path.name}: {len(neurons)} languages, {path.stat().st_size / 1000:.0f} kB", flush=True)
 
@@ -194,10 +193,9 @@ def languages_of(source: str, asked: str) -> list[str]:
         return [get_language(code).code for code in asked.split()]
     if source == "mediawiki":
         folder = embedded.mediawiki_folder()
-        holders = [x for x in LANGUAGES if "mediawiki" in x.corpora]
-        size = {x.code: len(json.loads((folder / f"{x.code_for(source)}.json").read_bytes())) for x in holders}
-        return [x.code for x in holders if size[x.code] >= _MANY_MESSAGES]
-    return [x.code for x in LANGUAGES if source != "sib200" or source in x.corpora]
+        files = {code: folder / f"{get_language(code).code_for(source)}.json" for code in languages_in(source)}
+        return [code for code, path in files.items() if len(json.loads(path.read_bytes())) >= _MANY_MESSAGES]
+    return languages_in(source)
 
 
 def spread_languages(number: int) -> list[str]:

@@ -2,12 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ssetools import languages
+from ssetools import cli, languages
 from ssetools.corpora import SPLITS, load_texts
-from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, PAPER_LANGUAGES, TARGET_LANGUAGES, get_language
+from ssetools.languages import (
+    CONTRAST_LANGUAGES,
+    LANGUAGES,
+    PAPER_LANGUAGES,
+    TARGET_LANGUAGES,
+    get_language,
+    languages_in,
+)
 
 
 def test_groups_are_in_the_table_and_codes_are_distinct():
@@ -72,6 +80,14 @@ def test_a_corpus_is_known_to_hold_a_language_or_not():
     assert get_language("yo").own_name == "Yorùbá", "what stands by hand stays"
 
 
+def test_languages_in_a_source():
+    assert len(languages_in("udhr")) == len(languages_in("/my/text")) == 420
+    assert "br" not in languages_in("sib200:/some/folder")
+    both = languages_in("udhr+mediawiki")
+    assert "yo" in both
+    assert "acu" not in both
+
+
 def test_the_data_file_names_its_sources_and_their_licences():
     data = json.loads((Path(languages.__file__).parent / "data" / "languages.json").read_text(encoding="utf-8"))
     assert data["licence"] == "CC BY-SA 4.0"
@@ -82,3 +98,21 @@ def test_the_data_file_names_its_sources_and_their_licences():
 def test_every_language_has_a_complete_text():
     for x in LANGUAGES:
         assert [len(load_texts("udhr", x.code, split)) for split in SPLITS] == [19, 3, 9], x.code
+
+
+def test_the_command_line_takes_languages(monkeypatch, capsys):
+    asked = {}
+
+    def get_profile(model, tokenizer, runs, **options):
+        asked.update(options)
+        return SimpleNamespace(languages=["yo"], tokens=[1])
+
+    monkeypatch.setattr("ssetools.pipeline.get_profile", get_profile)
+    monkeypatch.setattr("ssetools.cli._loaded", lambda arguments: (None, None))
+    assert cli.main(["profile", "--source", "sib200", "--languages", "all", "--tokens", "9"]) == 0
+    assert (asked["source"], asked["tokens_per_language"]) == ("sib200", 9)
+    assert len(asked["languages"]) == len(languages_in("sib200")) > 150
+    assert cli.main(["profile", "--languages", "yo is"]) == 0
+    assert asked["languages"] == ["yo", "is"]
+    assert cli.main(["profile", "--languages", "yo xx"]) == 2
+    assert "Unknown language 'xx'" in capsys.readouterr().err
