@@ -214,6 +214,18 @@ def atlas_path(model: str, top_rate: float) -> Path:
     return Path(__file__).parent / "data" / f"atlas-{model.replace('/', '--')}-{100 * top_rate:g}.safetensors"
 
 
+def load_results(folder: str | Path) -> dict:
+    """Reads the analyses that `make atlas` wrote: "languages", "selections", "stability" and so on, by file name.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+    """
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(f"There are no results of the atlas in {folder}: run `make atlas`, or work in a clone.")
+    return found
+
+
 def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None):
     """Compares two files of neuron sets, by language and layer.
 
