@@ -30,10 +30,10 @@ _FACTS = {
 }
 
 
-def _colours(labels: Sequence[str], most: int = 10) -> dict[str, str]:
+def _colours(labels: Sequence[str], most: int = 9, palette: str = "tab10") -> dict[str, str]:
     """Gives the commonest labels a colour each; the others are grey."""
     common = pandas.Series(list(labels)).value_counts().index[:most]
-    colours = seaborn.color_palette("tab10", most).as_hex()
+    colours = seaborn.color_palette(palette, most).as_hex()
     return dict(zip(common, colours, strict=False))
 
 
@@ -57,7 +57,7 @@ def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
     figure, (strip, axes) = plt.subplots(
         1, 2, figsize=(WIDTH, WIDTH), width_ratios=(1, 22), layout="constrained", sharey=True
     )
-    palettes = {name: _colours(labels) for name, labels in bars.items()}
+    palettes = {"family": _colours(bars["family"]), "script": _colours(bars["script"], 8, "Dark2")}
     colours = [[to_rgb(palettes[name].get(label, _OTHER)) for name, labels in bars.items() for label in [labels[i]]]
                for i in range(len(codes))]  # fmt: skip
     strip.imshow(numpy.array(colours), aspect="auto", interpolation="nearest")
@@ -73,10 +73,9 @@ def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
         part.grid(visible=False)
     figure.colorbar(image, ax=axes, label="Jaccard", shrink=0.5, location="bottom", pad=0.01)
     axes.set_title(f"Overlap of the neuron sets of {len(codes)} languages")
-    handles = [Patch(color=colour, label=label) for palette in palettes.values() for label, colour in palette.items()]
-    figure.legend(
-        handles=[*handles, Patch(color=_OTHER, label="others")], loc="outside right center", fontsize=7, frameon=False
-    )
+    for place, (name, palette) in zip(("outside right upper", "outside right lower"), palettes.items(), strict=True):
+        handles = [Patch(color=colour, label=label) for label, colour in [*palette.items(), ("others", _OTHER)]]
+        figure.legend(handles=handles, title=name, loc=place, fontsize=8, frameon=False)
     return figure
 
 
@@ -99,6 +98,8 @@ def neurons_against(about: Mapping, facts: Sequence[str], found: Mapping, rate: 
         axes.set_xlabel(_FACTS[fact])
         if max(x for x, _ in pairs) > 20 * (1 + min(x for x, _ in pairs)):
             axes.set_xscale("symlog")
+            axes.set_xticks([0, 100, 10_000, 1_000_000], ["0", "100", "10k", "1M"])
+            axes.minorticks_off()
     panels[0, 0].set_ylabel("neurons")
     return figure
 
@@ -193,6 +194,8 @@ def effects(found: Mapping) -> Axes:
         vmin=0,
         vmax=1,
         square=True,
+        xticklabels=True,
+        yticklabels=True,
         linewidths=0.2,
         cbar_kws={"label": "share of the column's largest", "shrink": 0.5},
     )
