@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup finetune test unit book notebooks compare lint format bench clean
+.PHONY: setup finetune test unit book notebooks compare lint format bench atlas clean
 
 setup: $(VENV)/.ready
 
@@ -66,6 +66,10 @@ bench: setup
 	@mkdir -p book/results/benchmarks
 	@$(PY) benchmarks/profiling.py book/results/benchmarks/profiling.json
 	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
+
+# Neurons of every language: counts, sets and analyses; may be stopped and started again.
+atlas: setup
+	@$(PY) scripts/make_atlas.py --runs $(runs)
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache

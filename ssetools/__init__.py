@@ -6,6 +6,7 @@ Text -> activation counts -> neuron sets -> a small delta -> numbers and picture
 from importlib.metadata import PackageNotFoundError, version
 
 from ssetools.analysis import Alignment, alignment, weight_change
+from ssetools.atlas import compare_neurons, load_atlas
 from ssetools.corpora import load_parallel, load_texts, pack_tokens
 from ssetools.divergence import drift, sample_from_base
 from ssetools.evaluation import perplexity, score_languages, score_texts
@@ -47,6 +48,7 @@ __all__ = [
     "alignment",
     "amplified",
     "cache_dir",
+    "compare_neurons",
     "deactivated",
     "drift",
     "find_ffn_blocks",
@@ -54,6 +56,7 @@ __all__ = [
     "get_language",
     "lape_entropy",
     "load_adapter",
+    "load_atlas",
     "load_model",
     "load_parallel",
     "load_texts",

@@ -61,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("languages", _languages, "list the languages, or check one code")
     one.add_argument("lang", nargs="?", help="language code, e.g. yo")
-    with_profile(command("profile", _profile, "count which FFN neurons fire, per language"))
+    one = command("profile", _profile, "count which FFN neurons fire, per language")
+    with_profile(one)
+    one.add_argument("--source", dest="profile_source", help="the same as --profile-source")
+    one.add_argument("--languages", help='codes, as in "yo is ka", or "all" that the source holds (default: 22)')
     with_profile(command("select", _select, "choose language-specific neurons by LAPE"))
     for name, function, about in (
         ("finetune", _finetune, "train only the neurons of one language"),
@@ -117,7 +120,7 @@ def _languages(arguments):
     from ssetools.languages import LANGUAGES, get_language
 
     for x in [get_language(arguments.lang)] if arguments.lang else LANGUAGES:
-        print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12}{x.own_name:<12}{x.script:<6}{x.family}")
+        print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
 def _loaded(arguments):
@@ -132,9 +135,16 @@ def _profile_options(arguments) -> dict:
 
 
 def _profile(arguments):
+    from ssetools.languages import get_language, languages_in
     from ssetools.pipeline import get_profile
+    from ssetools.text_plan import default_source
 
-    profile = get_profile(*_loaded(arguments), arguments.runs, **_profile_options(arguments))
+    options = _profile_options(arguments)
+    if arguments.languages == "all":
+        options["languages"] = languages_in(arguments.profile_source or default_source())
+    elif arguments.languages:
+        options["languages"] = [get_language(code).code for code in arguments.languages.split()]
+    profile = get_profile(*_loaded(arguments), arguments.runs, **options)
     print(f"{len(profile.languages)} languages, {int(profile.tokens[0]):,} tokens each: {' '.join(profile.languages)}")
 
 

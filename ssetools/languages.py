@@ -1,9 +1,17 @@
-"""One table of languages: names, script, family, and the code that each corpus uses for them."""
+"""One table of languages: names, script, family, and the code that each corpus uses for them.
+
+The languages with a walk-through, and those they are contrasted with, stand here by hand. All others with a complete
+text of the declaration come from `data/languages.json`, which `scripts/make_languages.py` makes from packaged sources.
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+_DATA = Path(__file__).parent / "data" / "languages.json"
 
 # Corpora name a language either by its own short code or as ISO 639-3 plus script ("mlt_Latn").
 _TAGGED_CORPORA = {"sib200": "_", "flores": "_", "flores_plus": "_", "belebele": "_", "glotcc": "-", "fineweb2": "_"}
@@ -21,6 +29,10 @@ class Language:
         script: ISO 15924 code of the script ("Latn").
         family: Branch of the language family, as a reader would name it.
         exceptions: Corpus codes that do not follow from `code`, `iso639_3` and `script`.
+        corpora: Corpora that are known to hold the language in this script: of "udhr", "mediawiki", "flores", "sib200",
+            "belebele" and "fineweb2". (Of GlotCC no packaged list exists: its code is derived.)
+        lineage: Glottolog's families, from the widest to the narrowest.
+        wikipedia_articles: Articles of its Wikipedia, None without one: how much the web has of it.
     """
 
     code: str
@@ -30,6 +42,9 @@ class Language:
     script: str
     family: str
     exceptions: dict[str, str] = field(default_factory=dict, hash=False)
+    corpora: frozenset[str] = frozenset()
+    lineage: tuple[str, ...] = ()
+    wikipedia_articles: int | None = None
 
     def code_for(self, corpus: str) -> str:
         """Returns this language's code in `corpus`, e.g. "est_Latn" for Estonian in "sib200"."""
@@ -57,7 +72,7 @@ _CHINESE = {
     "fineweb2": "cmn_Hani",
 }
 
-LANGUAGES = (
+_BY_HAND = (
     Language("mt", "mlt", "Maltese", "Malti", "Latn", "Semitic"),
     Language("af", "afr", "Afrikaans", "Afrikaans", "Latn", "Germanic"),
     Language("is", "isl", "Icelandic", "Íslenska", "Latn", "Germanic"),
@@ -81,6 +96,27 @@ LANGUAGES = (
     Language("ja", "jpn", "Japanese", "日本語", "Jpan", "Japonic"),
     Language("ar", "arb", "Arabic", "العربية", "Arab", "Semitic"),
 )
+
+
+def _all_languages() -> tuple[Language, ...]:
+    """Completes the languages by hand, and adds all others of the data file, sorted by code."""
+    by_hand = {language.code: language for language in _BY_HAND}
+    found = {}
+    for row in json.loads(_DATA.read_text(encoding="utf-8"))["languages"]:
+        facts = {
+            "corpora": frozenset(row["corpora"]),
+            "lineage": tuple(row["lineage"]),
+            "wikipedia_articles": row["wikipedia_articles"],
+        }
+        names = (row[x] for x in ("code", "iso639_3", "name", "own_name", "script", "family"))
+        known = by_hand.get(row["code"]) or Language(*names, row["corpora"])
+        found[known.code] = replace(known, **facts)
+    return tuple(found.pop(code) for code in by_hand) + tuple(found[code] for code in sorted(found))
+
+
+LANGUAGES = _all_languages()
+"""All languages with a complete text of the declaration, the ones with a walk-through first."""
+
 _BY_CODE = {language.code: language for language in LANGUAGES}
 
 PAPER_LANGUAGES = ("mt", "af", "is", "cy", "mk", "lv", "lt", "sl", "sk", "et", "ka", "ne")
@@ -103,7 +139,7 @@ def get_language(code: str) -> Language:
         The language.
 
     Raises:
-        ValueError: If the code is unknown; the message names the nearest codes and all valid ones.
+        ValueError: If the code is unknown; the message names the nearest codes, and where all are listed.
     """
     if code in _BY_CODE:
         return _BY_CODE[code]
@@ -111,4 +147,19 @@ def get_language(code: str) -> Language:
     known = {name.lower(): x.code for x in LANGUAGES for name in (x.code, x.iso639_3, x.name, x.own_name)}
     near = dict.fromkeys(known[n] for n in difflib.get_close_matches(asked, known, n=3, cutoff=0.5))
     hint = " Did you mean " + " or ".join(f"{c!r} ({_BY_CODE[c].name})" for c in near) + "?" if near else ""
-    raise ValueError(f"Unknown language {code!r}.{hint} Known codes: {' '.join(_BY_CODE)}.")
+    raise ValueError(
+        f"Unknown language {code!r}.{hint} Known codes: {' '.join(x.code for x in _BY_HAND)}, and "
+        f"{len(LANGUAGES) - len(_BY_HAND)} more that `ssetools languages` lists."
+    )
+
+
+def languages_in(source: str) -> list[str]:
+    """Returns the codes of all languages that a source of text is known to hold.
+
+    Args:
+        source: As in `ssetools.load_texts`; of sources joined with "+", those that all of them hold. A source of which
+            nothing is known, such as text of your own, counts as holding every language.
+    """
+    known = set().union(*(x.corpora for x in LANGUAGES))
+    parts = {part.split(":")[0].strip() for part in source.split("+")} & known
+    return [x.code for x in LANGUAGES if parts <= x.corpora]

@@ -1,0 +1,259 @@
+"""Neurons of every language: counts kept apart in shards of text, and the sets that ship with the package.
+
+Counts add, so a profile kept in shards of equal length can be put together again from any of them: from all, from one
+half against the other, or from a resampling. All the atlas's intervals come from this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssetools import embedded, wikitext
+from ssetools.corpora import SPLITS, load_texts, pack_tokens
+from ssetools.languages import get_language
+from ssetools.models import model_source
+from ssetools.neurons import NeuronSets
+from ssetools.profiling import ActivationProfile, counting
+from ssetools.tensors import load_tensors, save_tensors
+
+SHARDS = 8
+SHARD_TOKENS = 200
+TOP_RATES = (0.01, 0.05)
+_MESSAGES = 700
+
+
+@dataclass
+class ShardedProfile:
+    """Activation counts of many languages, kept apart by shard of text.
+
+    Attributes:
+        counts: ByteTensor [languages, shards, layers, neurons]: tokens of the shard on which the neuron fired.
+        languages: Codes, in the order of the first axis.
+        shard_tokens: Tokens in each shard.
+        metadata: Model, revision and source of the counting.
+    """
+
+    counts: torch.Tensor
+    languages: list[str]
+    shard_tokens: int
+    metadata: dict = field(default_factory=dict)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each language."""
+        return self.counts.shape[1]
+
+    def profile(
+        self, shards: Sequence[int] | torch.Tensor | None = None, languages: Sequence[str] | None = None
+    ) -> ActivationProfile:
+        """Adds shards up to one profile.
+
+        Args:
+            shards: Which shards, the same for every language; or a LongTensor [languages, picks] of them by language, where
+                one may come twice. None takes all.
+            languages: Codes; None takes all.
+        """
+        languages = list(languages or self.languages)
+        rows = [self.languages.index(language) for language in languages]
+        picks = torch.arange(self.num_shards) if shards is None else torch.as_tensor(shards)
+        picks = picks.expand(len(rows), -1)
+        counts = torch.stack([self.counts[row][pick].sum(0) for row, pick in zip(rows, picks, strict=True)])
+        tokens = torch.full((len(rows),), picks.shape[1] * self.shard_tokens)
+        return ActivationProfile(counts, tokens, languages, self.metadata)
+
+    def resampled(
+        self, times: int, languages: Sequence[str] | None = None, seed: int = 0
+    ) -> Iterator[ActivationProfile]:
+        """Gives profiles of shards drawn with replacement, each language's anew: the text that might have been."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(times):
+            shape = (len(languages or self.languages), self.num_shards)
+            yield self.profile(torch.randint(self.num_shards, shape, generator=generator), languages)
+
+    def halves(
+        self, times: int, shards: int, languages: Sequence[str] | None = None, seed: int = 0
+    ) -> Iterator[tuple[ActivationProfile, ActivationProfile]]:
+        """Gives pairs of profiles of `shards` shards each that have no text in common."""
+        if not 0 < 2 * shards <= self.num_shards:
+            raise ValueError(f"Two parts of {shards} shards do not fit into {self.num_shards}.")
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(times):
+            order = torch.randperm(self.num_shards, generator=generator)
+            yield (self.profile(order[:shards], languages), self.profile(order[shards : 2 * shards], languages))
+
+
+def profile_atlas(
+    model: nn.Module,
+    tokenizer,
+    languages: Sequence[str],
+    folder: str | Path,
+    source: str = "udhr",
+    shards: int = SHARDS,
+    shard_tokens: int = SHARD_TOKENS,
+    seconds: float | None = None,
+) -> list[str]:
+    """Counts activations of many languages, one file a language, shard by shard.
+
+    Every language gets the same number of tokens: `shards` windows, spread evenly over its text, each opened by BOS,
+    which is not counted. Only one language is in memory at a time, and a language that has its file is not counted
+    again, so a stopped run goes on.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        languages: Codes.
+        folder: Where the files lie.
+        source: As in `atlas_texts`.
+        shards: Shards of each language.
+        shard_tokens: Tokens of each shard, at most 255.
+        seconds: Stop after the language that reaches this time; None goes to the end.
+
+    Returns:
+        The languages that are still to be counted.
+
+    Raises:
+        ValueError: If a language has too little text.
+    """
+    facts = {**model_source(model), "source": source, "shards": shards, "shard_tokens": shard_tokens}
+    started, left = time.monotonic(), []
+    with counting(model) as count:
+        for lang in languages:
+            path = Path(folder) / f"{lang}.safetensors"
+            if path.is_file():
+                continue
+            if seconds is not None and time.monotonic() - started > seconds:
+                left.append(lang)
+                continue
+            windows = _shards(tokenizer, atlas_texts(source, lang), shards, shard_tokens, lang)
+            opening = len(windows[0]) - shard_tokens
+            counts = torch.stack([count(window[None], opening) for window in windows])
+            save_tensors(path, {"counts": counts.to(torch.uint8)}, facts)
+    return left
+
+
+def _shards(tokenizer, texts: Sequence[str], shards: int, shard_tokens: int, lang: str) -> list[torch.Tensor]:
+    opening = 0 if tokenizer.bos_token_id is None else 1
+    full = [w for w in pack_tokens(tokenizer, texts, shard_tokens + opening) if len(w) == shard_tokens + opening]
+    if len(full) < shards:
+        raise ValueError(f"The text in {lang!r} has {len(full)} windows of {shard_tokens} tokens, not {shards}.")
+    return [full[i * len(full) // shards] for i in range(shards)]
+
+
+def load_shards(folder: str | Path, languages: Sequence[str]) -> ShardedProfile:
+    """Reads what `profile_atlas` wrote for some languages.
+
+    Raises:
+        ValueError: If the files are of different models, sources or sizes.
+        FileNotFoundError: If a language was never counted.
+    """
+    counts, facts = [], None
+    for lang in languages:
+        tensors, about = load_tensors(Path(folder) / f"{lang}.safetensors", "counts of a language", ("counts",))
+        if facts is not None and about != facts:
+            raise ValueError(f"{folder}/{lang}.safetensors was made with {about}, the others with {facts}.")
+        counts, facts = [*counts, tensors["counts"]], about
+    return ShardedProfile(torch.stack(counts), list(languages), int(facts["shard_tokens"]), facts)
+
+
+def atlas_texts(source: str, lang: str) -> list[str]:
+    """Loads all the text of a language that the atlas counts on.
+
+    Args:
+        source: "udhr", the whole declaration; "mediawiki", some hundred interface messages, the same in all languages
+            that have them; or any other source of `load_texts`, its training text.
+        lang: Language code.
+    """
+    if source == "udhr":
+        return [text for split in SPLITS for text in load_texts(source, lang, split)]
+    if source != "mediawiki":
+        return load_texts(source, lang, "train")
+    # Parsing all messages of all languages would take an hour; a sample of keys is enough.
+    language = get_language(lang)
+    found, english = (_messages(code) for code in (language.code_for("mediawiki"), "en"))
+    chosen = sorted(found, key=lambda key: hashlib.sha1(key.encode()).hexdigest())[:_MESSAGES]
+    return list(wikitext.clean_messages({key: found[key] for key in chosen}, english, language).values())
+
+
+def _messages(code: str) -> dict[str, str]:
+    return json.loads((embedded.mediawiki_folder() / f"{code}.json").read_text(encoding="utf-8"))
+
+
+def load_atlas(model: str = embedded.EMBEDDED_MODEL, top_rate: float = 0.05) -> NeuronSets:
+    """Loads the neuron sets of all languages that ship with the package.
+
+    Args:
+        model: Model whose atlas to load; "gemma-3-270m" ships.
+        top_rate: 0.01 or 0.05, the share of all neurons that is selected over all languages together.
+
+    Returns:
+        One set a language. `metadata["profiled_languages"]` names the languages that the selection contrasts.
+
+    Raises:
+        ValueError: If there is no such atlas; the message names those there are.
+    """
+    path = atlas_path(model, top_rate)
+    if not path.is_file():
+        there = sorted(x.stem.removeprefix("atlas-") for x in path.parent.glob("atlas-*.safetensors"))
+        raise ValueError(
+            f"No atlas of {model!r} at top_rate {top_rate} ships; there is {', '.join(there)} (percent). For a model of "
+            "your own: python scripts/make_atlas.py --model ..., or ssetools profile --languages all."
+        )
+    return NeuronSets.load(path)
+
+
+def atlas_path(model: str, top_rate: float) -> Path:
+    """Returns where the package keeps the atlas of a model."""
+    return Path(__file__).parent / "data" / f"atlas-{model.replace('/', '--')}-{100 * top_rate:g}.safetensors"
+
+
+def load_results(folder: str | Path) -> dict:
+    """Reads the analyses that `make atlas` wrote: "languages", "selections", "stability" and so on, by file name.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+    """
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(f"There are no results of the atlas in {folder}: run `make atlas`, or work in a clone.")
+    return found
+
+
+def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None):
+    """Compares two files of neuron sets, by language and layer.
+
+    Args:
+        first: Neuron sets, for instance of this package.
+        second: Sets of the same model, for instance from `NeuronSets.from_reference`.
+        languages: Code in `second` by code in `first`, where they are named differently; None takes all common codes.
+
+    Returns:
+        DataFrame with a row for each language and layer, and one for all layers together (layer "all"): `language`,
+        `layer`, `first` and `second` (neurons), `shared`, and `jaccard`, NaN where both are empty.
+
+    Raises:
+        ValueError: If the sets are of models of different shape, or have no language in common.
+    """
+    import pandas
+
+    if first.num_layers != second.num_layers:
+        raise ValueError(f"These sets have {first.num_layers} and {second.num_layers} layers: not the same model.")
+    pairs = dict(languages) if languages else {lang: lang for lang in first if lang in second}
+    if not pairs:
+        raise ValueError(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
+    rows = []
+    for lang, other in pairs.items():
+        sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(first[lang], second[other], strict=True)]
+        sizes = [(len(a), len(b), len(a & b)) for a, b in sets]
+        sizes.append(tuple(map(sum, zip(*sizes, strict=True))))
+        for layer, (a, b, shared) in zip([*range(first.num_layers), "all"], sizes, strict=True):
+            union = a + b - shared
+            rows.append((lang, layer, a, b, shared, shared / union if union else float("nan")))
+    return pandas.DataFrame(rows, columns=["language", "layer", "first", "second", "shared", "jaccard"])

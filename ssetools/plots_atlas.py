@@ -1,0 +1,223 @@
+"""The figures of the atlas: overlaps with families and scripts, stability, the map, and sets switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy
+import pandas
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ssetools.atlas_effects import effect_table
+from ssetools.atlas_statistics import average_linkage, distances, leaf_order
+from ssetools.languages import get_language
+from ssetools.neurons import NeuronSets
+from ssetools.plots import SEQUENTIAL, WIDTH, style
+
+_OTHER = "#c9ced6"
+_BASE, _STRONG, _WEAK = "#9aa5b1", "#0b6e99", "#d1495b"
+_FACTS = {
+    "tokens_per_byte": "tokens per byte",
+    "tokens_per_word": "tokens per word",
+    "nats_per_token": "loss (nats per token)",
+    "bits_per_byte": "bits per byte",
+    "wikipedia_articles": "Wikipedia articles",
+}
+
+
+def _colours(labels: Sequence[str], most: int = 9, palette: str = "tab10") -> dict[str, str]:
+    """Gives the commonest labels a colour each; the others are grey."""
+    common = pandas.Series(list(labels)).value_counts().index[:most]
+    colours = seaborn.color_palette(palette, most).as_hex()
+    return dict(zip(common, colours, strict=False))
+
+
+def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
+    """Draws the Jaccard index of every two languages, ordered by average linkage, with bars of family and script.
+
+    Args:
+        neurons: Neuron sets; languages without neurons are left out.
+        label_every: Write every n-th language's name; 0 writes all when there are at most 60.
+    """
+    codes = [code for code in neurons if neurons.count(code)]
+    rows = [neurons.languages.index(code) for code in codes]
+    table = distances(neurons)[rows][:, rows]
+    order = leaf_order(average_linkage(table))
+    codes = [codes[i] for i in order]
+    shown = 1 - table[order][:, order]
+    numpy.fill_diagonal(shown, numpy.nan)
+    known = [get_language(code) for code in codes]
+    bars = {"family": [x.lineage[0] for x in known], "script": [x.script for x in known]}
+    style()
+    figure, (strip, axes) = plt.subplots(
+        1, 2, figsize=(WIDTH, WIDTH), width_ratios=(1, 22), layout="constrained", sharey=True
+    )
+    palettes = {"family": _colours(bars["family"]), "script": _colours(bars["script"], 8, "Dark2")}
+    colours = [[to_rgb(palettes[name].get(label, _OTHER)) for name, labels in bars.items() for label in [labels[i]]]
+               for i in range(len(codes))]  # fmt: skip
+    strip.imshow(numpy.array(colours), aspect="auto", interpolation="nearest")
+    strip.set_xticks(range(len(bars)), list(bars), rotation=90)
+    image = axes.imshow(
+        shown, cmap=SEQUENTIAL, vmin=0, vmax=numpy.nanquantile(shown, 0.998), aspect="auto", interpolation="nearest"
+    )
+    every = label_every or (1 if len(codes) <= 60 else 0)
+    places = range(0, len(codes), every) if every else []
+    strip.set_yticks(list(places), [known[i].name for i in places], fontsize=7)
+    axes.set_xticks([])
+    for part in (strip, axes):
+        part.grid(visible=False)
+    figure.colorbar(image, ax=axes, label="Jaccard", shrink=0.5, location="bottom", pad=0.01)
+    axes.set_title(f"Overlap of the neuron sets of {len(codes)} languages")
+    for place, (name, palette) in zip(("outside right upper", "outside right lower"), palettes.items(), strict=True):
+        handles = [Patch(color=colour, label=label) for label, colour in [*palette.items(), ("others", _OTHER)]]
+        figure.legend(handles=handles, title=name, loc=place, fontsize=8, frameon=False)
+    return figure
+
+
+def neurons_against(about: Mapping, facts: Sequence[str], found: Mapping, rate: str = "5") -> Figure:
+    """Draws the number of neurons of each language against facts about it, with the rank correlation in the title.
+
+    Args:
+        about: `languages` of languages.json.
+        facts: Names of facts, such as "tokens_per_byte".
+        found: correlates.json.
+        rate: "1" or "5", percent of all neurons selected.
+    """
+    style()
+    figure, panels = plt.subplots(1, len(facts), figsize=(WIDTH, 3.2), layout="constrained", sharey=True, squeeze=False)
+    for axes, fact in zip(panels[0], facts, strict=True):
+        pairs = [(x[fact], x["neurons"][rate]) for x in about.values() if x[fact] is not None]
+        axes.plot(*zip(*pairs, strict=True), "o", markersize=3, alpha=0.5, color=_STRONG)
+        one = found[rate][fact]
+        axes.set_title(f"rho {one['rho']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})", fontsize=10)
+        axes.set_xlabel(_FACTS[fact])
+        if max(x for x, _ in pairs) > 20 * (1 + min(x for x, _ in pairs)):
+            axes.set_xscale("symlog")
+            axes.set_xticks([0, 100, 10_000, 1_000_000], ["0", "100", "10k", "1M"])
+            axes.minorticks_off()
+    panels[0, 0].set_ylabel("neurons")
+    return figure
+
+
+def selections(found: Mapping, rate: str = "5") -> Axes:
+    """Draws, for each language, how much of its set stays when more languages are profiled beside it."""
+    style()
+    axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")[1]
+    pairs = {"13/50": "13 and 50", "50/all": "50 and all", "13/all": "13 and all"}
+    codes = found["groups"]["13"].split()
+    for offset, (colour, (pair, label)) in enumerate(
+        zip(seaborn.color_palette("colorblind"), pairs.items(), strict=False)
+    ):
+        rows = [found["jaccard"][rate][pair][code] for code in codes]
+        places = numpy.arange(len(codes)) + 0.2 * (offset - 1)
+        axes.plot(places, [x["jaccard"] for x in rows], "o", color=colour, label=f"{label} languages")
+        axes.vlines(places, [x["low"] for x in rows], [x["high"] for x in rows], color=colour)
+    axes.set_xticks(range(len(codes)), [get_language(code).name for code in codes], rotation=45, ha="right")
+    axes.set(ylabel="Jaccard", ylim=(0, 1), title="The same language's set in two selections")
+    axes.legend(frameon=False, ncols=3, fontsize=9)
+    return axes
+
+
+def stability(found: Mapping) -> Axes:
+    """Draws split-half agreement against the tokens in each half: the median language and the middle 80%."""
+    style()
+    axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")[1]
+    for colour, rate in zip(seaborn.color_palette("colorblind"), ("1", "5"), strict=False):
+        tokens = [int(x) for x in found[rate]]
+        rows = [[x["jaccard"] for lang, x in part.items() if lang != "mean" and x["jaccard"] is not None]
+                for part in found[rate].values()]  # fmt: skip
+        axes.plot(tokens, [numpy.median(x) for x in rows], "o-", color=colour, label=f"{rate}% of the neurons")
+        axes.fill_between(
+            tokens,
+            [numpy.quantile(x, 0.1) for x in rows],
+            [numpy.quantile(x, 0.9) for x in rows],
+            color=colour,
+            alpha=0.15,
+        )
+    axes.set(xlabel="tokens in each half", ylabel="Jaccard of two halves", ylim=(0, 1), xscale="log")
+    axes.set_xticks(tokens, [str(x) for x in tokens])
+    axes.minorticks_off()
+    axes.set_title("How stable a set is against its text")
+    axes.legend(frameon=False)
+    return axes
+
+
+def kinds(found: Mapping, rate: str = "5") -> Axes:
+    """Draws, for each language, the agreement between declaration and messages against the ceiling: two halves of one."""
+    style()
+    axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")[1]
+    rows = [x for lang, x in found[rate].items() if lang != "mean" and None not in x.values()]
+    ceiling = [(x["within_first"] * x["within_second"]) ** 0.5 for x in rows]
+    axes.plot(ceiling, [x["across"] for x in rows], "o", markersize=4, alpha=0.6, color=_STRONG)
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="two halves of one kind (geometric mean of both kinds)",
+        ylabel="declaration and messages",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title="Does another kind of text find the same neurons?",
+    )
+    return axes
+
+
+def language_map(about: Mapping, labelled: Sequence[str] = ()) -> Axes:
+    """Draws the two-dimensional map of overlaps, coloured by family."""
+    style()
+    axes = plt.subplots(figsize=(WIDTH, 5.6), layout="constrained")[1]
+    colours = _colours([x["stock"] for x in about.values()], 8)
+    for stock, colour in [*colours.items(), (None, _OTHER)]:
+        places = [x["map"] for x in about.values() if (x["stock"] == stock if stock else x["stock"] not in colours)]
+        axes.plot(*zip(*places, strict=True), "o", markersize=4, alpha=0.75, color=colour, label=stock or "others")
+    for code in labelled:
+        axes.annotate(about[code]["name"], about[code]["map"], xytext=(3, 3), textcoords="offset points", fontsize=8)
+    axes.set(xticks=[], yticks=[], title="Languages near each other share neurons (classical scaling)")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def effects(found: Mapping) -> Axes:
+    """Draws loss added to language B (columns) by the set of A (rows), less what A's control adds."""
+    table = effect_table(found)
+    names = [get_language(code).name for code in table.index]
+    style()
+    axes = plt.subplots(figsize=(WIDTH, WIDTH), layout="constrained")[1]
+    shares = (table / table.max()).clip(lower=0).set_axis(names, axis=0).set_axis(names, axis=1)
+    seaborn.heatmap(
+        shares,
+        ax=axes,
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        square=True,
+        xticklabels=True,
+        yticklabels=True,
+        linewidths=0.2,
+        cbar_kws={"label": "share of the column's largest", "shrink": 0.5},
+    )
+    axes.set(xlabel="measured in", ylabel="set switched off", title="Whose neurons are they?")
+    axes.tick_params(axis="x", rotation=90, labelsize=8)
+    axes.tick_params(axis="y", rotation=0, labelsize=8)
+    return axes
+
+
+def specificity(found: Mapping) -> Axes:
+    """Draws each set's specificity with its interval; the sets that fail are hollow and red."""
+    rows = sorted(found["specificity"].items(), key=lambda item: item[1]["specificity"])
+    style()
+    axes = plt.subplots(figsize=(WIDTH, 0.24 * len(rows) + 1), layout="constrained")[1]
+    for place, (_, x) in enumerate(rows):
+        colour = _WEAK if x["fails"] else _STRONG
+        axes.hlines(place, x["low"], x["high"], color=colour, linewidth=1.4)
+        axes.plot(x["specificity"], place, "o", color=colour, markerfacecolor="white" if x["fails"] else colour)
+    axes.axvline(0, color="0.3", linewidth=1)
+    names = [get_language(code).name + (f" (more harm: {get_language(x['worst']).name})" if x["worst"] != code else "")
+             for code, x in rows]  # fmt: skip
+    axes.set_yticks(range(len(rows)), names, fontsize=9)
+    axes.set_xlabel("loss added to its own language, less the median other (nats per token)")
+    axes.set_title("Specificity of each language's set; hollow: it fails")
+    return axes
