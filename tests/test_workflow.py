@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ssetools import cli
 from ssetools.report import collect
 
@@ -19,6 +21,7 @@ def plan(*options):
     return dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_study_plans_every_run_once_and_nothing_that_is_there(tmp_path):
     folder = tmp_path / "runs" / "gemma-3-270m"
     for name in ("profile.safetensors", "neurons.safetensors", "yo/lape-seed0/adapter.json"):
