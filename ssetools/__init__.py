@@ -23,6 +23,7 @@ from ssetools.plan import MemoryPlan, plan_memory
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
+from ssetools.task_evaluation import evaluate
 from ssetools.training import TrainingResult, finetune
 
 try:
@@ -51,6 +52,7 @@ __all__ = [
     "compare_neurons",
     "deactivated",
     "drift",
+    "evaluate",
     "find_ffn_blocks",
     "finetune",
     "get_language",
