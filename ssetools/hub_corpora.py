@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssetools.hub import hub_reachable
+from ssetools.hub import hub_reachable, quiet_datasets
 from ssetools.languages import Language
 from ssetools.own_text import SPLITS, files_digest, split_of
 
@@ -201,6 +201,11 @@ def revision_of(corpus, folder: str, name: str) -> str:
         return f"{corpus.repository}@{huggingface_hub.HfApi().dataset_info(corpus.repository).sha}"
 
 
+def fresh(folder: str) -> dict[str, str]:
+    """Returns options for `datasets` to read a local copy anew: its cache knows a folder by its name alone."""
+    return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
+
+
 def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: str, streaming: bool):
     import datasets
 
@@ -209,6 +214,8 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
     code = language.code_for(name)
     theirs = corpus.splits[split]
     options = {"split": theirs, "streaming": streaming}
+    if not streaming:
+        options |= fresh(folder)
     if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
         options |= {"batch_size": _BATCH, "columns": [corpus.text]}
     place = folder or corpus.repository
@@ -232,12 +239,9 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
 @contextlib.contextmanager
 def unavailable(corpus, folder: str, name: str) -> Iterator[None]:
     """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars."""
-    import datasets
-
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
     try:
-        yield
+        with quiet_datasets():
+            yield
     except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
         remedy = "Allow access to the Hugging Face hub"
         if corpus.gated and not folder:
@@ -246,9 +250,6 @@ def unavailable(corpus, folder: str, name: str) -> Iterator[None]:
             f"{corpus.title} cannot be loaded from {folder or 'the hub (' + corpus.repository + ')'}: "
             f'{_first_line(error)} {remedy}, or name a local copy in its layout: "{name}:FOLDER".'
         ) from error
-    finally:
-        if shown:
-            datasets.utils.logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ssetools.adapter import Adapter
 from ssetools.corpora import describe_source
+from ssetools.hub import quiet_datasets
 from ssetools.hub_corpora import TextUnavailable, revision_of
 from ssetools.languages import Language, get_language
 from ssetools.models import model_source
@@ -76,7 +77,7 @@ def evaluate(
         raise ModuleNotFoundError(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
     settings = {"limit": limit, "shots": shots, "seed": seed}
     rows: dict[str, dict] = {}
-    with in_memory(model, tokenizer, batch_size) as lm:
+    with in_memory(model, tokenizer, batch_size) as lm, quiet_datasets():
         for name, folder in wanted:
             asked = get_language("en") if TASKS[name].english else language
             try:

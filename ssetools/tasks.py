@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssetools.declaration_tasks import likelihood_task, match_task
 from ssetools.hub import hub_reachable
-from ssetools.hub_corpora import HUB_CORPORA, TextUnavailable, hub_table, unavailable
+from ssetools.hub_corpora import HUB_CORPORA, TextUnavailable, fresh, hub_table, unavailable
 from ssetools.languages import Language
 
 _TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
@@ -146,23 +146,23 @@ def _built_in(name: str, folder: str, language: Language) -> Mapping:
     if not folder:
         hub_reachable()
     place = folder or task_set.repository
+    members = dict(_members(manager.task_index, built_in))
     # Loaded once before lm-eval does: what goes wrong here is the data's doing, what goes wrong there is not.
     with unavailable(task_set, folder, name):
-        for config in dict.fromkeys(_configurations(manager.task_index, built_in)):
-            datasets.load_dataset(place, config)
-    kind = "group" if built_in in manager.all_groups else "task"
-    return manager.load([{"group": name + "_here", "task": [{kind: built_in, "dataset_path": place}]}])
+        for config in dict.fromkeys(members.values()):
+            datasets.load_dataset(place, config, **fresh(folder))
+    return manager.load([{"group": name, "task": [{"task": one, "dataset_path": place} for one in members]}])
 
 
-def _configurations(index: Mapping, name: str) -> Iterator[str | None]:
-    """Yields the configurations of the data set that a task, or every task of a group, reads."""
+def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
+    """Yields a task, or every task of a group, with the configuration of the data set that it reads."""
     entry = index[name]
-    members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
-    if isinstance(members, str):
-        yield entry.cfg.get("dataset_name")
+    inside = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
+    if isinstance(inside, str):
+        yield name, entry.cfg.get("dataset_name")
         return
-    for member in members:
-        yield from _configurations(index, member)
+    for member in inside:
+        yield from _members(index, member)
 
 
 def no_such_language(name: str, language: Language) -> TextUnavailable:

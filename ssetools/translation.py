@@ -143,9 +143,10 @@ def compare_translations(before: Sequence[str], after: Sequence[str], references
     metrics = _metrics(target)
     systems = [("before", list(before)), ("after", list(after))]
     _, found = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=_RESAMPLES)()
+    del found["System"]  # the names; then, under names of its own, a list for each metric in our order
     return {
-        name: {"difference": found[name][1].score - found[name][0].score, "p": found[name][1].p_value}
-        for name in metrics
+        name: {"difference": after.score - before.score, "p": after.p_value}
+        for name, (before, after) in zip(metrics, found.values(), strict=True)
     }
 
 
