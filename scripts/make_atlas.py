@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 import time
 from pathlib import Path
 
 from ssetools import atlas_effects, atlas_statistics, embedded
-from ssetools.atlas import TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
+from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
 from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
 from ssetools.models import load_model
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
 _SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
 _MANY_MESSAGES = 1500
 _DEACTIVATED = 32
+_MORE_SHARDS = 64
 _NEAREST = 5
 
 
@@ -77,13 +79,13 @@ class Work:
             raise Stopped("the time is over")
         return None if self.end is None else self.end - time.monotonic()
 
-    def count(self, source: str, languages: list[str]) -> None:
+    def count(self, source: str, languages: list[str], shards: int = SHARDS) -> None:
         folder = self.folder / source.replace("/", "--")
         missing = [code for code in languages if not (folder / f"{code}.safetensors").is_file()]
         if missing:
             print(f"Counting {len(missing)} of {len(languages)} languages on {source} ...", flush=True)
             started = time.monotonic()
-            rest = profile_atlas(*self.model, missing, folder, source, seconds=self.left())
+            rest = profile_atlas(*self.model, missing, folder, source, shards, seconds=self.left())
             minutes = (time.monotonic() - started) / 60
             print(f"{len(missing) - len(rest)} languages in {minutes:.1f} minutes", flush=True)
             if rest:
@@ -114,6 +116,7 @@ class Work:
         self.step("families.json", families)
         self.step("correlates.json", correlates)
         self.step("deactivation.json", self.deactivation)
+        self.step("more_text.json", self.more_text)
 
     def step(self, name: str, function) -> None:
         path = RESULTS / name
@@ -129,20 +132,20 @@ class Work:
         fifty = list(dict.fromkeys([*TARGET_LANGUAGES, *CONTRAST_LANGUAGES, *(x.code for x in most)]))[:50]
         groups = {"13": list(TARGET_LANGUAGES), "50": fifty, "all": self.languages}
         overlap = {
-            f"{100 * rate:g}": atlas_statistics.overlap_by_languages(self.shards("udhr"), groups, rate, times=20)
+            f"{100 * rate:g}": atlas_statistics.overlap_by_languages(self.shards("udhr"), groups, rate, times=50)
             for rate in TOP_RATES
         }
         return {"groups": {name: " ".join(codes) for name, codes in groups.items()}, "jaccard": overlap}
 
     def stability(self) -> dict:
         counts = self.shards("udhr")
-        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=6) for rate in TOP_RATES}
+        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=12) for rate in TOP_RATES}
 
     def kinds(self) -> dict:
         self.count("mediawiki", languages_of("mediawiki", "all"))
         messages = self.shards("mediawiki")
         return {
-            f"{100 * rate:g}": atlas_statistics.across_kinds(self.shards("udhr"), messages, rate, times=6)
+            f"{100 * rate:g}": atlas_statistics.across_kinds(self.shards("udhr"), messages, rate, times=12)
             for rate in TOP_RATES
         }
 
@@ -171,7 +174,7 @@ class Work:
                 "tokens_per_byte": round(one["tokens"] / one["bytes"], 4),
                 "tokens_per_word": None if language.script in _SPACELESS else round(one["tokens"] / one["words"], 3),
                 "nats_per_token": one["nats"],
-                "bits_per_byte": round(one["nats"] * one["tokens"] / one["bytes"] / 0.6931, 4),
+                "bits_per_byte": round(one["nats"] * one["tokens"] / one["bytes"] / math.log(2), 4),
                 "wikipedia_articles": language.wikipedia_articles,
             }
         return {"map_share": round(share, 4), "languages": rows}
@@ -182,9 +185,17 @@ class Work:
         losses = atlas_effects.deactivation_losses(
             *self.model, neurons, codes, self.folder / "deactivation.json", seconds=self.left()
         )
-        if len(losses["rows"]) < 2 * len(codes) + 1:
-            raise Stopped(f"{len(losses['rows'])} of {2 * len(codes) + 1} rows are measured")
+        names = atlas_effects.row_names(codes)
+        if len(losses["rows"]) < len(names):
+            raise Stopped(f"{len(losses['rows'])} of {len(names)} rows are measured")
         return {"specificity": atlas_effects.specificity(losses), **losses}
+
+    def more_text(self) -> dict:
+        """Stability where there is more text: declaration and messages of the targets and the contrasts."""
+        source, codes = "udhr+mediawiki", [*TARGET_LANGUAGES, *CONTRAST_LANGUAGES]
+        self.count(source, codes, _MORE_SHARDS)
+        counts = load_shards(self.folder / source, codes)
+        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=50) for rate in TOP_RATES}
 
 
 def languages_of(source: str, asked: str) -> list[str]:
@@ -237,6 +248,13 @@ def _tests(table, known, rows) -> dict:
         "tree against genealogy": atlas_statistics.matrix_correlation(tree, kin),
         "overlaps against genealogy": atlas_statistics.matrix_correlation(part, kin),
     }
+    script = atlas_statistics.label_distances([x.script for x in languages])
+    if script.any():
+        tests |= {
+            "overlaps against script": atlas_statistics.matrix_correlation(part, script),
+            "overlaps against genealogy, script taken out": atlas_statistics.matrix_correlation(part, kin, script),
+            "overlaps against script, genealogy taken out": atlas_statistics.matrix_correlation(part, script, kin),
+        }
     labels = {"stock": [x.lineage[0] for x in languages], "branch": [x.family for x in languages]}
     labels |= {"script": [x.script for x in languages]}
     for name, one in labels.items():

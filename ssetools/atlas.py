@@ -69,15 +69,6 @@ class ShardedProfile:
         tokens = torch.full((len(rows),), picks.shape[1] * self.shard_tokens)
         return ActivationProfile(counts, tokens, languages, self.metadata)
 
-    def resampled(
-        self, times: int, languages: Sequence[str] | None = None, seed: int = 0
-    ) -> Iterator[ActivationProfile]:
-        """Gives profiles of shards drawn with replacement, each language's anew: the text that might have been."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(times):
-            shape = (len(languages or self.languages), self.num_shards)
-            yield self.profile(torch.randint(self.num_shards, shape, generator=generator), languages)
-
     def halves(
         self, times: int, shards: int, languages: Sequence[str] | None = None, seed: int = 0
     ) -> Iterator[tuple[ActivationProfile, ActivationProfile]]:
@@ -120,8 +111,10 @@ def profile_atlas(
         The languages that are still to be counted.
 
     Raises:
-        ValueError: If a language has too little text.
+        ValueError: If a language has too little text, or a shard more tokens than a byte counts.
     """
+    if shard_tokens > 255:
+        raise ValueError(f"A shard holds at most 255 tokens, the most that a byte counts; got {shard_tokens}.")
     facts = {**model_source(model), "source": source, "shards": shards, "shard_tokens": shard_tokens}
     started, left = time.monotonic(), []
     with counting(model) as count:
