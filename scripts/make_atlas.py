@@ -15,17 +15,18 @@ import sys
 import time
 from pathlib import Path
 
-from ssetools import atlas_effects, atlas_statistics, embedded
-from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
+from ssetools import atlas_effects, atlas_statistics, embedded, wikitext
+from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, interface_messages, load_atlas, load_shards, profile_atlas
 from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
+from ssetools.loss import body_of
 from ssetools.models import load_model
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
 _SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
-_MANY_MESSAGES = 1500
+_MANY_MESSAGES, _LONG_MESSAGES = 1500, 150
 _DEACTIVATED = 32
 _MORE_SHARDS = 64
 _NEAREST = 5
@@ -117,6 +118,7 @@ class Work:
         self.step("correlates.json", correlates)
         self.step("deactivation.json", self.deactivation)
         self.step("more_text.json", self.more_text)
+        self.step("cost.json", self.cost)
 
     def step(self, name: str, function) -> None:
         path = RESULTS / name
@@ -197,16 +199,33 @@ class Work:
         counts = load_shards(self.folder / source, codes)
         return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=50) for rate in TOP_RATES}
 
+    def cost(self) -> dict:
+        """What counting costs: tokens, and the weights that each token passes."""
+        model, _ = self.model
+        embeddings = model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in body_of(model).parameters()) - embeddings
+        counts = self.shards("udhr")
+        tokens = counts.num_shards * counts.shard_tokens
+        return {"weights_in_layers": weights, "languages": len(counts.languages), "tokens_per_language": tokens}
+
 
 def languages_of(source: str, asked: str) -> list[str]:
     """Returns the codes asked for; "all" are those that the source is known to hold, with enough text."""
     if asked != "all":
         return [get_language(code).code for code in asked.split()]
     if source == "mediawiki":
-        folder = embedded.mediawiki_folder()
-        files = {code: folder / f"{get_language(code).code_for(source)}.json" for code in languages_in(source)}
-        return [code for code, path in files.items() if len(json.loads(path.read_bytes())) >= _MANY_MESSAGES]
+        return [code for code in languages_in(source) if _has_many_messages(code)]
     return languages_in(source)
+
+
+def _has_many_messages(code: str) -> bool:
+    """Whether enough messages are translated, and enough of these long enough, for the sample that is counted on."""
+    language = get_language(code)
+    found, english = (interface_messages(x) for x in (language.code_for("mediawiki"), "en"))
+    if len(found) < _MANY_MESSAGES:
+        return False
+    translated = [m for key, m in found.items() if code == "en" or m != english.get(key)]
+    return sum(wikitext.num_words(m, language) >= wikitext.MIN_WORDS for m in translated) >= _LONG_MESSAGES
 
 
 def spread_languages(number: int) -> list[str]:
