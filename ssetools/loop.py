@@ -20,6 +20,7 @@ from ssetools.memory import checkpointed_activations, make_optimizer
 from ssetools.methods import METHODS
 from ssetools.models import model_source
 from ssetools.paths import whole_file
+from ssetools.sharding import is_sharded
 from ssetools.subnetwork import Subnetwork
 
 _LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -176,8 +177,11 @@ class Run:
     def _validate(self) -> float:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, tokens
         self.adapter.dropout(False)
-        for window in self.validation[processes.rank() :: processes.count()]:
-            losses = token_losses(self.adapter.model, window[None].to(self.device))
+        model, mine = self.adapter.model, self.validation[processes.rank() :: processes.count()]
+        for window in processes.in_step(mine, is_sharded(model)):
+            losses = token_losses(model, (self.validation[0] if window is None else window)[None].to(self.device))
+            if window is None:  # only to take part in the gathering that the others' passes need
+                continue
             sums += torch.tensor([losses.sum().item(), losses.numel()], dtype=torch.float64, device=self.device)
         total, count = processes.total(sums).tolist()
         if total / count < self.best_loss:

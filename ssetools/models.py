@@ -37,7 +37,7 @@ def load_model(
             all weights in `dtype`.
         dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
             prints the reason once.
-        device_map: As in transformers; None takes the first GPU, else the CPU.
+        device_map: As in transformers; None takes the first GPU (each of several processes its own), else the CPU.
 
     Returns:
         `(model, tokenizer)`. The model is in evaluation mode.
@@ -95,6 +95,12 @@ def has_8bit_layers(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
+def int8_scales(module: nn.Module) -> torch.Tensor:
+    """Returns the scale of each row of an 8-bit layer, whose weights are its codes times scale / 127."""
+    # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
+    return module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+
+
 def num_parameters(model: nn.Module) -> int:
     """Counts the model's weights, whether stored in 8 bits or more; tied ones once."""
     return sum(p.numel() for p in model.parameters())
@@ -149,7 +155,7 @@ def _say_once(message: str) -> None:
 
 def _device() -> str:
     if torch.cuda.is_available():
-        return "cuda:0"
+        return f"cuda:{processes.local_rank()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

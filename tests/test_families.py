@@ -143,6 +143,13 @@ def test_adapters_switch_and_stack(family, load_in_8bit, tmp_path):
         stacked = Subnetwork.stack(folders, model, weights)
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
         stacked.detach()
+    switched = Subnetwork.stack(folders, model, (1, 0))
+    for weights, expected in (((0, 1), alone["b"]), ((1, 0), alone["a"]), ((0, 0), base)):
+        switched.weigh(weights)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="2 adapters, 1 weights"):
+        switched.weigh([1.0])
+    switched.detach()
     stacked = Subnetwork.stack(folders[:1] * 2, model, (0.75, 0.25))
     torch.testing.assert_close(logits(model), alone["a"], rtol=1e-4, atol=1e-4)
     stacked.detach()

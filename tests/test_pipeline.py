@@ -194,7 +194,7 @@ def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys
     tuned = perplexity(merged, tokenizer, load_texts("text", "yo", "test"), max_tokens=2048)
     assert f" to {tuned:.2f}" in (tmp_path / "merged" / "README.md").read_text()
     assert cli.main(["export", "yo", "out", "--model", "tiny", "--format", "gguf"]) == 2
-    assert "Unknown format 'gguf': use one of peft, merged." in capsys.readouterr().err
+    assert "Unknown format 'gguf': use one of peft, gguf-lora, merged." in capsys.readouterr().err
 
     calls = []
     monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **options: calls.append(repo))
