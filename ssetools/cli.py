@@ -30,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_voice():
-    """Of several processes that do one job under `accelerate launch`, the first one speaks."""
-    spoken = os.environ.get("RANK", "0") == "0"
+    """Of several processes that do one job, the first one speaks."""
+    ranks = [
+        os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+    ]  # torchrun, two kinds of MPI
+    spoken = all(rank in (None, "0") for rank in ranks)
     return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
 
 

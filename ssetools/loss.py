@@ -160,10 +160,10 @@ class _BlockwiseLoss(torch.autograd.Function):
                 pulled.mul_(rescale).add_(head.times_slope(powers, logits).to(rows.dtype) @ rows)
         own = head.rows(labels, hidden.dtype)
         found = head.label_logits(hidden, labels, own)
-        ctx.gradients = [None, None, None]
+        ctx.gradients, ctx.dtype = [None, None, None], hidden.dtype
         if pulled is not None:
             pulled = pulled / sums.total - head.times_slope(torch.ones_like(found), found)[:, None] * own
-            ctx.gradients[0] = (pulled / len(labels)).to(hidden.dtype)
+            ctx.gradients[0] = pulled.div_(len(labels))  # rounded to the model's dtype once it is scaled
         if any(ctx.needs_input_grad[1:3]):
             ctx.gradients[1:] = _head_gradients(head, hidden, labels, sums, found, blocks)
         return (sums.log_total().squeeze(-1) - found).mean()
@@ -174,6 +174,8 @@ class _BlockwiseLoss(torch.autograd.Function):
             g * grad_output.to(g.dtype) if g is not None and needed else None
             for g, needed in zip(ctx.gradients, ctx.needs_input_grad[:3], strict=True)
         ]
+        if scaled[0] is not None:
+            scaled[0] = scaled[0].to(ctx.dtype)
         return *scaled, None, None
 
 

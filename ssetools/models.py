@@ -76,6 +76,8 @@ def load_model(
             "class of its own. Load it with load_in_8bit=False."
         )
     model.requires_grad_(False)
+    if load_in_8bit:
+        _let_go_of_the_file(model)
     model.config.use_cache = False
     model.ssetools_source = {"model": name, "revision": _revision(name, model), "load_in_8bit": load_in_8bit}
     return model.eval(), tokenizer
@@ -151,6 +153,17 @@ def _dtype_and_reason(model_type: str, device: str) -> tuple[torch.dtype, str]:
 @functools.cache
 def _say_once(message: str) -> None:
     print(message, flush=True)
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copies what lies in main memory as it lies in the checkpoint, embeddings and norms.
+
+    Otherwise they are views of the mapped file, all of which stays in memory as long as they do: the 16-bit weights of the
+    8-bit layers too.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def _device() -> str:

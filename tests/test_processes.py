@@ -20,7 +20,7 @@ JOBS = {
     "whole": {},
     "shards": {"sharded": True},
     "shards of a tied model, recomputed activations": {"family": "gemma3", "recompute": True, "sharded": True},
-    "shards with LoRA": {"method": "lora", "sharded": True},
+    "shards with IA3": {"method": "ia3", "sharded": True},
     "shards of a bfloat16 base": {"dtype": "bfloat16", "sharded": True},
 }
 

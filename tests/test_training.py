@@ -183,6 +183,18 @@ def test_what_int8_loses_is_what_rounding_by_hand_loses():
         plain.int8_merge_error()
 
 
+def test_small_gradients_do_not_vanish_in_float16(word_tokenizer):
+    moved = {}
+    for dtype in (torch.float16, torch.float32):
+        model = families.tiny_model("llama", dtype=dtype)
+        model.lm_head.weight *= 1e-5  # whose gradients are smaller than the smallest float16
+        adapter = run(model, word_tokenizer, weight_decay=0.0, validation_texts=[], max_tokens=320).adapter
+        moved[dtype] = torch.cat([p.detach().flatten() for p in adapter.parameters()])
+    assert (moved[torch.float16] != 0).float().mean() > 0.9
+    agree = torch.nn.functional.cosine_similarity(moved[torch.float16], moved[torch.float32], dim=0)
+    assert agree > 0.8
+
+
 def test_switched_off_is_the_base_exactly(word_tokenizer):
     model = families.tiny_model("llama")
     base = token_losses(model, families.tokens())

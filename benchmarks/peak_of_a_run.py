@@ -1,4 +1,4 @@
-"""Measures one short training run in a process of its own: python tests/peak_of_a_run.py '{"model": ..., ...}'
+"""Measures one short training run in a process of its own: python benchmarks/peak_of_a_run.py '{"model": ..., ...}'
 
 Prints JSON: bytes of resident memory above what the imports take, after loading and at the peak of training.
 """
