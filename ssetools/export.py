@@ -29,7 +29,7 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
         output: Folder to write.
         model: The base: embedded name, hub id or local folder. It is loaded in 16 bits.
         form: "peft", a LoRA checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or
-            "merged", a 16-bit model with the deltas added, scored again, since they were trained beside 8-bit weights.
+            "merged", a bfloat16 model with the deltas added, scored again, since they were trained beside 8-bit weights.
         uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
 
     Raises:
@@ -40,7 +40,8 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
     about = adapter_facts(run)
     metrics_path = Path(run) / "metrics.json"
     metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else None
-    base, tokenizer = load_model(model, load_in_8bit=False)
+    # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
+    base, tokenizer = load_model(model, load_in_8bit=False, dtype="bfloat16" if form == "merged" else None)
     subnet = Subnetwork.load(run, base)
     rescored = None
     if form == "peft":

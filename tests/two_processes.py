@@ -40,7 +40,7 @@ def work(
     held = [bytes_of_tensors() - start]
     profile = profile_languages(model, tokenizer, TEXTS, 400, window=16, path=folder / "profile.safetensors")
     options = {"window": 16, "batch_size": batch_size, "learning_rate": 0.01, "max_tokens": max_tokens}
-    options |= {"validate_every": 5, "checkpoint_every": 5, "validation_texts": TEXTS["yo"][:5]}
+    options |= {"validate_every": 5, "checkpoint_every": 5, "validation_texts": TEXTS["yo"][:7]}
     options |= {"checkpoint_activations": recompute}
     result = finetune(
         model, tokenizer, TEXTS["yo"], method, families.some_neurons(model), run_dir=folder / "run", **options
