@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
             with_shards(one)
         one.add_argument("--learning-rate", type=float, default=None)
         one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
+        if name == "evaluate":
+            one.add_argument("--tasks", nargs="+", help='tasks instead of perplexity: NAME, NAME:FOLDER, or "all"')
+            one.add_argument("--limit", type=int, default=None, help="questions of each task at most")
+            one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
     one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
     one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
@@ -205,11 +209,24 @@ def _finetune(arguments):
 
 
 def _evaluate(arguments):
+    if arguments.tasks:
+        _evaluate_tasks(arguments)
+        return
     from ssetools.measuring import get_metrics
     from ssetools.report import report
 
     model, tokenizer, folder, plan = _attached(arguments)
     print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
+
+
+def _evaluate_tasks(arguments):
+    from ssetools.task_report import get_task_scores, task_report
+    from ssetools.tasks import parse_tasks
+
+    parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
+    model, tokenizer, folder, _ = _attached(arguments)
+    asked = (arguments.tasks, arguments.limit, arguments.shots)
+    print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
 
 
 def _compare(arguments):
