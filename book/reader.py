@@ -1,0 +1,222 @@
+"""Opens every page of the built book in a browser, as a reader would, and names what a reader would stumble over.
+
+Run: python book/reader.py [pages ...]   (`make check-book` does)
+
+Each page is opened as wide as a desktop and as a phone, in the light and the dark theme. Screenshots and report.json lie
+in _build/reader/. Maths is drawn by MathJax, which the pages take from a public address; here it comes from npm, like
+axe-core, so that the check needs package registries only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import check
+from playwright.async_api import Browser, Page, Route, async_playwright
+
+from ssetools.embedded import cached_folder, unpack_npm
+from ssetools.paths import write_json
+
+HTML = check.ROOT / "_build" / "html"
+SCREENSHOTS = check.ROOT / "_build" / "reader"
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+AXE = ("axe-core", "4.14.1", "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==")
+MATHJAX = ("mathjax", "3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==")
+MATHJAX_ADDRESS = "https://cdn.jsdelivr.net/npm/mathjax@3/"
+AT_ONCE = 2
+DEBIAN = ("chromium", "fonts-noto-core")
+# What axe-core is asked: contrast, text alternatives, and all else that WCAG 2 requires at levels A and AA.
+AXE_OPTIONS = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+
+LOOK = """() => {
+  const wide = document.documentElement.clientWidth, faults = [];
+  if (document.documentElement.scrollWidth > wide + 1) {
+    const out = [...document.querySelectorAll("article *")].filter(e => e.getBoundingClientRect().right > wide + 1);
+    faults.push(`is ${document.documentElement.scrollWidth} pixels wide, not ${wide}: ` +
+                out.slice(0, 2).map(e => e.outerHTML.slice(0, 80)).join(" and "));
+  }
+  for (const image of document.images)
+    if (!image.complete || !image.naturalWidth) faults.push(`the image ${image.getAttribute("src")} is missing`);
+  for (const math of document.querySelectorAll(".math"))
+    if (!math.querySelector("mjx-container") || math.querySelector("mjx-merror, [data-mjx-error]"))
+      faults.push(`maths is not drawn: ${math.textContent.slice(0, 60)}`);
+  return faults;
+}"""
+
+
+def find_browser() -> str:
+    """Returns the path of Chromium; as root on Debian, installs it when it is missing.
+
+    Raises:
+        RuntimeError: With what to run, where it is missing and this may not install it.
+    """
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found:
+        return found
+    install = f"apt-get install -y --no-install-recommends {' '.join(DEBIAN)}"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise RuntimeError(f"There is no Chromium to read the book with. On Debian: sudo {install}")
+    print(f"Installing {' and '.join(DEBIAN)} ...", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in ("apt-get update", install):
+        done = subprocess.run([*command.split(), "-q"], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"`{command}` failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return shutil.which("chromium")
+
+
+def npm_folder(package: str, version: str, sha512: str) -> Path:
+    """Returns the unpacked npm package, from the cache after the first time."""
+
+    def fetch(folder: Path) -> dict:
+        unpack_npm(package, version, sha512, folder)
+        return {"source": package, "revision": version, "sha512": sha512}
+
+    return cached_folder(f"npm-{package}-{version}", fetch)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serves a folder on this machine while the block runs; gives the address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Reader:
+    """Opens pages and collects what is wrong with them."""
+
+    def __init__(self, browser: Browser, address: str, screenshots: Path):
+        self.browser, self.address, self.screenshots = browser, address, screenshots
+        self.axe = npm_folder(*AXE) / "axe.min.js"
+        self.mathjax = npm_folder(*MATHJAX)
+        self.faults: list[dict] = []
+
+    async def answer(self, route: Route) -> None:
+        """Lets the book's own files through, gives MathJax from npm, and refuses the rest: a reader may be offline."""
+        url = route.request.url
+        if url.startswith(self.address):
+            await route.continue_()
+        elif url.startswith(MATHJAX_ADDRESS):
+            await route.fulfill(path=self.mathjax / url.removeprefix(MATHJAX_ADDRESS).split("?")[0])
+        else:
+            await route.abort()
+
+    async def open(self, name: str, width: str) -> Page:
+        """Opens a page, with all that it complains of noted."""
+        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        page = await self.browser.new_page(viewport=size, color_scheme="light", reduced_motion="reduce")
+        await page.route("**/*", self.answer)
+        note = functools.partial(self.note, name, width, "")
+        page.on("console", lambda m: note("console", m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: note("console", str(error)))
+        page.on("requestfailed", lambda request: note("console", f"{request.url} was not loaded"))
+        await page.goto(self.address + name, wait_until="load")
+        await page.evaluate("() => window.MathJax?.startup?.promise")
+        return page
+
+    def note(self, name: str, width: str, theme: str, kind: str, words: str) -> None:
+        fault = {"page": name, "width": width, "theme": theme, "kind": kind, "fault": words}
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    async def read(self, name: str, width: str) -> None:
+        """Looks at one page at one width, in both themes."""
+        page = await self.open(name, width)
+        await page.add_script_tag(path=self.axe)
+        for theme in ("light", "dark"):
+            await page.emulate_media(color_scheme=theme)
+            await page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
+            for words in await page.evaluate(LOOK):
+                self.note(name, width, theme, "look", words)
+            result = await page.evaluate("options => axe.run(document, options)", AXE_OPTIONS)
+            for violation in result["violations"]:
+                for node in violation["nodes"]:
+                    words = f"{violation['id']}: {node['html'][:100]} ({(node['failureSummary'] or '')[-120:]})"
+                    self.note(name, width, theme, "axe", " ".join(words.split()))
+            path = self.screenshots / f"{name.removesuffix('.html').replace('/', '-')}-{width}-{theme}.jpg"
+            await page.screenshot(path=path, full_page=True, type="jpeg", quality=75)
+        await page.close()
+
+    async def search(self, first: str, word: str) -> None:
+        """Searches as a reader does: opens the field, types, presses Enter, and looks at what comes."""
+        page = await self.open(first, "desktop")
+        await page.keyboard.press("Control+k")
+        await page.keyboard.type(word)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/search.html?*")
+        try:
+            await page.wait_for_selector("#search-results ul.search li", timeout=10_000)
+        except TimeoutError:
+            self.note("search.html", "desktop", "light", "search", f"finds nothing for {word!r}")
+        await page.close()
+
+
+async def read_book(html: Path, names: list[str], screenshots: Path, word: str = "LAPE") -> list[dict]:
+    """Reads pages of a built book.
+
+    Args:
+        html: Folder of the built book.
+        names: Pages below it, such as "book/intro.html"; the search starts from the first.
+        screenshots: Folder that gets a picture of each.
+        word: What the search must find.
+
+    Returns:
+        What is wrong, each with page, width, theme, kind ("console", "look", "axe", "search") and words.
+    """
+    screenshots.mkdir(parents=True, exist_ok=True)
+    with served(html) as address:
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+            reader, gate = Reader(browser, address, screenshots), asyncio.Semaphore(AT_ONCE)
+
+            async def read(name: str, width: str) -> None:
+                async with gate:
+                    await reader.read(name, width)
+
+            await asyncio.gather(*(read(name, width) for name in names for width in WIDTHS))
+            await reader.search(names[0], word)
+            await browser.close()
+    return reader.faults
+
+
+def main() -> None:
+    """Reads the book; prints what is wrong and ends with 1, or prints what was read."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", help="documents such as book/intro; none: all in _toc.yml")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    names = [f"{x}.html" for x in arguments.pages or check.contents(check.ROOT / "book" / "_toc.yml")]
+    faults = asyncio.run(read_book(HTML, names, SCREENSHOTS))
+    for fault in faults:
+        print("{page} ({width}, {theme}) {kind}: {fault}".format(**fault))
+    counts = {kind: sum(f["kind"] == kind for f in faults) for kind in ("console", "look", "axe", "search")}
+    seconds = round(time.monotonic() - started, 1)
+    write_json(SCREENSHOTS / "report.json", {"pages": names, "seconds": seconds, "counts": counts, "faults": faults})
+    print(f"{len(names)} pages read at {len(WIDTHS)} widths in 2 themes in {seconds} s: {counts}.")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
