@@ -3,8 +3,7 @@
 Run: python book/reader.py [pages ...]   (`make check-book` does)
 
 Each page is opened as wide as a desktop and as a phone, in the light and the dark theme. Screenshots and report.json lie
-in _build/reader/. Maths is drawn by MathJax, which the pages take from a public address; here it comes from npm, like
-axe-core, so that the check needs package registries only.
+in _build/reader/. What a page asks of other hosts is refused: a reader may be offline. axe-core comes from npm.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ from pathlib import Path
 
 import check
 from playwright.async_api import Browser, Page, Route, async_playwright
+from playwright.async_api import TimeoutError as Waited
 
-from ssetools.embedded import cached_folder, unpack_npm
+from ssetools.embedded import cached_folder, npm_package
 from ssetools.paths import write_json
 
 HTML = check.ROOT / "_build" / "html"
 SCREENSHOTS = check.ROOT / "_build" / "reader"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
-AXE = ("axe-core", "4.14.1", "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==")
-MATHJAX = ("mathjax", "3.2.2", "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==")
-MATHJAX_ADDRESS = "https://cdn.jsdelivr.net/npm/mathjax@3/"
+AXE_VERSION = "4.14.1"
+AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 AT_ONCE = 2
 DEBIAN = ("chromium", "fonts-noto-core")
 # What axe-core is asked: contrast, text alternatives, and all else that WCAG 2 requires at levels A and AA.
@@ -77,14 +77,15 @@ def find_browser() -> str:
     return shutil.which("chromium")
 
 
-def npm_folder(package: str, version: str, sha512: str) -> Path:
-    """Returns the unpacked npm package, from the cache after the first time."""
+def axe() -> Path:
+    """Returns axe-core's script, from the cache after the first time."""
 
     def fetch(folder: Path) -> dict:
-        unpack_npm(package, version, sha512, folder)
-        return {"source": package, "revision": version, "sha512": sha512}
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.copy(npm_package("axe-core", AXE_VERSION, AXE_SHA512, Path(scratch)) / "axe.min.js", folder)
+        return {"source": "axe-core", "revision": AXE_VERSION, "sha512": AXE_SHA512}
 
-    return cached_folder(f"npm-{package}-{version}", fetch)
+    return cached_folder(f"axe-core-{AXE_VERSION}", fetch) / "axe.min.js"
 
 
 @contextmanager
@@ -109,19 +110,12 @@ class Reader:
 
     def __init__(self, browser: Browser, address: str, screenshots: Path):
         self.browser, self.address, self.screenshots = browser, address, screenshots
-        self.axe = npm_folder(*AXE) / "axe.min.js"
-        self.mathjax = npm_folder(*MATHJAX)
+        self.axe = axe()
         self.faults: list[dict] = []
 
     async def answer(self, route: Route) -> None:
-        """Lets the book's own files through, gives MathJax from npm, and refuses the rest: a reader may be offline."""
-        url = route.request.url
-        if url.startswith(self.address):
-            await route.continue_()
-        elif url.startswith(MATHJAX_ADDRESS):
-            await route.fulfill(path=self.mathjax / url.removeprefix(MATHJAX_ADDRESS).split("?")[0])
-        else:
-            await route.abort()
+        """Lets the book's own files through."""
+        await (route.continue_() if route.request.url.startswith(self.address) else route.abort())
 
     async def open(self, name: str, width: str) -> Page:
         """Opens a page, with all that it complains of noted."""
@@ -165,10 +159,10 @@ class Reader:
         await page.keyboard.press("Control+k")
         await page.keyboard.type(word)
         await page.keyboard.press("Enter")
-        await page.wait_for_url("**/search.html?*")
         try:
+            await page.wait_for_url("**/search.html?*", timeout=10_000)
             await page.wait_for_selector("#search-results ul.search li", timeout=10_000)
-        except TimeoutError:
+        except Waited:
             self.note("search.html", "desktop", "light", "search", f"finds nothing for {word!r}")
         await page.close()
 

@@ -46,7 +46,11 @@ def test_noise_is_taken_out():
                 mystnb={"image": {"alt": "A line."}},
             ),
         ],
-        metadata={"papermill": {"end_time": "now"}, "widgets": {}, "language_info": {"name": "python", "version": "3.11.7"}},
+        metadata={
+            "papermill": {"end_time": "now"},
+            "widgets": {},
+            "language_info": {"name": "python", "version": "3.11.7"},
+        },
     )
     quiet = noise.without_noise(noisy, "scratch/runs")
     assert set(quiet.metadata) == {"language_info"}
