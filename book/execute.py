@@ -40,7 +40,7 @@ NEEDS = {
     "05_analyze": "03_finetune",
 }
 WALKTHROUGH = "yo"  # all other notebooks are executed once, for this language
-ATLAS = "07_atlas"  # of all languages
+OF_ALL = {"06_compare": "compare", "07_atlas": "atlas"}  # of all languages, each in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def jobs() -> list[Job]:
     """Returns all, in an order in which each finds what it needs: the walk-through, the other languages, the pages."""
     found = []
     for source in sorted(SOURCES.glob("*.ipynb")):
-        folder = BOOK / "atlas" if source.stem == ATLAS else BOOK / "languages" / WALKTHROUGH
+        folder = BOOK / OF_ALL.get(source.stem, f"languages/{WALKTHROUGH}")
         found.append(Job(source, folder / source.name, WALKTHROUGH))
     for lang in (code for code in TARGET_LANGUAGES if code != WALKTHROUGH):
         found += [Job(SOURCES / f"{s}.ipynb", BOOK / "languages" / lang / f"{s}.ipynb", lang) for s in PER_LANGUAGE]

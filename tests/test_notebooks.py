@@ -17,7 +17,9 @@ from ssetools.notebook import check_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXECUTED = sorted([*(ROOT / "book" / "languages").glob("*/*.ipynb"), *(ROOT / "book" / "atlas").glob("*.ipynb")])
+EXECUTED = sorted(
+    path for where in ("languages/*", "compare", "atlas") for path in (ROOT / "book").glob(f"{where}/*.ipynb")
+)
 JOBS = {job.output: job for job in execute.jobs()}
 PAGES = [path for path, job in JOBS.items() if job.source == path]
 ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
@@ -81,7 +83,7 @@ def test_pages_that_are_notebooks_were_executed_as_they_stand(path):
 
 
 def test_there_are_executed_notebooks():
-    assert {p.stem for p in EXECUTED if p.parent.name in ("yo", "atlas")} == {p.stem for p in SOURCES}
+    assert {p.stem for p in EXECUTED if p.parent.name in ("yo", "compare", "atlas")} == {p.stem for p in SOURCES}
 
 
 def test_misspelt_and_wrong_parameters_are_named():
