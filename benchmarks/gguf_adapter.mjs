@@ -11,7 +11,7 @@ const model = await llama.loadModel({modelPath});
 async function scores(options) {
     const context = await model.createContext({contextSize: 512, ...options});
     const asked = tokens.slice(0, -1).map((token) => [
-        token, {generateNext: {probabilities: true, options: {temperature: 1}}}
+        token, {generateNext: {probabilities: true, options: {temperature: 1, topK: 0, topP: 1, minP: 0}}}
     ]);
     const found = await context.getSequence().controlledEvaluate(asked);
     await context.dispose();

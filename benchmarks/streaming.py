@@ -60,10 +60,7 @@ def generate(folder: Path, megabytes: float) -> dict:
 def pack(source: str, home: Path, kill_after: float | None = None) -> dict:
     """Packs in a process of its own, which is killed after so many seconds if it is not through by then."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--source", source],
-        env={**os.environ, "SSETOOLS_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, __file__, "--source", source, "--home", str(home)], stdout=subprocess.PIPE, text=True
     )
     imported = json.loads(process.stdout.readline())["imported_mib"]
     try:
@@ -78,9 +75,16 @@ def pack(source: str, home: Path, kill_after: float | None = None) -> dict:
     return {"killed": False, **json.loads(process.stdout.read().splitlines()[-1])}
 
 
-def pack_here(source: str) -> None:
-    """Packs in this process; prints JSON before and after."""
+def tokenizer_then_home(home: Path):
+    """Loads the embedded model's tokenizer from the user's cache, and puts what comes after it into another."""
     tokenizer = AutoTokenizer.from_pretrained(embedded.gemma_folder())
+    os.environ["SSETOOLS_HOME"] = str(home)
+    return tokenizer
+
+
+def pack_here(source: str, home: Path) -> None:
+    """Packs in this process; prints JSON before and after."""
+    tokenizer = tokenizer_then_home(home)
     reset_peak_memory()
     before, began = 1024 * peak_memory_gib(), time.monotonic()
     print(json.dumps({"imported_mib": before}), flush=True)
@@ -91,8 +95,7 @@ def pack_here(source: str) -> None:
 
 def train(source: str, home: Path) -> dict:
     """Trains a tiny model for a few steps on what is packed; returns its peak memory."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded.gemma_folder())
-    os.environ["SSETOOLS_HOME"] = str(home)
+    tokenizer = tokenizer_then_home(home)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**_TINY)).requires_grad_(False)
     reset_peak_memory()
     before = 1024 * peak_memory_gib()
@@ -119,9 +122,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--folder", type=Path, default=None, help="scratch space (default: the system's)")
     parser.add_argument("--source", help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.source:
-        pack_here(arguments.source)
+        pack_here(arguments.source, arguments.home)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         scratch = Path(name)

@@ -127,8 +127,7 @@ def _licence(base: str, licence: str | None) -> str:
             "Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
             "which bind whoever uses or passes on this derivative."
         )
-    named = f"the base model, {base}," + (f" {licence}," if licence else "")
-    return f"The licence of {named} applies to this derivative."
+    return f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
 
 
 def licence_of(base: str) -> str | None:
