@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             one.add_argument("--tasks", nargs="+", help='tasks instead of perplexity: NAME, NAME:FOLDER, or "all"')
             one.add_argument("--limit", type=int, default=None, help="questions of each task at most")
+            one.add_argument("--translations", type=int, default=None, help="texts to translate at most, each way")
             one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
     one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
@@ -225,7 +226,7 @@ def _evaluate_tasks(arguments):
 
     parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
     model, tokenizer, folder, _ = _attached(arguments)
-    asked = (arguments.tasks, arguments.limit, arguments.shots)
+    asked = (arguments.tasks, arguments.limit, arguments.translations, arguments.shots)
     print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
 
 

@@ -29,6 +29,7 @@ def evaluate(
     lang: str,
     tasks: str | Iterable[str] = OFFLINE_TASKS,
     limit: int | None = None,
+    translations: int | None = None,
     shots: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -48,7 +49,8 @@ def evaluate(
             "sib200", "flores", "flores_plus" (both directions), "global_mmlu", "global_piqa", "m_mmlu", "m_arc",
             "m_hellaswag". In English whatever the language is, to say what a model kept: "mmlu", "arc_easy",
             "arc_challenge", "hellaswag", "piqa", "winogrande". "NAME:FOLDER" takes a local copy in the hub's layout.
-        limit: Questions or texts of each task at most, from the front; of MMLU and Global-MMLU, of each subject.
+        limit: Questions of each task at most, from the front; of MMLU and Global-MMLU, of each subject.
+        translations: Texts to translate at most, each way, which take longer than questions; None takes `limit`.
         shots: Answered examples before each question or text; None takes none for questions, four for translation.
         batch_size: Texts per forward pass.
         seed: Of all that is drawn: wrong answers, examples.
@@ -66,7 +68,9 @@ def evaluate(
     """
     language = get_language(lang)
     wanted = parse_tasks(tasks)
-    for name, value, least in (("limit", limit, 1), ("shots", shots, 0), ("batch_size", batch_size, 1)):
+    numbers = {"limit": limit, "translations": translations, "shots": shots, "batch_size": batch_size}
+    for name, value in numbers.items():
+        least = 0 if name == "shots" else 1
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is a whole number from {least} on; got {value!r}.")
     try:
@@ -75,11 +79,12 @@ def evaluate(
         from ssetools.harness import ask, in_memory
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
-    settings = {"limit": limit, "shots": shots, "seed": seed}
     rows: dict[str, dict] = {}
     with in_memory(model, tokenizer, batch_size) as lm, quiet_datasets():
         for name, folder in wanted:
             asked = get_language("en") if TASKS[name].english else language
+            most = translations if TASKS[name].translates and translations else limit
+            settings = {"limit": most, "shots": shots, "seed": seed}
             try:
                 prepared = _prepare(name, folder, asked, tokenizer, **settings)
                 data = _revision(name, folder, asked)
@@ -88,25 +93,18 @@ def evaluate(
                 continue
             for key, loaded in prepared.items():
                 answers = ask(lm, loaded, **settings)
-                row = _translation_row if TASKS[name].measure == "chrF++" else _question_row
-                rows[key] = {"title": TASKS[name].title, "language": asked.code, "data": data} | row(
-                    name, loaded, answers
-                )
-    facts = {
-        "model": model_source(model),
-        "adapter": _adapter(model),
-        "lang": lang,
-        "batch_size": batch_size,
-        **settings,
-    }
-    facts |= {"bos": tokenizer.bos_token, "tasks": rows, **provenance()}
+                row = _translation_row if TASKS[name].translates else _question_row
+                facts = {"title": TASKS[name].title, "language": asked.code, "data": data}
+                rows[key] = facts | row(name, loaded, answers)
+    facts = {"model": model_source(model), "adapter": _adapter(model), "lang": lang, "bos": tokenizer.bos_token}
+    facts |= {**numbers, "seed": seed, "tasks": rows, **provenance()}
     facts["versions"] |= {package: version(package) for package in ("lm-eval", "sacrebleu")}
     return facts
 
 
 def _prepare(name: str, folder: str, language: Language, tokenizer, limit, shots, seed) -> dict[str, Mapping]:
     """Loads the tasks of lm-eval that stand behind each row of a task."""
-    if TASKS[name].measure != "chrF++":
+    if not TASKS[name].translates:
         return {name: question_tasks(name, folder, language, shots, seed)}
     from lm_eval.tasks import TaskManager
 

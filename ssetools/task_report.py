@@ -68,8 +68,8 @@ def get_task_scores(
     folder: str | Path,
     tasks: str | Iterable[str] = OFFLINE_TASKS,
     limit: int | None = None,
+    translations: int | None = None,
     shots: int | None = None,
-    batch_size: int = 8,
 ) -> dict:
     """Loads `tasks.json` of a run, or asks the tuned model and its base and writes it.
 
@@ -82,21 +82,21 @@ def get_task_scores(
         folder: The run's folder.
         tasks: As in `evaluate`.
         limit: As there.
+        translations: As there.
         shots: As there.
-        batch_size: As there.
 
     Returns:
         "before" and "after", results of `evaluate`, and "changes", of `compare_tasks`.
     """
     path = Path(folder) / "tasks.json"
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
-    request = {"tasks": tasks, "limit": limit, "shots": shots, "adapter": adapter_facts(folder)}
+    options = {"tasks": tasks, "limit": limit, "translations": translations, "shots": shots}
+    request = {**options, "adapter": adapter_facts(folder)}
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):
             return kept
     print(f"Asking {' '.join(tasks)}, after and before ...", flush=True)
-    options = {"tasks": tasks, "limit": limit, "shots": shots, "batch_size": batch_size}
     after = evaluate(model, tokenizer, lang, **options)
     with Adapter.attached_to(model).switched_off():
         before = evaluate(model, tokenizer, lang, **options)

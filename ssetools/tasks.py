@@ -37,6 +37,11 @@ class TaskSet:
     english: bool = False
     gated: bool = False
 
+    @property
+    def translates(self) -> bool:
+        """Whether it is translated, and not a set of questions."""
+        return self.measure == "chrF++"
+
 
 _OKAPI = "okapi/{}_multilingual"
 TASKS = {

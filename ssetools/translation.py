@@ -25,8 +25,8 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
     """Loads what is translated, and what examples are taken from.
 
     Args:
-        name: "udhr_translate" (examples from the articles of the training split, texts from the test split), "flores" or
-            "flores_plus" (dev and devtest).
+        name: "udhr_translate" (examples from the articles of the training split, texts from the test split, the shortest
+            first, so that some of them cost little), "flores" or "flores_plus" (dev and devtest).
         folder: A local copy, or "".
         language: The language.
 
@@ -38,7 +38,7 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
     """
     if name == "udhr_translate":
         examples, texts = (held_out_paragraphs(name, language, folder, split) for split in ("train", "test"))
-        return examples, texts
+        return examples, sorted(texts, key=lambda pair: len(pair["english"]))
     if language.code == "en":
         raise TextUnavailable(f"{name} translates into English and out of it: name another language than English.")
     source = f"{name}:{folder}" if folder else name
