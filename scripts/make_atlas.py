@@ -19,13 +19,16 @@ from ssetools import atlas_effects, atlas_statistics, embedded
 from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
 from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
+from ssetools.loss import body_of
 from ssetools.models import load_model
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
+from ssetools.wikitext import MIN_WORDS
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
 _SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
 _MANY_MESSAGES = 1500
+_LONG_MESSAGES = 200
 _DEACTIVATED = 32
 _MORE_SHARDS = 64
 _NEAREST = 5
@@ -117,6 +120,7 @@ class Work:
         self.step("correlates.json", correlates)
         self.step("deactivation.json", self.deactivation)
         self.step("more_text.json", self.more_text)
+        self.step("cost.json", self.cost)
 
     def step(self, name: str, function) -> None:
         path = RESULTS / name
@@ -197,6 +201,15 @@ class Work:
         counts = load_shards(self.folder / source, codes)
         return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=50) for rate in TOP_RATES}
 
+    def cost(self) -> dict:
+        """What counting costs: tokens, and the weights that each token passes."""
+        model, _ = self.model
+        embeddings = model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in body_of(model).parameters()) - embeddings
+        counts = self.shards("udhr")
+        tokens = counts.num_shards * counts.shard_tokens
+        return {"weights_in_layers": weights, "languages": len(counts.languages), "tokens_per_language": tokens}
+
 
 def languages_of(source: str, asked: str) -> list[str]:
     """Returns the codes asked for; "all" are those that the source is known to hold, with enough text."""
@@ -204,9 +217,16 @@ def languages_of(source: str, asked: str) -> list[str]:
         return [get_language(code).code for code in asked.split()]
     if source == "mediawiki":
         folder = embedded.mediawiki_folder()
-        files = {code: folder / f"{get_language(code).code_for(source)}.json" for code in languages_in(source)}
-        return [code for code, path in files.items() if len(json.loads(path.read_bytes())) >= _MANY_MESSAGES]
+        return [code for code in languages_in(source) if _has_enough_messages(code, folder)]
     return languages_in(source)
+
+
+def _has_enough_messages(code: str, folder: Path) -> bool:
+    """Says whether a language has many messages, and not only words on buttons."""
+    language = get_language(code)
+    found = json.loads((folder / f"{language.code_for('mediawiki')}.json").read_bytes()).values()
+    long = sum(len(message.split()) >= MIN_WORDS or language.script in _SPACELESS for message in found)
+    return len(found) >= _MANY_MESSAGES and long >= _LONG_MESSAGES
 
 
 def spread_languages(number: int) -> list[str]:

@@ -300,6 +300,22 @@ def silhouette(table: numpy.ndarray, labels: Sequence[str], times: int = 999, se
     return {"silhouette": _number(value), "p": (1 + beaten) / (1 + times), "shufflings": times, **about}
 
 
+def tests_table(found: Mapping):
+    """Returns the tests of one selection in families.json as a DataFrame of words: rows are tests, columns languages."""
+    import pandas
+
+    columns = {}
+    for group, tests in found.items():
+        if isinstance(tests, dict):
+            cells = {
+                name: f"{x.get('r', x.get('silhouette')):+.2f}, p = {x['p']:.3g}"
+                for name, x in tests.items()
+                if isinstance(x, dict)
+            }
+            columns[f"{group} ({tests['languages']})"] = cells
+    return pandas.DataFrame(columns).fillna("")
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float], times: int = 2000, seed: int = 0) -> dict:
     """Correlates ranks (Spearman), with a 95% interval over resampled languages and a permutation test (two-sided).
 

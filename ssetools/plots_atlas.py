@@ -37,6 +37,27 @@ def _colours(labels: Sequence[str], most: int = 9, palette: str = "tab10") -> di
     return dict(zip(common, colours, strict=False))
 
 
+def neurons_by_layer(about: Mapping) -> Figure:
+    """Draws how many neurons each language has in each layer (left) and in all (right), the most at the top."""
+    rows = sorted(about.values(), key=lambda x: -sum(x["layers"]))
+    table = numpy.array([x["layers"] for x in rows])
+    style()
+    figure, (axes, total) = plt.subplots(
+        1, 2, figsize=(WIDTH, 5.0), width_ratios=(3, 1), layout="constrained", sharey=True
+    )
+    top = max(1, numpy.quantile(table, 0.995))
+    image = axes.imshow(table, cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="layer", ylabel=f"{len(rows)} languages, most neurons first", title="Neurons by language and layer")
+    axes.set_xticks(range(0, table.shape[1], max(1, table.shape[1] // 9)))
+    figure.colorbar(image, ax=axes, label="neurons", extend="max", location="left", shrink=0.6)
+    total.plot(table.sum(1), range(len(rows)), color=_STRONG, linewidth=2)
+    total.set(xlabel="neurons", title="in all layers", xlim=(0, None))
+    for part in (axes, total):
+        part.set_yticks([])
+    axes.grid(visible=False)
+    return figure
+
+
 def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
     """Draws the Jaccard index of every two languages, ordered by average linkage, with bars of family and script.
 
@@ -123,27 +144,29 @@ def selections(found: Mapping, rate: str = "5") -> Axes:
     return axes
 
 
-def stability(found: Mapping) -> Axes:
-    """Draws split-half agreement against the tokens in each half: the median language and the middle 80%."""
+def stability(few: Mapping, more: Mapping) -> Axes:
+    """Draws split-half agreement against the tokens in each half: the median language and the middle 80%.
+
+    Args:
+        few: stability.json, of all languages.
+        more: more_text.json, of some languages with more text.
+    """
     style()
-    axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")[1]
-    for colour, rate in zip(seaborn.color_palette("colorblind"), ("1", "5"), strict=False):
-        tokens = [int(x) for x in found[rate]]
-        rows = [[x["jaccard"] for lang, x in part.items() if lang != "mean" and x["jaccard"] is not None]
-                for part in found[rate].values()]  # fmt: skip
-        axes.plot(tokens, [numpy.median(x) for x in rows], "o-", color=colour, label=f"{rate}% of the neurons")
-        axes.fill_between(
-            tokens,
-            [numpy.quantile(x, 0.1) for x in rows],
-            [numpy.quantile(x, 0.9) for x in rows],
-            color=colour,
-            alpha=0.15,
-        )
+    axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")[1]
+    colours = seaborn.color_palette("colorblind")
+    for line, (found, about) in {"o-": (few, "all languages"), "s--": (more, "22, more text")}.items():
+        for colour, rate in zip(colours, ("1", "5"), strict=False):
+            tokens = [int(x) for x in found[rate]]
+            rows = [[x["jaccard"] for lang, x in part.items() if lang != "mean" and x["jaccard"] is not None]
+                    for part in found[rate].values()]  # fmt: skip
+            low, middle, high = zip(*(numpy.quantile(x, (0.1, 0.5, 0.9)) for x in rows), strict=True)
+            axes.plot(tokens, middle, line, color=colour, label=f"{rate}% of the neurons, {about}")
+            axes.fill_between(tokens, low, high, color=colour, alpha=0.12)
     axes.set(xlabel="tokens in each half", ylabel="Jaccard of two halves", ylim=(0, 1), xscale="log")
-    axes.set_xticks(tokens, [str(x) for x in tokens])
+    axes.set_xticks(tokens, [f"{x:,}" for x in tokens])
     axes.minorticks_off()
     axes.set_title("How stable a set is against its text")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
     return axes
 
 
