@@ -19,7 +19,7 @@ from ssetools.models import evaluation_mode
 from ssetools.neurons import NeuronSets
 from ssetools.paths import write_json
 
-WINDOWS = 8
+WINDOWS = 6
 WINDOW_TOKENS = 32
 CONTROLS = 2
 _BATCH = 16
