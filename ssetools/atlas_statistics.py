@@ -92,8 +92,10 @@ def split_half_stability(counts: ShardedProfile, top_rate: float, times: int = 1
             jaccard(*(select_neurons(half, top_rate) for half in pair), counts.languages)
             for pair in counts.halves(times, shards, seed=seed)
         ]
-        mean = _mean_or_nan(numpy.stack(drawn))
-        found[str(shards * counts.shard_tokens)] = _by_language(counts.languages, mean, drawn)
+        rows = _by_language(counts.languages, _mean_or_nan(numpy.stack(drawn)), drawn)
+        # Not the mean of means: a language that has neurons in one split alone would count as much as any other.
+        each = _mean_or_nan(numpy.stack(drawn).T)
+        found[str(shards * counts.shard_tokens)] = rows | {"mean": _interval(numpy.nanmean(each), each)}
         shards *= 2
     return found
 
