@@ -15,20 +15,18 @@ import sys
 import time
 from pathlib import Path
 
-from ssetools import atlas_effects, atlas_statistics, embedded
-from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
+from ssetools import atlas_effects, atlas_statistics, embedded, wikitext
+from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, interface_messages, load_atlas, load_shards, profile_atlas
 from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
 from ssetools.loss import body_of
 from ssetools.models import load_model
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
-from ssetools.wikitext import MIN_WORDS
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
 _SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
-_MANY_MESSAGES = 1500
-_LONG_MESSAGES = 200
+_MANY_MESSAGES, _LONG_MESSAGES = 1500, 150
 _DEACTIVATED = 32
 _MORE_SHARDS = 64
 _NEAREST = 5
@@ -216,17 +214,18 @@ def languages_of(source: str, asked: str) -> list[str]:
     if asked != "all":
         return [get_language(code).code for code in asked.split()]
     if source == "mediawiki":
-        folder = embedded.mediawiki_folder()
-        return [code for code in languages_in(source) if _has_enough_messages(code, folder)]
+        return [code for code in languages_in(source) if _has_many_messages(code)]
     return languages_in(source)
 
 
-def _has_enough_messages(code: str, folder: Path) -> bool:
-    """Says whether a language has many messages, and not only words on buttons."""
+def _has_many_messages(code: str) -> bool:
+    """Whether enough messages are translated, and enough of these long enough, for the sample that is counted on."""
     language = get_language(code)
-    found = json.loads((folder / f"{language.code_for('mediawiki')}.json").read_bytes()).values()
-    long = sum(len(message.split()) >= MIN_WORDS or language.script in _SPACELESS for message in found)
-    return len(found) >= _MANY_MESSAGES and long >= _LONG_MESSAGES
+    found, english = (interface_messages(x) for x in (language.code_for("mediawiki"), "en"))
+    if len(found) < _MANY_MESSAGES:
+        return False
+    translated = [m for key, m in found.items() if code == "en" or m != english.get(key)]
+    return sum(wikitext.num_words(m, language) >= wikitext.MIN_WORDS for m in translated) >= _LONG_MESSAGES
 
 
 def spread_languages(number: int) -> list[str]:

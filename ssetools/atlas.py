@@ -6,6 +6,7 @@ half against the other, or from a resampling. All the atlas's intervals come fro
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -170,12 +171,14 @@ def atlas_texts(source: str, lang: str) -> list[str]:
         return load_texts(source, lang, "train")
     # Parsing all messages of all languages would take an hour; a sample of keys is enough.
     language = get_language(lang)
-    found, english = (_messages(code) for code in (language.code_for("mediawiki"), "en"))
+    found, english = (interface_messages(code) for code in (language.code_for("mediawiki"), "en"))
     chosen = sorted(found, key=lambda key: hashlib.sha1(key.encode()).hexdigest())[:_MESSAGES]
     return list(wikitext.clean_messages({key: found[key] for key in chosen}, english, language).values())
 
 
-def _messages(code: str) -> dict[str, str]:
+@functools.lru_cache(maxsize=2)  # a language, and English beside it each time
+def interface_messages(code: str) -> dict[str, str]:
+    """Returns MediaWiki's wikitext by key; `code` is MediaWiki's own."""
     return json.loads((embedded.mediawiki_folder() / f"{code}.json").read_text(encoding="utf-8"))
 
 

@@ -38,7 +38,9 @@ class Method:
 METHODS = {
     "lape": Method("the weights of the language's neurons", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True),
     "random": Method("as many other neurons, matched in depth", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True),
-    "random-uniform": Method("as many other neurons, at any depth", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True),
+    "random-uniform": Method(
+        "as many other neurons, at any depth", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True
+    ),
     "ffn": Method("all gate, up and down projections", 3e-5, (1e-5, 3e-5, 9e-5, 27e-5), on_8bit=False),
     "full": Method("all weights", 3e-5, (1e-5, 3e-5, 9e-5, 27e-5), on_8bit=False),
     "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4)),
