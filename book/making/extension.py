@@ -19,6 +19,7 @@ def setup(app) -> dict:
     """Registers with Sphinx."""
     app.connect("config-inited", prepare)
     app.connect("builder-inited", bring_mathjax)
+    app.connect("html-page-context", each_script_once)
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -44,6 +45,12 @@ def make(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in written:
             path.unlink()
+
+
+def each_script_once(app, pagename, templatename, context, doctree) -> None:
+    """Keeps each script of a page once: two extensions add theirs twice, and the browser complains of the second."""
+    files = context.get("script_files", [])
+    context["script_files"] = [file for place, file in enumerate(files) if file not in files[:place]]
 
 
 def bring_mathjax(app) -> None:

@@ -26,7 +26,7 @@ def folder() -> Path:
 def _fetch(target: Path) -> dict:
     print(f"Fetching MathJax {VERSION} (npm) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        package = embedded.fetch_npm_package(f"mathjax@{VERSION}", SHA512, Path(scratch))
+        package = embedded.npm_package("mathjax", VERSION, SHA512, Path(scratch))
         for name in _PARTS:
             source = package / "es5" / name
             if source.is_dir():
