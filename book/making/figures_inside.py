@@ -63,7 +63,7 @@ def layers() -> Figure | None:
     axes.fill_between(places, low, high, color=AFTER, alpha=0.35, linewidth=0, label="the middle half")
     axes.plot(places, middle, color=AFTER, linewidth=2, label="median")
     axes.axhline(len(found["same_text"]), color=RULE, linestyle=":", linewidth=1.2)
-    axes.set(xlabel="layer", ylabel="languages", ylim=(0, len(found["same_text"]) + 1.5))
+    axes.set(xlabel="layer", ylabel="languages", ylim=(min(lowest) - 2, len(found["same_text"]) + 0.8))
     axes.set_xticks(places[:: max(1, len(places) // 9)])
     axes.legend(frameon=False, loc="lower left", fontsize=10)
     return figure

@@ -69,13 +69,13 @@ def gallery() -> str:
     found = measured()
     speakers = read("../speakers.json")["speakers"]
     cards = [_card(code, found.get(code), speakers[code]) for code in TARGET_LANGUAGES]
-    return "::::{grid} 1 2 2 2\n:gutter: 3\n\n" + "\n".join(cards) + "::::\n"
+    return ":::::{grid} 1 2 2 2\n:gutter: 3\n\n" + "\n".join(cards) + ":::::\n"
 
 
 def _card(code: str, metrics: dict | None, speakers: int) -> str:
     known = get_language(code)
     own = f'<span class="own-name" lang="{code}">{known.own_name}</span>'
-    lines = [f":::{{grid-item-card}} {known.name}", ":class-card: language", "", own, ""]
+    lines = [f"::::{{grid-item-card}} {known.name}", ":class-card: language", "", own, ""]
     lines += [f"{known.family}, {in_words(speakers)} speakers", ""]
     if metrics is None:
         lines += [f"*Not measured yet:* `make notebooks lang={code}`", ""]
@@ -87,8 +87,8 @@ def _card(code: str, metrics: dict | None, speakers: int) -> str:
         if (BOOK / "languages" / code / f"{name}.ipynb").is_file()
     ]
     if links:
-        lines += ["+++", " · ".join(links)]
-    return "\n".join([*lines, ":::", ""])
+        lines += [":::{card-footer}", " · ".join(links), ":::"]
+    return "\n".join([*lines, "::::", ""])
 
 
 def _facts(metrics: dict) -> list[str]:
