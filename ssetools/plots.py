@@ -22,7 +22,7 @@ from ssetools.lape import lape_entropy
 from ssetools.neurons import NeuronSets
 from ssetools.profiling import ActivationProfile
 
-BEFORE, AFTER, ACCENT = "#8b96a1", "#0b6e99", "#d1495b"
+BEFORE, AFTER, ACCENT = "#8b96a1", "#1380b0", "#d1495b"
 """The base or what all share; the tuned model; what a figure is about."""
 
 PALETTE = (AFTER, ACCENT, "#00a39a", "#a6862a", "#9a4fd0", "#8d8dd9", "#a6426a", "#4b734b")

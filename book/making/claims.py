@@ -35,7 +35,9 @@ def beats(measure: str = "target, sentences") -> str:
             if cell and cell["verdict"] in where:
                 where[cell["verdict"]].append(name_of(lang))
         if any(where.values()):
-            lines.append(f"| {title} | " + " | ".join(listed(names) or "–" for names in where.values()) + " |")
+            total = sum(map(len, where.values()))
+            cells = [f"all {total}" if len(names) == total > 1 else listed(names) or "–" for names in where.values()]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     full = listed([name_of(lang) for lang in leading(found)])
     return "\n".join(lines) + f"\n\nSeveral seeds and a search of rates in {full}.\n"
 
@@ -66,7 +68,7 @@ def kept() -> str:
     lost = [name_of(code) for code, moved in english.items() if moved["low"] is not None and moved["low"] > 0]
     said = f"English lost when {listed(lost)} was trained" if lost else "English lost in no case that could be measured"
     return (
-        f"with the default recipe, the mean change over other languages on text of another kind lies between "
+        f"With the default recipe, the mean change over other languages on text of another kind lies between "
         f"{percent(means[least])} ({name_of(least)} trained) and {percent(means[most])} ({name_of(most)} trained); {said}. "
         "A mean hides single languages that lost: they are named in [What it gains and what it costs](gains.md).\n"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from making.results import MODEL, listed, name_of, number, percent, read, with_interval
+from making.results import MODEL, in_cell, listed, name_of, percent, read
 from ssetools.methods import METHODS
 
 TITLES = {
@@ -96,8 +96,8 @@ def _cell(moved: dict | None, measure: str) -> str:
     if moved is None:
         return ""
     if measure == "drift":
-        return number(moved["value"], 4)
-    return with_interval({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
+        return f"{moved['value']:.4f}"
+    return in_cell({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
 
 
 def mean(found: dict) -> str:

@@ -102,12 +102,12 @@ def beside(paper: Paper) -> str:
     """One projection in a forward pass: the frozen 8-bit product, and the delta added to a few of its outputs."""
     parts = [_text(14, 100, "x", paper, 22, weight="bold")]
     parts += [_box(84, 34, 180, 60, paper.frozen), _text(174, 69, "8-bit weight, all rows", paper, 15)]
-    parts += [_box(84, 120, 180, 44, paper.inside, ACCENT), _text(174, 147, "delta, its rows", paper, 15, ACCENT)]
+    parts += [_box(84, 120, 180, 44, paper.inside, ACCENT), _text(174, 147, "delta, its rows", paper, 15)]
     parts += [_arrow(30, 93, 81, 64, paper.ink), _arrow(30, 93, 81, 142, ACCENT)]
     for row in range(12):
         parts.append(_box(446, 14 + 14 * row, 46, 11, ACCENT if row in (2, 5, 9) else paper.frozen))
     parts += [_arrow(268, 64, 441, 64, paper.ink), _text(352, 54, "all outputs", paper, 15)]
-    parts += [_arrow(268, 142, 441, 142, ACCENT), _text(352, 164, "added to these", paper, 15, ACCENT)]
+    parts += [_arrow(268, 142, 441, 142, ACCENT), _text(352, 164, "added to these", paper, 15)]
     parts.append(_text(510, 106, "y", paper, 22, weight="bold", anchor="start"))
     return _svg(562, 190, "A delta beside a frozen 8-bit weight", paper, parts)
 

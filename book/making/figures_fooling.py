@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from making.fooling import bos_changes, target
-from making.results import PAGE_WIDTH, name_of, percent
+from making.results import PAGE_WIDTH, name_of, percent, rate
 from ssetools import plots
 from ssetools.evaluation import change
 from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE
@@ -34,7 +34,7 @@ def bos(found: dict) -> Figure:
     axes.set_yticks(range(len(codes)), names)
     axes.set_ylim(len(codes) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity after training without BOS (%); left is better")
+    axes.set_xlabel("change of perplexity (%); left is better")
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(named.values(), named, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
@@ -84,18 +84,18 @@ def rates(found: dict) -> Figure:
         axes.plot([moved["low"], moved["high"]], [row, row], color=colour, linewidth=2)
         axes.plot(moved["percent"], row, marker, color=colour, ms=8)
     names = {"lape": "the language's neurons", "random": "random neurons"}
-    axes.set_yticks(range(len(runs)), [f"{names[run['method']]}, {run['learning_rate']:g}" for run in runs])
+    axes.set_yticks(range(len(runs)), [f"{names[run['method']]}, {rate(run['learning_rate'])}" for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.axvline(0, color=RULE, linewidth=1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity on sentences of another kind (%)")
+    axes.set_xlabel("change of perplexity (%)")
     return figure
 
 
 def rates_in_words(found: dict) -> str:
     """Says what the figure shows."""
     said = [
-        f"{run['method']} at {run['learning_rate']:g} {percent(change(found['base'], run['scores'])['percent'])}"
+        f"{run['method']} at {rate(run['learning_rate'])} {percent(change(found['base'], run['scores'])['percent'])}"
         for run in found["runs"]
     ]
     return f"Change of perplexity of two methods at two learning rates: {', '.join(said)}."
@@ -145,7 +145,7 @@ def merging(found: dict) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color=RULE, linewidth=1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity from its own base (%)")
+    axes.set_xlabel("change of perplexity (%)")
     return figure
 
 

@@ -33,7 +33,7 @@ def same_text() -> Figure | None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("times as many as for English")
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(named.values(), named, frameon=False, loc="lower right")
+    figure.legend(named.values(), named, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -59,8 +59,8 @@ def layers() -> Figure | None:
     figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
     places = [row["layer"] for row in found["layers"]]
     lowest, low, middle, high, highest = zip(*(row["quantiles"] for row in found["layers"]), strict=True)
-    axes.fill_between(places, lowest, highest, color=AFTER, alpha=0.18, linewidth=0, label="90% of the neurons")
-    axes.fill_between(places, low, high, color=AFTER, alpha=0.35, linewidth=0, label="the middle half")
+    axes.fill_between(places, lowest, highest, color=AFTER, alpha=0.28, linewidth=0, label="90% of the neurons")
+    axes.fill_between(places, low, high, color=AFTER, alpha=0.5, linewidth=0, label="the middle half")
     axes.plot(places, middle, color=AFTER, linewidth=2, label="median")
     axes.axhline(len(found["same_text"]), color=RULE, linestyle=":", linewidth=1.2)
     axes.set(xlabel="layer", ylabel="languages", ylim=(min(lowest) - 2, len(found["same_text"]) + 0.8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from making.results import name_of, percent, read, with_interval
+from making.results import in_cell, name_of, percent, rate, read, with_interval
 from ssetools.evaluation import change
 
 NAMES = ("bos", "memorised", "rates", "padding", "merging")
@@ -83,10 +83,10 @@ def memorised(found: dict) -> str:
 def rates(found: dict) -> str:
     """Tabulates both methods at both rates, and what the unequal comparisons would have said."""
     runs = {(run["method"], run["learning_rate"]): run["scores"] for run in found["runs"]}
-    high, low = sorted({rate for _, rate in runs}, reverse=True)
-    lines = ["| | " + " | ".join(f"rate {rate:g}" for rate in (high, low)) + " |", "|:--|--:|--:|"]
+    high, low = sorted({peak for _, peak in runs}, reverse=True)
+    lines = ["| | " + " | ".join(f"rate {rate(peak)}" for peak in (high, low)) + " |", "|:--|--:|--:|"]
     for method, title in (("lape", "the language's neurons"), ("random", "random neurons")):
-        cells = [with_interval(change(found["base"], runs[method, rate])) for rate in (high, low)]
+        cells = [in_cell(change(found["base"], runs[method, peak])) for peak in (high, low)]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines.append("")
     for said, own, control in (
@@ -133,7 +133,7 @@ def merging(found: dict) -> str:
         ("16-bit base", None),
         ("merged into 16-bit", "16-bit base"),
     ):
-        moved = with_interval(change(found[base], found[name])) if base else ""
+        moved = in_cell(change(found[base], found[name])) if base else ""
         lines.append(f"| {name} | {found[name]['perplexity']:.2f} | {moved} |")
     lines += ["", "| projection | int8 step | delta | error of the merged delta |", "|:--|--:|--:|--:|"]
     for row in found["projections"]:

@@ -37,24 +37,40 @@ def other_kind(metrics: dict) -> str | None:
     return next((kind for kind in metrics["summary"] if kind not in metrics["same_kind"]), None)
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """Writes a number with its sign, a proper minus: "−4.4"; what rounds to zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
 def percent(value: float | None) -> str:
     """Writes a change in percent: "−4.4%"."""
-    return "" if value is None else f"{value:+.1f}%".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+    return "" if value is None else f"{signed(value)}%"
 
 
-def number(value: float, digits: int = 1) -> str:
-    """Writes a number with a proper minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
+def with_interval(moved: dict | None, between: str = " ") -> str:
+    """Writes a change in percent with its 95% interval, where there is one: "−4.4% (−5.1 to −3.7)".
 
-
-def with_interval(moved: dict | None) -> str:
-    """Writes a change in percent with its 95% interval, where there is one: "−4.4% (−5.1 to −3.7)"."""
+    Args:
+        moved: `percent`, `low` and `high`.
+        between: What stands between the change and the interval, which itself is not broken over lines.
+    """
     if moved is None:
         return ""
     if moved.get("low") is None:
         return percent(moved["percent"])
-    ends = [f"{moved[end]:+.1f}".replace("-", "−") for end in ("low", "high")]
-    return f"{percent(moved['percent'])} ({' to '.join(ends)})"
+    return f"{percent(moved['percent'])}{between}({signed(moved['low'])}\u00a0to\u00a0{signed(moved['high'])})"
+
+
+def in_cell(moved: dict | None) -> str:
+    """Writes a change for a table: the interval on a line of its own, small, so that many columns fit beside each other."""
+    text = with_interval(moved, "<br><small>")
+    return f"{text}</small>" if "<small>" in text else text
+
+
+def rate(value: float) -> str:
+    """Writes a learning rate: "1e-4"."""
+    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def name_of(code: str) -> str:
@@ -81,7 +97,7 @@ def numbers() -> dict:
             "weights": f"{about['parameters']:,}",
             "share": f"{percent_trained(about):.2f}%",
             "tokens": f"{about['tokens']:,}",
-            "rate": f"{about['settings']['learning_rate']:g}",
+            "rate": rate(about["settings"]["learning_rate"]),
         }
         for kind, moved in metrics["summary"].items():
             mine[kind] = with_interval(moved["target"])

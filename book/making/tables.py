@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from making.results import (
     BOOK,
+    in_cell,
     listed,
     measured,
     missing,
@@ -32,7 +33,7 @@ def not_yet() -> str:
     if not missing():
         return ""
     names = listed([name_of(code) for code in missing()])
-    return f"```{{note}}\nNot measured yet: {names}. `make notebooks lang=CODE` measures one and adds it here.\n```\n"
+    return f"```{{note}}\nNot measured yet: {names}. `make notebooks` measures what is missing and adds it here.\n```\n"
 
 
 def languages_table() -> str:
@@ -40,15 +41,15 @@ def languages_table() -> str:
     found = measured()
     kinds = list(dict.fromkeys(kind for metrics in found.values() for kind in metrics["summary"]))
     other = {other_kind(metrics) for metrics in found.values()}
-    titles = [f"{kind}, another kind" if kind in other else kind for kind in kinds]
-    lines = ["| language | neurons | weights | " + " | ".join(titles) + " | English | others |"]
-    lines.append("|:--|--:|--:|" + "--:|" * (len(kinds) + 2))
+    titles = [f"{kind},<br>another kind" if kind in other else kind for kind in kinds]
+    lines = ["| language | neurons | " + " | ".join(titles) + " | English | others |"]
+    lines.append("|:--|--:|" + "--:|" * (len(kinds) + 2))
     for code, metrics in found.items():
         about, summary = metrics["adapter"], metrics["summary"]
         kept = summary[other_kind(metrics) or next(iter(summary))]
-        cells = [name_of(code), f"{about['neurons']:,}", f"{percent_trained(about):.2f}%"]
-        cells += [with_interval(summary[kind]["target"]) if kind in summary else "" for kind in kinds]
-        cells += [with_interval(kept["english"]), percent(kept["mean_of_others"])]
+        cells = [name_of(code), f"{about['neurons']:,}<br><small>{percent_trained(about):.2f}%</small>"]
+        cells += [in_cell(summary[kind]["target"]) if kind in summary else "" for kind in kinds]
+        cells += [in_cell(kept["english"]), percent(kept["mean_of_others"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -78,7 +79,7 @@ def _card(code: str, metrics: dict | None, speakers: int) -> str:
     lines = [f"::::{{grid-item-card}} {known.name}", ":class-card: language", "", own, ""]
     lines += [f"{known.family}, {in_words(speakers)} speakers", ""]
     if metrics is None:
-        lines += [f"*Not measured yet:* `make notebooks lang={code}`", ""]
+        lines += ["*Not measured yet.*", ""]
     else:
         lines += [*_facts(metrics), ""]
     links = [
