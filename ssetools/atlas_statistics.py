@@ -113,6 +113,8 @@ def across_kinds(
 
     Returns:
         By language (and "mean"): `within_first`, `within_second` and `across`, mean Jaccard indices over `times` splits.
+        Under "mean" also `share`, the mean across kinds divided by the mean ceiling (the geometric mean of the two
+        within a kind), with `low` and `high`: 95% over resampled languages.
     """
     languages = [lang for lang in first.languages if lang in second.languages]
     drawn = {"within_first": [], "within_second": [], "across": []}
@@ -126,7 +128,17 @@ def across_kinds(
     means = {name: _mean_or_nan(numpy.stack(rows)) for name, rows in drawn.items()}
     table = {lang: {name: _number(row[i]) for name, row in means.items()} for i, lang in enumerate(languages)}
     table["mean"] = {name: _number(numpy.nanmean(row)) for name, row in means.items()}
+    table["mean"] |= _share_of_ceiling(means, seed)
     return table
+
+
+def _share_of_ceiling(means: Mapping[str, numpy.ndarray], seed: int, resamples: int = 2000) -> dict:
+    rows = numpy.stack([means["across"], numpy.sqrt(means["within_first"] * means["within_second"])])
+    rows = rows[:, numpy.isfinite(rows).all(0)]
+    picks = numpy.random.default_rng(seed).integers(rows.shape[1], size=(resamples, rows.shape[1]))
+    drawn = rows[:, picks].mean(2)
+    low, high = numpy.quantile(drawn[0] / drawn[1], _INTERVAL)
+    return {"share": _number(rows[0].mean() / rows[1].mean()), "low": _number(low), "high": _number(high)}
 
 
 # --- overlaps as a tree and as a map ----------------------------------------------------------------------------
@@ -221,24 +233,42 @@ def label_distances(labels: Sequence[str]) -> numpy.ndarray:
     return (names[:, None] != names[None, :]).astype(float)
 
 
-def matrix_correlation(first: numpy.ndarray, second: numpy.ndarray, times: int = 999, seed: int = 0) -> dict:
+def matrix_correlation(
+    first: numpy.ndarray, second: numpy.ndarray, given: numpy.ndarray | None = None, times: int = 999, seed: int = 0
+) -> dict:
     """Correlates two tables of distances, and tests it by shuffling which language is which in one of them (Mantel).
+
+    Args:
+        first: Distances, [n, n].
+        second: Distances of the same points: the table that is shuffled.
+        given: A third table, which is taken out of both first by linear regression (partial Mantel test); None takes
+            out nothing.
+        times: Shufflings.
+        seed: Seed of the shufflings.
 
     Returns:
         `r`; `p`, the share of shufflings (the table itself included) with at least this r; and `shufflings`.
     """
     upper = numpy.triu_indices(len(first), 1)
+    if given is not None:
+        first, second = (_without(table, given, upper) for table in (first, second))
     a = first[upper] - first[upper].mean()
     rng = numpy.random.default_rng(seed)
 
     def correlation(order):
-        b = second[numpy.ix_(order, order)][upper]
+        b = second[order][:, order][upper]
         b = b - b.mean()
         return (a @ b) / numpy.sqrt((a @ a) * (b @ b))
 
     r = correlation(numpy.arange(len(second)))
     beaten = sum(correlation(rng.permutation(len(second))) >= r - 1e-12 for _ in range(times))
     return {"r": _number(r), "p": (1 + beaten) / (1 + times), "shufflings": times}
+
+
+def _without(table: numpy.ndarray, given: numpy.ndarray, upper: tuple) -> numpy.ndarray:
+    """Returns what a straight line in `given` does not explain of a table."""
+    slope, start = numpy.polyfit(given[upper], table[upper], 1)
+    return table - start - slope * given
 
 
 def silhouette(table: numpy.ndarray, labels: Sequence[str], times: int = 999, seed: int = 0) -> dict:
