@@ -2,17 +2,11 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
+from making import claims, compared, contents, diagrams, figures, fooling, results, tables
 
-ROOT = Path(__file__).resolve().parent.parent
-BOOK = ROOT / "book"
-sys.path.insert(0, str(BOOK))
-
-from making import claims, compared, contents, diagrams, figures, fooling, results, tables  # noqa: E402
-
+BOOK = results.BOOK
 PAGES = sorted(BOOK.glob("*.md"))
 SOURCES = (tables, compared, fooling, claims)
 

@@ -26,5 +26,10 @@ def with_languages(toc: str) -> str:
     return re.sub(rf"(?s)({re.escape(_MARK)}).*?(?=  - caption:)", lambda m: m[1] + "".join(lines), toc)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Brings book/_toc.yml up to date."""
     TOC.write_text(with_languages(TOC.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
