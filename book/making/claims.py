@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from making.compared import leading, summary
-from making.results import listed, measured, name_of, other_kind, percent, percent_trained
+from making.results import listed, measured, name_of, other_kind, percent, percent_trained, read
+from ssetools.languages import get_language
 
 _RIVALS = {
     "full": "all weights",
@@ -19,7 +20,7 @@ _TODO = "The comparison has not been run yet: `make compare` runs it.\n"
 
 def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that the page includes."""
-    return {"claim-beats": beats(), "claim-share": share(), "claim-kept": kept()}
+    return {"claim-beats": beats(), "claim-share": share(), "claim-kept": kept(), "claim-atlas": atlas()}
 
 
 def beats(measure: str = "target, sentences") -> str:
@@ -72,3 +73,13 @@ def kept() -> str:
         f"{percent(means[least])} ({name_of(least)} trained) and {percent(means[most])} ({name_of(most)} trained); {said}. "
         "A mean hides single languages that lost: they are named in [What it gains and what it costs](gains.md).\n"
     )
+
+
+def atlas() -> str:
+    """Says how many languages and families the atlas has."""
+    found = read("atlas/selections.json")
+    if found is None:
+        return "Not made yet: `make atlas` makes it.\n"
+    codes = found["groups"]["all"].split()
+    families = {get_language(code).lineage[0] for code in codes}
+    return f"*What came out*: sets for {len(codes)} languages of {len(families)} families; what they say is in the atlas.\n"
