@@ -20,9 +20,9 @@ from pathlib import Path
 import nbformat
 import noise
 import papermill
+from making import contents
 from nbformat import NotebookNode
 
-from ssetools import plots
 from ssetools.embedded import EMBEDDED_MODEL
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.paths import model_dir, run_dir, whole_file
@@ -172,19 +172,12 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def keep_numbers(lang: str, runs: str) -> None:
-    """Copies a run's numbers to book/results/, and makes the figure and the README's table that show them anew."""
+    """Copies a run's numbers to book/results/, and makes the README's table that shows them anew."""
     metrics = run_dir(EMBEDDED_MODEL, lang, "lape", 0, runs) / "metrics.json"
     text = noise.calm(metrics.read_text(encoding="utf-8"), runs)
     with whole_file(BOOK / "results" / f"{lang}.json") as scratch:
         scratch.write_text(text, encoding="utf-8")
-    draw_gain(lang)
     README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def draw_gain(lang: str) -> None:
-    """Draws the front page's figure from a result file."""
-    metrics = json.loads((BOOK / "results" / f"{lang}.json").read_text(encoding="utf-8"))
-    plots.before_after(metrics, lang).savefig(BOOK / "figures" / f"gain-{lang}.svg", metadata={"Date": None})
 
 
 def with_results_table(readme: str) -> str:
@@ -228,6 +221,7 @@ def main() -> None:
         started = time.monotonic()
         if state == "stale":
             job.run(arguments.runs, arguments.other_text)
+            contents.write()
             seconds = time.monotonic() - started
             print(f"{job.output.relative_to(ROOT)}: executed in {seconds:.0f} s", flush=True)
         elif state == "prose":

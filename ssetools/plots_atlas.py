@@ -17,10 +17,10 @@ from ssetools.atlas_effects import effect_table
 from ssetools.atlas_statistics import average_linkage, distances, leaf_order
 from ssetools.languages import get_language
 from ssetools.neurons import NeuronSets
-from ssetools.plots import SEQUENTIAL, WIDTH, style
+from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE, SEQUENTIAL, WIDTH, style
 
 _OTHER = "#c9ced6"
-_BASE, _STRONG, _WEAK = "#9aa5b1", "#0b6e99", "#d1495b"
+_BASE, _STRONG, _WEAK = BEFORE, AFTER, ACCENT
 _FACTS = {
     "tokens_per_byte": "tokens per byte",
     "tokens_per_word": "tokens per word",
@@ -131,9 +131,7 @@ def selections(found: Mapping, rate: str = "5") -> Axes:
     axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")[1]
     pairs = {"13/50": "13 and 50", "50/all": "50 and all", "13/all": "13 and all"}
     codes = found["groups"]["13"].split()
-    for offset, (colour, (pair, label)) in enumerate(
-        zip(seaborn.color_palette("colorblind"), pairs.items(), strict=False)
-    ):
+    for offset, (colour, (pair, label)) in enumerate(zip(PALETTE, pairs.items(), strict=False)):
         rows = [found["jaccard"][rate][pair][code] for code in codes]
         places = numpy.arange(len(codes)) + 0.2 * (offset - 1)
         axes.plot(places, [x["jaccard"] for x in rows], "o", color=colour, label=f"{label} languages")
@@ -177,7 +175,7 @@ def kinds(found: Mapping, rate: str = "5") -> Axes:
     rows = [x for lang, x in found[rate].items() if lang != "mean" and None not in x.values()]
     ceiling = [(x["within_first"] * x["within_second"]) ** 0.5 for x in rows]
     axes.plot(ceiling, [x["across"] for x in rows], "o", markersize=4, alpha=0.6, color=_STRONG)
-    axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=RULE, linestyle=":", linewidth=1)
     axes.set(
         xlabel="two halves of one kind (geometric mean of both kinds)",
         ylabel="declaration and messages",
@@ -242,7 +240,7 @@ def specificity(found: Mapping) -> Axes:
         colour = _WEAK if x["fails"] else _STRONG
         axes.hlines(place, x["low"], x["high"], color=colour, linewidth=1.4)
         axes.plot(x["specificity"], place, "o", color=colour, markerfacecolor="white" if x["fails"] else colour)
-    axes.axvline(0, color="0.3", linewidth=1)
+    axes.axvline(0, color=RULE, linewidth=1)
     names = [get_language(code).name + (f" (more harm: {get_language(x['worst']).name})" if x["worst"] != code else "")
              for code, x in rows]  # fmt: skip
     axes.set_yticks(range(len(rows)), names, fontsize=9)
