@@ -121,7 +121,7 @@ def test_pages_include_what_is_made_and_all_of_it():
 
 
 def test_numbers_in_sentences_are_known():
-    numbers = results.numbers()
+    numbers = {**results.numbers(), **contents.links()}
     for page in PAGES:
         for name in re.findall(r"\{\{ *([\w.]+) *\}\}", page.read_text(encoding="utf-8")):
             first, _, second = name.partition(".")
@@ -173,10 +173,21 @@ def test_every_figure_is_drawn_for_both_themes_with_a_description(made_up):
     assert figures.draw_all() == made, "the same results draw the same files"
 
 
-def test_the_contents_list_every_executed_language():
+def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
     toc = contents.TOC.read_text(encoding="utf-8")
-    assert contents.with_languages(toc) == toc, "run: PYTHONPATH=book python -m making.contents"
+    assert contents.with_notebooks(toc) == toc, "run: PYTHONPATH=book python -m making.contents"
     assert "Icelandic: fine-tune" in toc
+    monkeypatch.setattr(contents, "BOOK", tmp_path)
+    assert contents.links()["link_atlas"] == "the atlas"
+    for name in ("languages/yo/06_compare", "languages/ka/03_finetune", "atlas/07_atlas"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.ipynb").touch()
+    few = contents.with_notebooks(toc)
+    assert re.findall(r"file: book/((?:languages|atlas)/\S+)", few) == [
+        *("languages/yo/06_compare", "atlas/07_atlas", "languages/ka/03_finetune"),
+    ]
+    assert contents.with_notebooks(few) == few
+    assert contents.links()["link_atlas"] == "[the atlas](atlas/07_atlas.ipynb)"
 
 
 def test_the_readme_shows_the_diagram_as_it_is_drawn():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from making import claims, compared, figures, fooling, mathjax, results, tables
+from making import claims, compared, contents, figures, fooling, mathjax, results, tables
 
 GENERATED = results.BOOK / "_generated"
 STATIC = Path(__file__).parent / "static"
@@ -27,7 +27,7 @@ def setup(app) -> dict:
 def prepare(app, config) -> None:
     """Writes the fragments and figures, and hands the numbers to MyST."""
     make(GENERATED)
-    config.myst_substitutions = {**(config.myst_substitutions or {}), **results.numbers()}
+    config.myst_substitutions = {**(config.myst_substitutions or {}), **results.numbers(), **contents.links()}
     config.html_static_path.append(str(STATIC))
     config.mathjax_path = "mathjax/tex-mml-chtml.js"
 
