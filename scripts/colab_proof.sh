@@ -12,6 +12,10 @@ python="${COLAB_PYTHON:-3.13}"
 there=(torch==2.12.1 numpy==2.1.3 pandas==2.2.3 matplotlib==3.10.0 "ipykernel<7" pip)
 papermill="${PAPERMILL:-$root/.venv/bin/papermill}"
 work="${1:-$(mktemp -d)}"
+uv python find -q "$python" >/dev/null || {
+  echo "There is no Python $python: \`uv python install $python\`, or name one in COLAB_PYTHON." >&2
+  exit 1
+}
 mkdir -p "$work/empty"
 work="$(cd "$work" && pwd)"
 export TOKENIZERS_PARALLELISM=false PYTHONPATH=
