@@ -26,7 +26,7 @@ README = ROOT / "README.md"
 ONCE = ("01_profile", "02_select")  # the same for every language, executed with the first
 PER_LANGUAGE = ("03_finetune", "04_evaluate")
 WALKTHROUGH = "yo"
-ATLAS = "07_atlas"  # of all languages: `python book/execute.py atlas`
+OF_ALL = {"compare": "06_compare", "atlas": "07_atlas"}  # of all languages: `python book/execute.py atlas`
 LAST = ("05_analyze",)  # of the walk-through language alone
 _NOISE = [
     (re.compile(r" +\d+ tokens/s"), ""),
@@ -38,12 +38,13 @@ _NOISE = [
 def main() -> None:
     """Executes the notebooks of one language into book/languages/<code>/ and its numbers into book/results/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("lang", help='language code, or "atlas"')
+    parser.add_argument("lang", help='language code, or "compare" or "atlas"')
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--other-text", default="sib200")
     arguments = parser.parse_args()
-    if arguments.lang == "atlas":
-        execute(ATLAS, BOOK / "atlas" / f"{ATLAS}.ipynb", {})
+    if arguments.lang in OF_ALL:
+        name = OF_ALL[arguments.lang]
+        execute(name, BOOK / arguments.lang / f"{name}.ipynb", {})
         return
     lang = get_language(arguments.lang).code
     for name in (*ONCE, *PER_LANGUAGE, *LAST) if lang == WALKTHROUGH else PER_LANGUAGE:

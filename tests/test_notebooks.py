@@ -14,7 +14,9 @@ from ssetools.notebook import check_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXECUTED = sorted([*(ROOT / "book" / "languages").glob("*/*.ipynb"), *(ROOT / "book" / "atlas").glob("*.ipynb")])
+EXECUTED = sorted(
+    path for where in ("languages/*", "compare", "atlas") for path in (ROOT / "book").glob(f"{where}/*.ipynb")
+)
 ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 
 
@@ -75,7 +77,7 @@ def test_executed_notebooks_are_the_sources_with_outputs(path):
 
 
 def test_there_are_executed_notebooks():
-    assert {p.stem for p in EXECUTED if p.parent.name in ("yo", "atlas")} == {p.stem for p in SOURCES}
+    assert {p.stem for p in EXECUTED if p.parent.name in ("yo", "compare", "atlas")} == {p.stem for p in SOURCES}
 
 
 def test_misspelt_and_wrong_parameters_are_named():
