@@ -102,11 +102,14 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--translations", type=int, default=None, help="texts to translate at most, each way")
             one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
-    one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
+    one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
     one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
     one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     one.add_argument(
         "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
+    )
+    one.add_argument(
+        "--ablations", action="store_true", help="then other shares, amounts of text and budgets, one seed"
     )
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
@@ -233,11 +236,14 @@ def _evaluate_tasks(arguments):
 def _compare(arguments):
     from ssetools.compare import Comparison
     from ssetools.methods import METHODS
+    from ssetools.summary import write_summary
 
     comparison = Comparison(arguments.model, arguments.results, arguments.runs, arguments.other_text)
     for lang in arguments.langs:
         comparison.language(lang, arguments.methods or tuple(METHODS), arguments.seeds, arguments.like)
-    print(f"results: {comparison.results}")
+        if arguments.ablations:
+            comparison.ablations(lang)
+    print(f"results: {write_summary(arguments.results, arguments.model)}")
 
 
 def _folder(arguments, needed: str) -> Path:
