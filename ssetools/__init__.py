@@ -24,6 +24,7 @@ from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.sharding import load_sharded
 from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
+from ssetools.task_evaluation import evaluate
 from ssetools.training import TrainingResult, finetune
 
 try:
@@ -52,6 +53,7 @@ __all__ = [
     "compare_neurons",
     "deactivated",
     "drift",
+    "evaluate",
     "find_ffn_blocks",
     "finetune",
     "get_language",

@@ -96,12 +96,20 @@ def _parser() -> argparse.ArgumentParser:
             with_shards(one)
         one.add_argument("--learning-rate", type=float, default=None)
         one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
+        if name == "evaluate":
+            one.add_argument("--tasks", nargs="+", help='tasks instead of perplexity: NAME, NAME:FOLDER, or "all"')
+            one.add_argument("--limit", type=int, default=None, help="questions of each task at most")
+            one.add_argument("--translations", type=int, default=None, help="texts to translate at most, each way")
+            one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
-    one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
+    one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
     one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
     one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     one.add_argument(
         "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
+    )
+    one.add_argument(
+        "--ablations", action="store_true", help="then other shares, amounts of text and budgets, one seed"
     )
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
@@ -205,6 +213,9 @@ def _finetune(arguments):
 
 
 def _evaluate(arguments):
+    if arguments.tasks:
+        _evaluate_tasks(arguments)
+        return
     from ssetools.measuring import get_metrics
     from ssetools.report import report
 
@@ -212,14 +223,27 @@ def _evaluate(arguments):
     print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
 
 
+def _evaluate_tasks(arguments):
+    from ssetools.task_report import get_task_scores, task_report
+    from ssetools.tasks import parse_tasks
+
+    parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
+    model, tokenizer, folder, _ = _attached(arguments)
+    asked = (arguments.tasks, arguments.limit, arguments.translations, arguments.shots)
+    print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
+
+
 def _compare(arguments):
     from ssetools.compare import Comparison
     from ssetools.methods import METHODS
+    from ssetools.summary import write_summary
 
     comparison = Comparison(arguments.model, arguments.results, arguments.runs, arguments.other_text)
     for lang in arguments.langs:
         comparison.language(lang, arguments.methods or tuple(METHODS), arguments.seeds, arguments.like)
-    print(f"results: {comparison.results}")
+        if arguments.ablations:
+            comparison.ablations(lang)
+    print(f"results: {write_summary(arguments.results, arguments.model)}")
 
 
 def _folder(arguments, needed: str) -> Path:
