@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from ssetools import processes
@@ -86,16 +85,14 @@ class Run:
         model = adapter.model
         self.device = model.get_input_embeddings().weight.device
         check_head(model)  # now, while no dropout is active
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         torch.manual_seed(settings.seed)
-        optimizer = make_optimizer(
+        self.optimizer = make_optimizer(
             settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
         # In a mean over a thousand tokens, gradients fall below what float16 can hold.
         self.gradient_scale = _FLOAT16_SCALE if model_source(model)["dtype"] == "float16" else 1
         warmup = max(1, round(settings.warmup * steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, warmup, steps))
         self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
         self._order = -1, torch.empty(0)
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
@@ -147,7 +144,7 @@ class Run:
         self.adapter.dropout(True)
         for batch in torch.stack(chosen).split(settings.batch_size):
             part = chunked_loss(self.adapter.model, batch.to(self.device)) / settings.gradient_accumulation
-            self.accelerator.backward(part * self.gradient_scale)
+            (part * self.gradient_scale).backward()
             self.adapter.collect_gradients()
             loss += part.item()
         if self.gradient_scale != 1:
@@ -155,7 +152,7 @@ class Run:
                 parameter.grad /= self.gradient_scale
         processes.average_gradients(self.adapter.parameters())
         loss = processes.total(torch.tensor(loss, dtype=torch.float64, device=self.device)).item() / processes.count()
-        norm = self.accelerator.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
         if not math.isfinite(loss + norm):
             if self.folder:
                 self._checkpoint.unlink(missing_ok=True)
