@@ -79,9 +79,12 @@ def read_findings(results: str | Path, model: str, lang: str) -> Findings:
     runs.sort(key=lambda run: (order.index(run["arm"]["method"]), run["arm"]["seed"]))
     wanted = [arm for method in ("lape", CONTROL) if "lape" in rates for arm in ablations_of(method, rates["lape"])]
     scored = {arm: run for run, arm in zip(every, arms, strict=True) if "after" in run}
+    ablated = [scored[arm] for arm in wanted if arm in scored]
+    if all(run in own for run in ablated):
+        ablated = []
     search = _search(own, rates)
     missing = _missing(lang, runs, search, [arm for arm in wanted if arm not in scored])
-    return Findings(lang, runs, bases, search, [scored[arm] for arm in wanted if arm in scored], missing)
+    return Findings(lang, runs, bases, search, ablated, missing)
 
 
 def comparable(every: Iterable[Findings]) -> dict[str, Findings]:

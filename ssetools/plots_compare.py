@@ -91,6 +91,8 @@ def search(found: Mapping[str, Findings]) -> Figure:
     A ring marks the rate that was chosen.
     """
     searched = {lang: one.search for lang, one in found.items() if len(one.search)}
+    if not searched:
+        return plt.figure(figsize=(WIDTH, 0.1))  # these languages took their rates from others
     figure, panels = _panels(list(searched), 4.0, sharey=True)
     for axes, table in zip(panels, searched.values(), strict=True):
         above = table.assign(above=table.validation_loss - table.validation_loss.min())

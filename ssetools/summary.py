@@ -10,7 +10,7 @@ from ssetools.findings import Findings, languages_found, read_findings
 from ssetools.languages import get_language
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
-from ssetools.verdicts import against, best, judged, losses
+from ssetools.verdicts import against, against_on_average, best, judged, losses
 
 _UNITS = (
     "value, low, high: change of perplexity in percent (drift: nats per token), with its 95% interval; lower is better"
@@ -32,6 +32,7 @@ def write_summary(results: str | Path, model: str) -> Path:
         "languages": {lang: _language(one) for lang, one in found.items()},
         "over_languages": _by_key(across_languages(pairs, to=None)),
         "over_languages_minus_lape": _by_key(judged(across_languages(pairs))),
+        "verdict_over_languages": against_on_average(found),
     }
     return write_json(model_dir(model, results) / "summary.json", {**facts, **provenance()})
 
@@ -83,7 +84,7 @@ def _by_key(table) -> dict:
     """A table as dicts by method and measure; what is not a number is None, as JSON knows it."""
     found: dict[str, dict] = {}
     for row in table.itertuples():
-        cell = {key: None if math.isnan(x := getattr(row, key)) else round(x, 5) for key in ("value", "low", "high")}
-        cell |= {"units": row.units} | ({"verdict": row.verdict} if "verdict" in table.columns else {})
+        cell = {key: None if math.isnan(x := getattr(row, key)) else round(x, 4) for key in ("value", "low", "high")}
+        cell |= {"verdict": row.verdict} if "verdict" in table.columns else {}
         found.setdefault(row.method, {})[row.measure] = cell
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas
 
 from ssetools.compare import ABLATIONS, Arm
-from ssetools.effects import MEASURES, differences, effects
+from ssetools.effects import MEASURES, across_languages, differences, effects
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
 
@@ -53,21 +53,25 @@ def against(found: Findings, rivals: Sequence[str] = RIVALS, to: str = "lape") -
     The numbers are the rival's perplexity over that of the method (or its drift less that of the method).
     """
     table = judged(differences(*found.pair, found.lang, to))
-    sentences = []
-    for rival in rivals:
-        mine = table[table.method == rival]
-        if mine.empty:
-            sentences.append(f"{to} against {rival}: {rival} is not scored yet.")
-            continue
-        parts = []
-        for verdict in (BETTER, WORSE, EQUAL):
-            rows = mine[mine.verdict == verdict]
-            where = "; ".join(f"{name_of(row.measure, found)} {number(row)}" for row in rows.itertuples())
-            parts.append(
-                f"{verdict}{' on' if verdict != EQUAL else ':'} {where or ('nothing' if verdict != EQUAL else 'none')}"
-            )
-        sentences.append(f"{to} against {rival}: " + ". ".join(part[0].upper() + part[1:] for part in parts) + ".")
-    return sentences
+    return [
+        _against(table[table.method == rival], rival, to, lambda measure: name_of(measure, found)) for rival in rivals
+    ]
+
+
+def against_on_average(found: Mapping[str, Findings], rivals: Sequence[str] = RIVALS, to: str = "lape") -> list[str]:
+    """Says the same of the means over languages, with intervals over languages."""
+    table = judged(across_languages({lang: one.pair for lang, one in found.items()}, to))
+    return [_against(table[table.method == rival], rival, to, str) for rival in rivals]
+
+
+def _against(rows, rival, to, name) -> str:
+    if rows.empty:
+        return f"{to} against {rival}: {rival} is not scored yet."
+    parts = []
+    for verdict, opening in ((BETTER, "Better on"), (WORSE, "Worse on"), (EQUAL, "Not told apart on")):
+        where = "; ".join(f"{name(row.measure)} {number(row)}" for row in rows[rows.verdict == verdict].itertuples())
+        parts.append(f"{opening} {where or 'nothing'}.")
+    return f"{to} against {rival}: {' '.join(parts)}{' (One seed.)' if rows.seeds.max() == 1 else ''}"
 
 
 def losses(found: Findings, to: str = "lape") -> list[str]:
@@ -127,6 +131,8 @@ def listed(found: Mapping[str, Findings], say: Callable[[Findings], list[str]]) 
 
 def edges(found: Findings) -> list[str]:
     """Says which rate each method chose, and which lie at the edge of their grid, where a better one may lie beyond."""
+    if found.search.empty:
+        return ["It took its rates from other languages."]
     chosen = found.search[found.search.chosen.astype(bool)]
     sentences = [", ".join(f"{row.method} {row.learning_rate:g}" for row in chosen.itertuples()) + "."]
     edge = ", ".join(chosen.method[chosen.at_edge.astype(bool)])
@@ -137,14 +143,13 @@ def edges(found: Findings) -> list[str]:
 
 
 def name_of(measure: str, found: Findings) -> str:
-    """Names a measure for a reader, such as "Yoruba sentences"."""
+    """Names a measure for a reader, such as "Yoruba, sentences"."""
     if measure == "drift":
         return "drift"
     who, kind = measure.split(", ")
     others = len(next(iter(found.bases.values()))[kind]) - 1
-    return (
-        f"{ {'target': get_language(found.lang).name, 'English': 'English', 'others': f'{others} others'}[who] } {kind}"
-    )
+    names = {"target": get_language(found.lang).name, "English": "English", "others": f"{others} other languages"}
+    return f"{names[who]}, {kind}"
 
 
 def number(row) -> str:
