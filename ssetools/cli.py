@@ -31,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_voice():
     """Of several processes that do one job, the first one speaks."""
-    ranks = [
-        os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
-    ]  # torchrun, two kinds of MPI
+    # Set by torchrun and accelerate, and by two kinds of MPI.
+    ranks = [os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")]
     spoken = all(rank in (None, "0") for rank in ranks)
     return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
 
