@@ -163,6 +163,7 @@ def test_the_mean_over_languages_is_put_into_words(results):
     everywhere = comparable(read_findings(results, "tiny", x) for x in languages_found(results, "tiny"))
     said = against_on_average(everywhere)
     assert "Worse on target, sentences -2" in said[2]
+    assert "One seed" not in said[2], "a mean over languages is not one seed's"
     assert len(everywhere) == 5
 
 
