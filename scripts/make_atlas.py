@@ -10,22 +10,25 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 import time
 from pathlib import Path
 
-from ssetools import atlas_effects, atlas_statistics, embedded
-from ssetools.atlas import TOP_RATES, atlas_path, load_atlas, load_shards, profile_atlas
+from ssetools import atlas_effects, atlas_statistics, embedded, wikitext
+from ssetools.atlas import SHARDS, TOP_RATES, atlas_path, interface_messages, load_atlas, load_shards, profile_atlas
 from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
 from ssetools.lape import select_neurons
+from ssetools.loss import body_of
 from ssetools.models import load_model
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
 _SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
-_MANY_MESSAGES = 1500
+_MANY_MESSAGES, _LONG_MESSAGES = 1500, 150
 _DEACTIVATED = 32
+_MORE_SHARDS = 64
 _NEAREST = 5
 
 
@@ -77,13 +80,13 @@ class Work:
             raise Stopped("the time is over")
         return None if self.end is None else self.end - time.monotonic()
 
-    def count(self, source: str, languages: list[str]) -> None:
+    def count(self, source: str, languages: list[str], shards: int = SHARDS) -> None:
         folder = self.folder / source.replace("/", "--")
         missing = [code for code in languages if not (folder / f"{code}.safetensors").is_file()]
         if missing:
             print(f"Counting {len(missing)} of {len(languages)} languages on {source} ...", flush=True)
             started = time.monotonic()
-            rest = profile_atlas(*self.model, missing, folder, source, seconds=self.left())
+            rest = profile_atlas(*self.model, missing, folder, source, shards, seconds=self.left())
             minutes = (time.monotonic() - started) / 60
             print(f"{len(missing) - len(rest)} languages in {minutes:.1f} minutes", flush=True)
             if rest:
@@ -114,6 +117,8 @@ class Work:
         self.step("families.json", families)
         self.step("correlates.json", correlates)
         self.step("deactivation.json", self.deactivation)
+        self.step("more_text.json", self.more_text)
+        self.step("cost.json", self.cost)
 
     def step(self, name: str, function) -> None:
         path = RESULTS / name
@@ -129,20 +134,20 @@ class Work:
         fifty = list(dict.fromkeys([*TARGET_LANGUAGES, *CONTRAST_LANGUAGES, *(x.code for x in most)]))[:50]
         groups = {"13": list(TARGET_LANGUAGES), "50": fifty, "all": self.languages}
         overlap = {
-            f"{100 * rate:g}": atlas_statistics.overlap_by_languages(self.shards("udhr"), groups, rate, times=20)
+            f"{100 * rate:g}": atlas_statistics.overlap_by_languages(self.shards("udhr"), groups, rate, times=50)
             for rate in TOP_RATES
         }
         return {"groups": {name: " ".join(codes) for name, codes in groups.items()}, "jaccard": overlap}
 
     def stability(self) -> dict:
         counts = self.shards("udhr")
-        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=6) for rate in TOP_RATES}
+        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=12) for rate in TOP_RATES}
 
     def kinds(self) -> dict:
         self.count("mediawiki", languages_of("mediawiki", "all"))
         messages = self.shards("mediawiki")
         return {
-            f"{100 * rate:g}": atlas_statistics.across_kinds(self.shards("udhr"), messages, rate, times=6)
+            f"{100 * rate:g}": atlas_statistics.across_kinds(self.shards("udhr"), messages, rate, times=12)
             for rate in TOP_RATES
         }
 
@@ -171,7 +176,7 @@ class Work:
                 "tokens_per_byte": round(one["tokens"] / one["bytes"], 4),
                 "tokens_per_word": None if language.script in _SPACELESS else round(one["tokens"] / one["words"], 3),
                 "nats_per_token": one["nats"],
-                "bits_per_byte": round(one["nats"] * one["tokens"] / one["bytes"] / 0.6931, 4),
+                "bits_per_byte": round(one["nats"] * one["tokens"] / one["bytes"] / math.log(2), 4),
                 "wikipedia_articles": language.wikipedia_articles,
             }
         return {"map_share": round(share, 4), "languages": rows}
@@ -182,9 +187,26 @@ class Work:
         losses = atlas_effects.deactivation_losses(
             *self.model, neurons, codes, self.folder / "deactivation.json", seconds=self.left()
         )
-        if len(losses["rows"]) < 2 * len(codes) + 1:
-            raise Stopped(f"{len(losses['rows'])} of {2 * len(codes) + 1} rows are measured")
+        names = atlas_effects.row_names(codes)
+        if len(losses["rows"]) < len(names):
+            raise Stopped(f"{len(losses['rows'])} of {len(names)} rows are measured")
         return {"specificity": atlas_effects.specificity(losses), **losses}
+
+    def more_text(self) -> dict:
+        """Stability where there is more text: declaration and messages of the targets and the contrasts."""
+        source, codes = "udhr+mediawiki", [*TARGET_LANGUAGES, *CONTRAST_LANGUAGES]
+        self.count(source, codes, _MORE_SHARDS)
+        counts = load_shards(self.folder / source, codes)
+        return {f"{100 * rate:g}": atlas_statistics.split_half_stability(counts, rate, times=50) for rate in TOP_RATES}
+
+    def cost(self) -> dict:
+        """What counting costs: tokens, and the weights that each token passes."""
+        model, _ = self.model
+        embeddings = model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in body_of(model).parameters()) - embeddings
+        counts = self.shards("udhr")
+        tokens = counts.num_shards * counts.shard_tokens
+        return {"weights_in_layers": weights, "languages": len(counts.languages), "tokens_per_language": tokens}
 
 
 def languages_of(source: str, asked: str) -> list[str]:
@@ -192,10 +214,18 @@ def languages_of(source: str, asked: str) -> list[str]:
     if asked != "all":
         return [get_language(code).code for code in asked.split()]
     if source == "mediawiki":
-        folder = embedded.mediawiki_folder()
-        files = {code: folder / f"{get_language(code).code_for(source)}.json" for code in languages_in(source)}
-        return [code for code, path in files.items() if len(json.loads(path.read_bytes())) >= _MANY_MESSAGES]
+        return [code for code in languages_in(source) if _has_many_messages(code)]
     return languages_in(source)
+
+
+def _has_many_messages(code: str) -> bool:
+    """Whether enough messages are translated, and enough of these long enough, for the sample that is counted on."""
+    language = get_language(code)
+    found, english = (interface_messages(x) for x in (language.code_for("mediawiki"), "en"))
+    if len(found) < _MANY_MESSAGES:
+        return False
+    translated = [m for key, m in found.items() if code == "en" or m != english.get(key)]
+    return sum(wikitext.num_words(m, language) >= wikitext.MIN_WORDS for m in translated) >= _LONG_MESSAGES
 
 
 def spread_languages(number: int) -> list[str]:
@@ -237,6 +267,13 @@ def _tests(table, known, rows) -> dict:
         "tree against genealogy": atlas_statistics.matrix_correlation(tree, kin),
         "overlaps against genealogy": atlas_statistics.matrix_correlation(part, kin),
     }
+    script = atlas_statistics.label_distances([x.script for x in languages])
+    if script.any():
+        tests |= {
+            "overlaps against script": atlas_statistics.matrix_correlation(part, script),
+            "overlaps against genealogy, script taken out": atlas_statistics.matrix_correlation(part, kin, script),
+            "overlaps against script, genealogy taken out": atlas_statistics.matrix_correlation(part, script, kin),
+        }
     labels = {"stock": [x.lineage[0] for x in languages], "branch": [x.family for x in languages]}
     labels |= {"script": [x.script for x in languages]}
     for name, one in labels.items():

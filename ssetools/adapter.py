@@ -25,6 +25,7 @@ class Adapter(nn.Module):
 
     Attributes:
         attached: Whether the model still carries this adapter.
+        active: Whether it is switched on.
     """
 
     format = ""
@@ -37,6 +38,7 @@ class Adapter(nn.Module):
         self._base = (model,)
         model.requires_grad_(False)
         self.attached = False
+        self.active = True
 
     def _register(self) -> None:
         _ATTACHED[self.model] = self
@@ -67,10 +69,12 @@ class Adapter(nn.Module):
     def switched_off(self) -> Iterator[nn.Module]:
         """Gives the base model, exactly, for the length of a `with` block."""
         self._switch(False)
+        self.active = False
         try:
             yield self.model
         finally:
             self._switch(True)
+            self.active = True
 
     def detach(self) -> nn.Module:
         """Takes the adapter off: the model is the base again, exactly. Returns the model."""

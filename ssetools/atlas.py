@@ -6,6 +6,7 @@ half against the other, or from a resampling. All the atlas's intervals come fro
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -69,15 +70,6 @@ class ShardedProfile:
         tokens = torch.full((len(rows),), picks.shape[1] * self.shard_tokens)
         return ActivationProfile(counts, tokens, languages, self.metadata)
 
-    def resampled(
-        self, times: int, languages: Sequence[str] | None = None, seed: int = 0
-    ) -> Iterator[ActivationProfile]:
-        """Gives profiles of shards drawn with replacement, each language's anew: the text that might have been."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(times):
-            shape = (len(languages or self.languages), self.num_shards)
-            yield self.profile(torch.randint(self.num_shards, shape, generator=generator), languages)
-
     def halves(
         self, times: int, shards: int, languages: Sequence[str] | None = None, seed: int = 0
     ) -> Iterator[tuple[ActivationProfile, ActivationProfile]]:
@@ -120,8 +112,10 @@ def profile_atlas(
         The languages that are still to be counted.
 
     Raises:
-        ValueError: If a language has too little text.
+        ValueError: If a language has too little text, or a shard more tokens than a byte counts.
     """
+    if shard_tokens > 255:
+        raise ValueError(f"A shard holds at most 255 tokens, the most that a byte counts; got {shard_tokens}.")
     facts = {**model_source(model), "source": source, "shards": shards, "shard_tokens": shard_tokens}
     started, left = time.monotonic(), []
     with counting(model) as count:
@@ -177,12 +171,14 @@ def atlas_texts(source: str, lang: str) -> list[str]:
         return load_texts(source, lang, "train")
     # Parsing all messages of all languages would take an hour; a sample of keys is enough.
     language = get_language(lang)
-    found, english = (_messages(code) for code in (language.code_for("mediawiki"), "en"))
+    found, english = (interface_messages(code) for code in (language.code_for("mediawiki"), "en"))
     chosen = sorted(found, key=lambda key: hashlib.sha1(key.encode()).hexdigest())[:_MESSAGES]
     return list(wikitext.clean_messages({key: found[key] for key in chosen}, english, language).values())
 
 
-def _messages(code: str) -> dict[str, str]:
+@functools.lru_cache(maxsize=2)  # a language, and English beside it each time
+def interface_messages(code: str) -> dict[str, str]:
+    """Returns MediaWiki's wikitext by key; `code` is MediaWiki's own."""
     return json.loads((embedded.mediawiki_folder() / f"{code}.json").read_text(encoding="utf-8"))
 
 

@@ -21,6 +21,7 @@ from ssetools.paths import write_json
 
 WINDOWS = 6
 WINDOW_TOKENS = 32
+CONTROLS = 2
 _BATCH = 16
 
 
@@ -50,7 +51,7 @@ def score_declarations(
             break
         texts = atlas_texts("udhr", lang)
         ids = tokenizer([text + "\n" for text in texts], add_special_tokens=False)["input_ids"]
-        losses = _losses(model, _windows(tokenizer, texts, 2, 120))
+        losses = _losses(model, _windows(tokenizer, texts, 4, 100))
         found[lang] = {
             "tokens": sum(map(len, ids)),
             "words": sum(len(text.split()) for text in texts),
@@ -70,9 +71,9 @@ def deactivation_losses(
     source: str = "mediawiki",
     seconds: float | None = None,
 ) -> dict:
-    """Measures every language with no set, each set, and each set's control switched off; goes on from what `path` holds.
+    """Measures every language with no set, each set, and each set's controls switched off; goes on from what `path` holds.
 
-    A control is as many random neurons as the set has, in the same layers.
+    A control is as many random neurons as the set has, in the same layers; each set has two of them.
 
     Args:
         model: A causal language model.
@@ -84,7 +85,7 @@ def deactivation_losses(
         seconds: Stop after the row that reaches this time.
 
     Returns:
-        `languages`, and under `rows` by name ("base", "set yo", "control yo"): losses [languages, windows], in nats per token.
+        `languages`, and under `rows` by name ("base", "set yo", "control0 yo"): losses [languages, windows], in nats per token.
     """
     path = Path(path)
     found = {"languages": list(languages), "source": source, "window_tokens": WINDOW_TOKENS, "rows": {}}
@@ -96,16 +97,25 @@ def deactivation_losses(
     windows = torch.cat([_windows(tokenizer, atlas_texts(source, x), WINDOWS, WINDOW_TOKENS) for x in languages])
     started = time.monotonic()
     empty = [torch.empty(0, dtype=torch.long)] * neurons.num_layers
-    for name in ["base", *(f"{kind} {lang}" for lang in languages for kind in ("set", "control"))]:
+    for name in row_names(languages):
         if name in found["rows"] or (seconds is not None and time.monotonic() - started > seconds):
             continue
         kind, _, lang = name.partition(" ")
-        chosen = {"base": lambda _: empty, "set": neurons.__getitem__, "control": neurons.random_like}[kind](lang)
+        if kind.startswith("control"):
+            chosen = neurons.random_like(lang, seed=int(kind.removeprefix("control")))
+        else:
+            chosen = neurons[lang] if kind == "set" else empty
         with deactivated(model, chosen):
             losses = _losses(model, windows).mean(1).view(len(languages), WINDOWS)
         found["rows"][name] = [[round(x, 4) for x in row] for row in losses.tolist()]
         write_json(path, found)
     return found
+
+
+def row_names(languages: Sequence[str]) -> list[str]:
+    """Returns the names of the rows that `deactivation_losses` measures."""
+    kinds = ("set", *(f"control{k}" for k in range(CONTROLS)))
+    return ["base", *(f"{kind} {lang}" for lang in languages for kind in kinds)]
 
 
 def _windows(tokenizer, texts: Sequence[str], count: int, tokens: int) -> torch.Tensor:
@@ -126,12 +136,12 @@ def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
 def specificity(losses: Mapping, resamples: int = 2000, seed: int = 0) -> dict:
     """Says of each language's set whether it is that language's.
 
-    The effect of set A on language B is the loss it adds, less what A's control adds. The specificity of A is its effect on
+    The effect of set A on language B is the loss it adds, less what A's controls add. The specificity of A is its effect on
     A less the median of its effects on the other languages.
 
     Args:
         losses: From `deactivation_losses`.
-        resamples: Bootstrap over each language's windows and over the other languages.
+        resamples: Bootstrap over each language's windows, over the other languages, and over the controls.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -140,21 +150,20 @@ def specificity(losses: Mapping, resamples: int = 2000, seed: int = 0) -> dict:
         `fails`: the interval reaches zero, or another set does more harm.
     """
     languages = losses["languages"]
-    rows = {name: numpy.array(values) for name, values in losses["rows"].items()}
-    base = rows["base"]
-    added = numpy.stack([rows[f"set {lang}"] - base for lang in languages])  # [sets, languages, windows]
-    control = numpy.stack([rows[f"control {lang}"] - base for lang in languages])
+    added, controls = _added(losses)
+    control = controls.mean(1)
     effects = added - control
     rng = numpy.random.default_rng(seed)
-    windows, found = base.shape[1], {}
+    windows, found = added.shape[2], {}
     for i, lang in enumerate(languages):
         others = numpy.delete(numpy.arange(len(languages)), i)
         drawn = []
         for _ in range(resamples):
-            own = effects[i, i, rng.integers(windows, size=windows)].mean()
+            one = added[i] - controls[i, rng.integers(controls.shape[1], size=controls.shape[1])].mean(0)
+            own = one[i, rng.integers(windows, size=windows)].mean()
             picks = rng.choice(others, len(others))
             cells = rng.integers(windows, size=(len(picks), windows))
-            drawn.append(own - numpy.median(effects[i, picks[:, None], cells].mean(1)))
+            drawn.append(own - numpy.median(one[picks[:, None], cells].mean(1)))
         low, high = numpy.quantile(drawn, (0.025, 0.975))
         column = effects[:, i].mean(1)
         median = float(numpy.median(effects[i, others].mean(1)))
@@ -172,10 +181,17 @@ def specificity(losses: Mapping, resamples: int = 2000, seed: int = 0) -> dict:
     return found
 
 
+def _added(losses: Mapping) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Returns the losses that sets add, [sets, languages, windows], and controls, [sets, controls, languages, windows]."""
+    rows = {name: numpy.array(values) - losses["rows"]["base"] for name, values in losses["rows"].items()}
+    sets = numpy.stack([rows[f"set {lang}"] for lang in losses["languages"]])
+    controls = [[rows[f"control{k} {lang}"] for k in range(CONTROLS)] for lang in losses["languages"]]
+    return sets, numpy.array(controls)
+
+
 def effect_table(losses: Mapping):
-    """Returns the effects as a DataFrame: rows are sets switched off, columns languages, less each set's control."""
+    """Returns the effects as a DataFrame: rows are sets switched off, columns languages, less each set's controls."""
     import pandas
 
-    languages = losses["languages"]
-    rows = {name: numpy.array(values).mean(1) for name, values in losses["rows"].items()}
-    return pandas.DataFrame({x: rows[f"set {x}"] - rows[f"control {x}"] for x in languages}, index=languages).T
+    added, controls = _added(losses)
+    return pandas.DataFrame((added - controls.mean(1)).mean(2), losses["languages"], losses["languages"])

@@ -92,8 +92,10 @@ def split_half_stability(counts: ShardedProfile, top_rate: float, times: int = 1
             jaccard(*(select_neurons(half, top_rate) for half in pair), counts.languages)
             for pair in counts.halves(times, shards, seed=seed)
         ]
-        mean = _mean_or_nan(numpy.stack(drawn))
-        found[str(shards * counts.shard_tokens)] = _by_language(counts.languages, mean, drawn)
+        rows = _by_language(counts.languages, _mean_or_nan(numpy.stack(drawn)), drawn)
+        # Not the mean of means: a language that has neurons in one split alone would count as much as any other.
+        each = _mean_or_nan(numpy.stack(drawn).T)
+        found[str(shards * counts.shard_tokens)] = rows | {"mean": _interval(numpy.nanmean(each), each)}
         shards *= 2
     return found
 
@@ -113,6 +115,8 @@ def across_kinds(
 
     Returns:
         By language (and "mean"): `within_first`, `within_second` and `across`, mean Jaccard indices over `times` splits.
+        Under "mean" also `share`, the mean across kinds divided by the mean ceiling (the geometric mean of the two
+        within a kind), with `low` and `high`: 95% over resampled languages.
     """
     languages = [lang for lang in first.languages if lang in second.languages]
     drawn = {"within_first": [], "within_second": [], "across": []}
@@ -126,7 +130,17 @@ def across_kinds(
     means = {name: _mean_or_nan(numpy.stack(rows)) for name, rows in drawn.items()}
     table = {lang: {name: _number(row[i]) for name, row in means.items()} for i, lang in enumerate(languages)}
     table["mean"] = {name: _number(numpy.nanmean(row)) for name, row in means.items()}
+    table["mean"] |= _share_of_ceiling(means, seed)
     return table
+
+
+def _share_of_ceiling(means: Mapping[str, numpy.ndarray], seed: int, resamples: int = 2000) -> dict:
+    rows = numpy.stack([means["across"], numpy.sqrt(means["within_first"] * means["within_second"])])
+    rows = rows[:, numpy.isfinite(rows).all(0)]
+    picks = numpy.random.default_rng(seed).integers(rows.shape[1], size=(resamples, rows.shape[1]))
+    drawn = rows[:, picks].mean(2)
+    low, high = numpy.quantile(drawn[0] / drawn[1], _INTERVAL)
+    return {"share": _number(rows[0].mean() / rows[1].mean()), "low": _number(low), "high": _number(high)}
 
 
 # --- overlaps as a tree and as a map ----------------------------------------------------------------------------
@@ -221,24 +235,42 @@ def label_distances(labels: Sequence[str]) -> numpy.ndarray:
     return (names[:, None] != names[None, :]).astype(float)
 
 
-def matrix_correlation(first: numpy.ndarray, second: numpy.ndarray, times: int = 999, seed: int = 0) -> dict:
+def matrix_correlation(
+    first: numpy.ndarray, second: numpy.ndarray, given: numpy.ndarray | None = None, times: int = 999, seed: int = 0
+) -> dict:
     """Correlates two tables of distances, and tests it by shuffling which language is which in one of them (Mantel).
+
+    Args:
+        first: Distances, [n, n].
+        second: Distances of the same points: the table that is shuffled.
+        given: A third table, which is taken out of both first by linear regression (partial Mantel test); None takes
+            out nothing.
+        times: Shufflings.
+        seed: Seed of the shufflings.
 
     Returns:
         `r`; `p`, the share of shufflings (the table itself included) with at least this r; and `shufflings`.
     """
     upper = numpy.triu_indices(len(first), 1)
+    if given is not None:
+        first, second = (_without(table, given, upper) for table in (first, second))
     a = first[upper] - first[upper].mean()
     rng = numpy.random.default_rng(seed)
 
     def correlation(order):
-        b = second[numpy.ix_(order, order)][upper]
+        b = second[order][:, order][upper]
         b = b - b.mean()
         return (a @ b) / numpy.sqrt((a @ a) * (b @ b))
 
     r = correlation(numpy.arange(len(second)))
     beaten = sum(correlation(rng.permutation(len(second))) >= r - 1e-12 for _ in range(times))
     return {"r": _number(r), "p": (1 + beaten) / (1 + times), "shufflings": times}
+
+
+def _without(table: numpy.ndarray, given: numpy.ndarray, upper: tuple) -> numpy.ndarray:
+    """Returns what a straight line in `given` does not explain of a table."""
+    slope, start = numpy.polyfit(given[upper], table[upper], 1)
+    return table - start - slope * given
 
 
 def silhouette(table: numpy.ndarray, labels: Sequence[str], times: int = 999, seed: int = 0) -> dict:
@@ -268,6 +300,22 @@ def silhouette(table: numpy.ndarray, labels: Sequence[str], times: int = 999, se
     beaten = sum(mean_silhouette(rng.permutation(codes)) >= value - 1e-12 for _ in range(times))
     about = {"points": int(kept.sum()), "labels": len(sizes)}
     return {"silhouette": _number(value), "p": (1 + beaten) / (1 + times), "shufflings": times, **about}
+
+
+def tests_table(found: Mapping):
+    """Returns the tests of one selection in families.json as a DataFrame of words: rows are tests, columns languages."""
+    import pandas
+
+    columns = {}
+    for group, tests in found.items():
+        if isinstance(tests, dict):
+            cells = {
+                name: f"{x.get('r', x.get('silhouette')):+.2f}, p = {x['p']:.3g}"
+                for name, x in tests.items()
+                if isinstance(x, dict)
+            }
+            columns[f"{group} ({tests['languages']})"] = cells
+    return pandas.DataFrame(columns).fillna("")
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], times: int = 2000, seed: int = 0) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssetools.hub import hub_reachable
+from ssetools.hub import hub_reachable, quiet_datasets
 from ssetools.languages import Language
 from ssetools.own_text import SPLITS, files_digest, split_of
 
@@ -114,12 +114,22 @@ def hub_documents(name: str, folder: str, language: Language, split: str) -> dic
         raise ValueError(
             f"{corpus.title} has no {split} text: it is for measuring ({', '.join(corpus.splits)}), not for training."
         )
-    table = _load(corpus, folder, language, name, split, streaming=False)
+    table = hub_table(name, folder, language, split)
     column = corpus.text or language.code_for(name)
     if column not in table.column_names:
         raise ValueError(f"{corpus.title} has no text in {language.name} (there is no column {column!r}).")
     keys = table[corpus.key] if corpus.key else range(len(table))
     return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
+
+
+def hub_table(name: str, folder: str, language: Language, split: str):
+    """Loads one split of a small set with all its columns, as `datasets` gives it.
+
+    Raises:
+        ValueError: If the set has no text in this language.
+        TextUnavailable: If it cannot be reached.
+    """
+    return _load(corpus_of(name, folder, language), folder, language, name, split, streaming=False)
 
 
 def held_out_documents(name: str, folder: str, language: Language) -> dict[str, str]:
@@ -176,15 +186,24 @@ def hub_shards(name: str, folder: str, language: Language, split: str = "train")
 
 def hub_revision(name: str, folder: str, language: Language) -> str:
     """Returns what identifies the text: repository and commit, or a digest of a local copy's files."""
-    corpus = corpus_of(name, folder, language)
+    return revision_of(corpus_of(name, folder, language), folder, name)
+
+
+def revision_of(corpus, folder: str, name: str) -> str:
+    """Returns what identifies a set of the hub, given by title, repository and gating, as `HubCorpus` has them."""
     if folder:
         return f"{name} {files_digest([p for p in Path(folder).rglob('*') if p.is_file()])}"
     if not hub_reachable():
         return corpus.repository
     import huggingface_hub
 
-    with _unavailable(corpus, folder, name):
+    with unavailable(corpus, folder, name):
         return f"{corpus.repository}@{huggingface_hub.HfApi().dataset_info(corpus.repository).sha}"
+
+
+def fresh(folder: str) -> dict[str, str]:
+    """Returns options for `datasets` to read a local copy anew: its cache knows a folder by its name alone."""
+    return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
 
 
 def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: str, streaming: bool):
@@ -195,11 +214,13 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
     code = language.code_for(name)
     theirs = corpus.splits[split]
     options = {"split": theirs, "streaming": streaming}
+    if not streaming:
+        options |= fresh(folder)
     if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
         options |= {"batch_size": _BATCH, "columns": [corpus.text]}
     place = folder or corpus.repository
     files = corpus.files.format(code=code, split=theirs)
-    with _unavailable(corpus, folder, name):
+    with unavailable(corpus, folder, name):
         try:
             return datasets.load_dataset(place, corpus.config.format(code=code), **options)
         except ValueError as error:
@@ -216,14 +237,11 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
 
 
 @contextlib.contextmanager
-def _unavailable(corpus: HubCorpus, folder: str, name: str) -> Iterator[None]:
+def unavailable(corpus, folder: str, name: str) -> Iterator[None]:
     """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars."""
-    import datasets
-
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
     try:
-        yield
+        with quiet_datasets():
+            yield
     except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
         remedy = "Allow access to the Hugging Face hub"
         if corpus.gated and not folder:
@@ -232,10 +250,7 @@ def _unavailable(corpus: HubCorpus, folder: str, name: str) -> Iterator[None]:
             f"{corpus.title} cannot be loaded from {folder or 'the hub (' + corpus.repository + ')'}: "
             f'{_first_line(error)} {remedy}, or name a local copy in its layout: "{name}:FOLDER".'
         ) from error
-    finally:
-        if shown:
-            datasets.utils.logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".") + "."

@@ -41,8 +41,12 @@ def clean_messages(messages: dict[str, str], english: dict[str, str], language: 
         if language.code != "en" and message == english.get(key):
             continue
         text = plain_text(message)
-        words = len(text) // 2 if language.script in _UNSPACED_SCRIPTS else len(text.split())
-        if words >= MIN_WORDS and text not in seen:
+        if num_words(text, language) >= MIN_WORDS and text not in seen:
             seen.add(text)
             kept[key] = text
     return kept
+
+
+def num_words(text: str, language: Language) -> int:
+    """Counts the words of a text; scripts without spaces count two characters as one."""
+    return len(text) // 2 if language.script in _UNSPACED_SCRIPTS else len(text.split())

@@ -69,3 +69,35 @@ def flores_plus(folder: Path, sentences: dict[str, list[str]]) -> str:
             order = rows if code.startswith("e") else rows[::-1]
             (folder / split / f"{code}.jsonl").write_text("\n".join(order) + "\n")
     return f"flores_plus:{folder}"
+
+
+def sib200(folder: Path, rows: list[tuple[str, str]], code: str = "yor_Latn") -> str:
+    """SIB-200: a file of tab-separated values per split, without configurations. Returns the folder."""
+    for split in ("train", "validation", "test"):
+        path = folder / f"data/{code}/{split}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{i}\t{topic}\t{text}" for i, (topic, text) in enumerate(rows)]
+        path.write_text("\n".join(["index_id\tcategory\ttext", *lines]) + "\n")
+    return str(folder)
+
+
+def questions(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> str:
+    """A set of questions: a parquet file per configuration and split, named in the card. Returns the folder."""
+    files: dict[str, dict[str, str]] = {}
+    for config, splits in configs.items():
+        for split, rows in splits.items():
+            path = f"{config}/{split}-00000-of-00001.parquet"
+            parquet(folder / path, **{column: [row[column] for row in rows] for column in rows[0]})
+            files.setdefault(config, {})[split] = path
+    readme(folder, files)
+    return str(folder)
+
+
+def declaration(folder: Path, texts: dict[str, list[list[str]]]) -> str:
+    """The declaration: a page per language, with the paragraphs of the preamble and of articles 1 to 30."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for code, articles in texts.items():
+        preamble, *rest = ["".join(f"<p>{text}</p>" for text in paragraphs) for paragraphs in articles]
+        body = "".join(f'<article data-number="{i}"><h2>x</h2>{text}</article>' for i, text in enumerate(rest, 1))
+        (folder / f"{code}.html").write_text(f"<header>{preamble}</header>{body}")
+    return str(folder)

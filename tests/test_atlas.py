@@ -68,16 +68,19 @@ def test_too_little_text_and_mixed_files_are_named(text, word_tokenizer, tmp_pat
         profile_atlas(model, word_tokenizer, ["yo"], tmp_path, shard_tokens=100)
     profile_atlas(model, word_tokenizer, ["yo"], tmp_path, shards=4, shard_tokens=20)
     profile_atlas(model, word_tokenizer, ["is"], tmp_path, shards=3, shard_tokens=20)
+    with pytest.raises(ValueError, match="at most 255 tokens"):
+        profile_atlas(model, word_tokenizer, ["en"], tmp_path, shards=1, shard_tokens=256)
     with pytest.raises(ValueError, match="is.safetensors was made with"):
         load_shards(tmp_path, ["yo", "is"])
 
 
-def test_resampling_draws_whole_shards_for_each_language_anew(counts):
-    drawn = list(counts.resampled(3, seed=1))
-    assert drawn[0].tokens.tolist() == [400] * 12
-    assert not torch.equal(drawn[0].counts, drawn[1].counts)
-    one = counts.profile(torch.zeros(12, 8, dtype=torch.long))
-    assert torch.equal(one.counts, 8 * counts.counts[:, 0].long())
+def test_a_shard_may_come_twice_and_differ_by_language(counts):
+    picks = torch.zeros(12, 8, dtype=torch.long)
+    picks[3] = 5
+    drawn = counts.profile(picks)
+    assert drawn.tokens.tolist() == [400] * 12
+    assert torch.equal(drawn.counts[0], 8 * counts.counts[0, 0].long())
+    assert torch.equal(drawn.counts[3], 8 * counts.counts[3, 5].long())
 
 
 # Until `make atlas` has run for the first time, there is nothing to ship.
@@ -122,6 +125,8 @@ def test_stable_sets_are_stable_and_noise_is_not(counts):
     found = statistics.split_half_stability(counts, 0.2, times=3)
     assert list(found) == ["50", "100", "200"]
     assert found["200"]["mean"]["jaccard"] > 0.9
+    for part in found.values():
+        assert part["mean"]["low"] <= part["mean"]["jaccard"] <= part["mean"]["high"]
     noise = ShardedProfile(torch.randint(0, 20, (6, 8, 4, 120)).to(torch.uint8), list("abcdef"), 50)
     assert statistics.split_half_stability(noise, 0.05, times=3)["50"]["mean"]["jaccard"] < 0.5
 
@@ -139,6 +144,7 @@ def test_kinds_of_text_against_their_ceiling(counts):
     other = ShardedProfile(counts.counts.flip(2), counts.languages, 50)
     found = statistics.across_kinds(counts, other, 0.2, times=3)["mean"]
     assert found["across"] < found["within_first"]
+    assert found["low"] <= found["share"] <= found["high"] < 1
     same = statistics.across_kinds(counts, counts, 0.2, times=3)["mean"]
     assert same["within_first"] == same["within_second"]
 
@@ -178,6 +184,19 @@ def test_families_and_their_tests(counts):
     assert followed["p"] == 0.01, "the table itself counts as one shuffling"
     shuffled = statistics.label_distances([*"abc"] * 4)
     assert statistics.matrix_correlation(table, shuffled, times=99)["p"] > 0.05
+
+
+def test_what_a_third_table_explains_is_taken_out():
+    rng = numpy.random.default_rng(0)
+    first, second, given = (statistics.label_distances(rng.integers(3, size=30)) for _ in range(3))
+    mixed = first + given
+    plain = statistics.matrix_correlation(mixed, given, times=99)
+    assert plain["p"] == 0.01
+    assert statistics.matrix_correlation(mixed, second + given, times=99)["p"] == 0.01, "only because of the third"
+    assert statistics.matrix_correlation(mixed, second + given, given, times=99)["p"] > 0.05
+    kept = statistics.matrix_correlation(mixed, first + given, given, times=99)
+    assert kept["r"] == pytest.approx(1)
+    assert kept["p"] == 0.01
 
 
 def test_rank_correlation():

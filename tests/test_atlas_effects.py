@@ -58,7 +58,8 @@ def test_losses_go_on_where_they_stopped(study, word_tokenizer, tmp_path):
     part = atlas_effects.deactivation_losses(model, word_tokenizer, sets, LANGS, path, seconds=-1)
     assert part["rows"] == {}
     whole = atlas_effects.deactivation_losses(model, word_tokenizer, sets, LANGS, path)
-    assert list(whole["rows"])[:3] == ["base", "set yo", "control yo"]
+    assert list(whole["rows"])[:4] == ["base", "set yo", "control0 yo", "control1 yo"]
+    assert whole["rows"]["control0 yo"] != whole["rows"]["control1 yo"], "two draws"
     assert numpy.array(whole["rows"]["base"]).shape == (4, atlas_effects.WINDOWS)
     assert whole["rows"]["set yo"] != whole["rows"]["base"]
     before = path.stat().st_mtime_ns
@@ -87,7 +88,8 @@ def made_up_losses(fails="ka"):
         if lang == "is":
             added[LANGS.index("en")] = 2.0  # Icelandic's set does English more harm than its own
         rows[f"set {lang}"] = 3.1 + added + 0.05 * rng.normal(size=(4, 6))
-        rows[f"control {lang}"] = 3.1 + 0.05 * rng.normal(size=(4, 6))
+        for k in range(atlas_effects.CONTROLS):
+            rows[f"control{k} {lang}"] = 3.1 + 0.05 * rng.normal(size=(4, 6))
     return {"languages": LANGS, "rows": {name: row.tolist() for name, row in rows.items()}}
 
 
@@ -123,7 +125,8 @@ def test_figures(about):
     pairs = {pair: dict.fromkeys(LANGS, interval) for pair in ("13/50", "50/all", "13/all")}
     assert plots_atlas.selections({"groups": {"13": " ".join(LANGS)}, "jaccard": {"5": pairs}}).get_ylim() == (0, 1)
     part = {"200": dict.fromkeys(LANGS, interval), "400": dict.fromkeys(LANGS, interval)}
-    assert len(plots_atlas.stability({"1": part, "5": part}).lines) == 2
+    assert len(plots_atlas.stability({"1": part, "5": part}, {"1": part, "5": part}).axes[0].lines) == 2
+    assert len(plots_atlas.neurons_by_layer(about).axes) == 3
     kinds = {"within_first": 0.6, "within_second": 0.5, "across": 0.3}
     assert plots_atlas.kinds({"5": {**dict.fromkeys(LANGS, kinds), "mean": kinds}}).get_xlim() == (0, 1)
     assert plots_atlas.language_map(about, ["yo"]).texts[0].get_text() == "YO"

@@ -52,8 +52,8 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
 
 
 def test_every_method_may_try_as_many_rates():
-    assert {len(method.search) for method in METHODS.values()} == {3}
-    assert {round(method.search[2] / method.search[0]) for method in METHODS.values()} == {9}
+    assert {len(method.search) for method in METHODS.values()} == {4}
+    assert {round(method.search[3] / method.search[0]) for method in METHODS.values()} == {27}
 
 
 def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp_path, monkeypatch):

@@ -72,6 +72,13 @@ def test_flores_is_parallel_and_for_measuring_only(tmp_path, layout):
         load_texts(source, "mt", "test")
 
 
+def test_a_copy_that_changed_is_read_anew(tmp_path):
+    source = hub_layouts.flores(tmp_path, SENTENCES)
+    assert load_texts(source, "yo", "test")[0] == "gbolohun 0 devtest"
+    hub_layouts.flores(tmp_path, {code: ["other"] for code in SENTENCES})
+    assert load_texts(source, "yo", "test") == ["other devtest"]
+
+
 def test_codes_follow_each_corpus():
     codes = {name: get_language("et").code_for(name) for name in HUB_CORPORA}
     assert codes == {

@@ -1,0 +1,136 @@
+"""lm-eval on a model in memory: BOS opens every text, 8-bit layers work in the one fixed mode, no logits are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import lm_eval
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import nn
+from tqdm import tqdm
+
+from ssetools.loss import Head, SoftmaxSums, body_of, check_head
+from ssetools.models import evaluation_mode
+
+# It warns of what is meant here (a model object, no chat template), at length and each time.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+class InMemoryLM(HFLM):
+    """A loaded model as lm-eval sees it.
+
+    `HFLM` leaves BOS to the tokenizer, cuts it off texts that are too long, and takes the softmax of every position
+    over the whole vocabulary in the model's own dtype: with 262,144 words a gigabyte for every thousand tokens, and
+    in bfloat16 rounding errors as large as the differences that decide a question. Here only the tokens that are
+    scored go through the head, in float32 sums over blocks of the vocabulary, as in `score_texts`; texts that occur
+    in several questions are run once.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, batch_size: int):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        self.opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **_) -> list[int]:
+        """Tokenises a text, with BOS in front unless `add_special_tokens` is False; a long one loses its beginning."""
+        ids = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        if add_special_tokens is not False:
+            ids = self.opening + ids
+        return ids if left_truncate_len is None else self._shortened(ids, left_truncate_len)
+
+    def _shortened(self, ids: list[int], length: int) -> list[int]:
+        """Cuts ids from the left, but not the BOS that opens them."""
+        kept = len(self.opening)
+        return ids if len(ids) <= length else ids[:kept] + ids[kept - length :]
+
+    def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
+        """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            span = slice(longest - len(row), None) if padding_side == "left" else slice(len(row))
+            ids[place, span], mask[place, span] = torch.tensor(row), 1
+        return ids, mask
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None) -> list[tuple[float, bool]]:
+        check_head(self.model)
+        asked = defaultdict(list)
+        for place, (_, context, continuation) in enumerate(requests):
+            asked[tuple(self._shortened((context + continuation)[:-1], self.max_length))].append(place)
+        texts = sorted(asked, key=len, reverse=True)  # batches of like length, the largest first
+        answers: list = [None] * len(requests)
+        with tqdm(total=len(texts), desc="Scoring", disable=disable_tqdm) as bar:
+            for start in range(0, len(texts), self.batch_size):
+                batch = texts[start : start + self.batch_size]
+                places = [asked[ids] for ids in batch]
+                labels = [[requests[place][2] for place in row] for row in places]
+                for place, answer in zip(sum(places, []), self._score(batch, labels), strict=True):
+                    answers[place] = answer
+                bar.update(len(batch))
+        return answers
+
+    @torch.no_grad()
+    def _score(self, texts: Sequence[tuple], labels: Sequence[Sequence[list[int]]]) -> list[tuple[float, bool]]:
+        """Scores the last tokens of each text against one or more continuations that end it."""
+        ids = torch.full((len(texts), len(texts[0])), self.tokenizer.pad_token_id)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        # Padding stands to the right, where no token of a causal model looks.
+        states = body_of(self.model)(input_ids=ids.to(self.device), use_cache=False)[0]
+        spans = [(row, span) for row, own in enumerate(labels) for span in own]
+        hidden = torch.cat([states[row, len(texts[row]) - len(span) : len(texts[row])] for row, span in spans])
+        wanted = torch.tensor([token for _, span in spans for token in span], device=hidden.device)
+        head, sums = Head(self.model), SoftmaxSums(len(wanted), hidden.device)
+        likeliest = torch.zeros_like(wanted)
+        for block in head.blocks(len(wanted)):
+            logits = head.logits(hidden, block)
+            value, index = logits.max(-1)
+            likeliest = torch.where(value > sums.largest.squeeze(-1), index + block.start, likeliest)
+            sums.add(logits)
+        found = head.label_logits(hidden, wanted, head.rows(wanted, hidden.dtype)) - sums.log_total().squeeze(-1)
+        sizes = [len(span) for _, span in spans]
+        right = (likeliest == wanted).split(sizes)
+        return [(x.sum().item(), bool(r.all())) for x, r in zip(found.split(sizes), right, strict=True)]
+
+
+@contextlib.contextmanager
+def in_memory(model: nn.Module, tokenizer, batch_size: int) -> Iterator[InMemoryLM]:
+    """Gives a model to lm-eval for the length of a `with` block, and leaves model and tokenizer as they were.
+
+    Args:
+        model: A causal language model, with or without an adapter attached.
+        tokenizer: Its tokenizer.
+        batch_size: Texts per forward pass.
+    """
+    padding = tokenizer.pad_token
+    with evaluation_mode(model):  # gives back the mode that HFLM's eval() takes
+        try:
+            lm = InMemoryLM(model, tokenizer, batch_size)
+            with evaluation_mode(model):
+                yield lm
+        finally:
+            tokenizer.pad_token = padding
+
+
+def ask(lm: InMemoryLM, tasks: Mapping, limit: int | None, shots: int | None, seed: int) -> dict[str, list[dict]]:
+    """Runs tasks of lm-eval.
+
+    Args:
+        lm: The model.
+        tasks: What `TaskManager.load` returns.
+        limit: Questions of each task at most; None asks all.
+        shots: Answered examples before each question; None takes the task's own number.
+        seed: Of the choice of examples.
+
+    Returns:
+        By task of lm-eval, its logged samples: one dict per question with what was asked, answered and scored.
+    """
+    for task in tasks["tasks"].values():
+        task.set_config("num_fewshot", (task.config.num_fewshot or 0) if shots is None else shots)
+        task.set_fewshot_seed(seed)
+    return lm_eval.evaluate(lm, {"tasks": tasks["tasks"]}, limit=limit, bootstrap_iters=0)["samples"]
