@@ -13,7 +13,8 @@ from ssetools.provenance import provenance
 from ssetools.verdicts import against, against_on_average, best, judged, losses
 
 _UNITS = (
-    "value, low, high: change of perplexity in percent (drift: nats per token), with its 95% interval; lower is better"
+    "value, low, high: change of perplexity in percent (drift: nats per token), with its 95% interval; lower is better. "
+    "units: how many windows or languages the interval is over"
 )
 
 
@@ -85,6 +86,6 @@ def _by_key(table) -> dict:
     found: dict[str, dict] = {}
     for row in table.itertuples():
         cell = {key: None if math.isnan(x := getattr(row, key)) else round(x, 4) for key in ("value", "low", "high")}
-        cell |= {"verdict": row.verdict} if "verdict" in table.columns else {}
+        cell |= {"units": row.units} | ({"verdict": row.verdict} if "verdict" in table.columns else {})
         found.setdefault(row.method, {})[row.measure] = cell
     return found

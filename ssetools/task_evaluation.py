@@ -58,7 +58,7 @@ def evaluate(
     Returns:
         What was asked of what, versions, and "tasks": a row for each task (two for translation). A row has "title",
         "language", "measure", "value", "low" and "high" (its 95% interval), "stderr", "chance" (of guessing; for
-        translation the score of the untranslated source), "items", "shots", "data" (revision), and what
+        translation the best score without translating), "items", "shots", "data" (revision), and what
         `compare_tasks` needs. A task that cannot be had has "title" and "unavailable": the reason and the remedy.
         Accuracies are shares; BLEU and chrF++ go from 0 to 100.
 
@@ -157,8 +157,10 @@ def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[
     ((task, samples),) = answers.items()
     hypotheses = [sample["filtered_resps"][0].strip() for sample in samples]
     references = [sample["doc"]["target"] for sample in samples]
-    target = task.rpartition("_")[2]
-    scores = score_translations(hypotheses, references, [sample["doc"]["source"] for sample in samples], target)
+    sources, target = [sample["doc"]["source"] for sample in samples], task.rpartition("_")[2]
+    examples = loaded["tasks"][task].dataset.get("examples")
+    shown = [] if examples is None else examples["target"]
+    scores = score_translations(hypotheses, references, sources, shown, target)
     chrf = scores["chrF++"]
     spread = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * _Z)
     return {

@@ -105,7 +105,7 @@ def translation_tasks(
 
 
 def score_translations(
-    hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str], target: str
+    hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str], shown: Sequence[str], target: str
 ) -> dict:
     """Scores translations as a corpus.
 
@@ -113,16 +113,18 @@ def score_translations(
         hypotheses: Translations.
         references: What they should say.
         sources: What was translated.
+        shown: Translations of the examples before each text.
         target: Code of the language that they are in.
 
     Returns:
         "chrF++" and "BLEU", each with "value", its 95% interval "low" and "high" (bootstrap over texts; None where the
-        score is zero), "floor" (the score of the untranslated source, which shares names and numbers with the
-        reference) and "signature".
+        score is zero), "floor" (the best score without translating: every source as it is, or one example said each
+        time, which is what a model does that cannot translate) and "signature".
     """
     found = {}
     for name, metric in _metrics(target).items():
-        floor = metric.corpus_score(list(sources), [list(references)]).score
+        idle = [list(sources), *([text] * len(references) for text in shown)]
+        floor = max(metric.corpus_score(answers, [list(references)]).score for answers in idle)
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=_RESAMPLES)
         signature = metric.get_signature().format()
         half = json.loads(score.format(width=4, signature=signature, is_json=True)).get("confidence_var")

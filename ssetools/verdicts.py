@@ -53,9 +53,12 @@ def against(found: Findings, rivals: Sequence[str] = RIVALS, to: str = "lape") -
     The numbers are the rival's perplexity over that of the method (or its drift less that of the method).
     """
     table = judged(differences(*found.pair, found.lang, to))
-    return [
-        _against(table[table.method == rival], rival, to, lambda measure: name_of(measure, found)) for rival in rivals
-    ]
+    sentences = []
+    for rival in rivals:
+        rows = table[table.method == rival]
+        said = _against(rows, rival, to, lambda measure: name_of(measure, found))
+        sentences.append(said + (" (One seed.)" if rows.seeds.max() == 1 else ""))
+    return sentences
 
 
 def against_on_average(found: Mapping[str, Findings], rivals: Sequence[str] = RIVALS, to: str = "lape") -> list[str]:
@@ -71,7 +74,7 @@ def _against(rows, rival, to, name) -> str:
     for verdict, opening in ((BETTER, "Better on"), (WORSE, "Worse on"), (EQUAL, "Not told apart on")):
         where = "; ".join(f"{name(row.measure)} {number(row)}" for row in rows[rows.verdict == verdict].itertuples())
         parts.append(f"{opening} {where or 'nothing'}.")
-    return f"{to} against {rival}: {' '.join(parts)}{' (One seed.)' if rows.seeds.max() == 1 else ''}"
+    return f"{to} against {rival}: {' '.join(parts)}"
 
 
 def losses(found: Findings, to: str = "lape") -> list[str]:

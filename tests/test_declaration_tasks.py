@@ -143,17 +143,19 @@ def test_flores_is_read_from_a_local_copy(tokenizer, tmp_path, layout):
 
 def test_scores_are_those_of_the_corpus():
     references = ["the cat sat on the mat today", "a dog ran over the green hill"]
-    perfect = score_translations(references, references, ["x", "y"], "en")
+    perfect = score_translations(references, references, ["x", "y"], [], "en")
     assert perfect["BLEU"]["value"] == pytest.approx(100)
     assert perfect["chrF++"]["value"] == pytest.approx(100)
     assert perfect["chrF++"]["floor"] == 0
-    half = score_translations([references[0], "no such thing"], references, references, "en")
+    half = score_translations([references[0], "no such thing"], references, references, [], "en")
     assert half["chrF++"]["low"] < half["chrF++"]["value"] < half["chrF++"]["high"]
     assert half["chrF++"]["floor"] == pytest.approx(100), "a source that is its own translation"
     worse = compare_translations(references * 9, [references[0], "no such thing"] * 9, references * 9, "en")
     assert worse["chrF++"]["difference"] < -20
     assert worse["chrF++"]["p"] < 0.05
-    assert "tok:zh" in score_translations(["我"], ["我"], ["I"], "zh")["BLEU"]["signature"]
+    shown = score_translations(references, references, ["x", "y"], ["z", references[0]], "en")["chrF++"]
+    assert 30 < shown["floor"] < 70, "one example each time is right once in two"
+    assert "tok:zh" in score_translations(["我"], ["我"], ["I"], [], "zh")["BLEU"]["signature"]
 
 
 # --- a run and its base ------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_a_language_is_read_at_the_chosen_rates(results):
 
 
 def test_a_rate_at_the_edge_is_named(tmp_path):
-    searched(tmp_path, "yo", ["lape", "random"], chosen=2)
+    searched(tmp_path, "yo", ["lape", "random"], chosen=len(METHODS["lape"].search) - 1)
     said = edges(read_findings(tmp_path, "tiny", "yo"))
     assert said[-1] == "At the edge of the grid, a better rate may lie beyond: lape, random."
 
@@ -120,7 +120,7 @@ def test_what_is_missing_is_said_with_the_command(tmp_path):
     some = read_findings(tmp_path, "tiny", "ka")
     assert "lape (seeds 1, 2)" in some.missing[0]
     assert "random (seeds 0, 2)" in some.missing[0]
-    assert "rates not tried: lape 0.0009" in some.missing[0]
+    assert "rates not tried: lape 0.0009, lape 0.0027" in some.missing[0]
     assert "lacks 15 ablations. `ssetools compare ka --ablations`" in some.missing[1]
     assert some.ablations == []
     assert [*some.search.learning_rate[some.search.chosen]] == [3e-4]
@@ -163,6 +163,7 @@ def test_the_mean_over_languages_is_put_into_words(results):
     everywhere = comparable(read_findings(results, "tiny", x) for x in languages_found(results, "tiny"))
     said = against_on_average(everywhere)
     assert "Worse on target, sentences -2" in said[2]
+    assert "One seed" not in said[2], "a mean over languages is not one seed's"
     assert len(everywhere) == 5
 
 
@@ -183,6 +184,7 @@ def test_the_summary_holds_every_language_and_is_json(results):
     assert yo["methods"]["lape"]["minus_lape"] is None
     assert yo["methods"]["lape"]["changes"]["English, articles"]["low"] is None
     assert yo["methods"]["lape"]["steps"] == [8, 8, 8]
+    assert summary["over_languages"]["lape"]["target, sentences"]["units"] == 5
     assert [row["chosen"] for row in yo["search"][:3]] == [False, True, False]
     assert len(yo["ablations"]) == 16
     assert summary["over_languages_minus_lape"]["full"]["target, sentences"]["verdict"] == "worse"

@@ -20,6 +20,7 @@ def setup(app) -> dict:
     app.connect("config-inited", prepare)
     app.connect("builder-inited", bring_mathjax)
     app.connect("html-page-context", each_script_once)
+    app.connect("html-page-context", entries_are_list_items)
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -49,8 +50,17 @@ def make(folder: Path) -> None:
 
 def each_script_once(app, pagename, templatename, context, doctree) -> None:
     """Keeps each script of a page once: two extensions add theirs twice, and the browser complains of the second."""
-    files = context.get("script_files", [])
-    context["script_files"] = [file for place, file in enumerate(files) if file not in files[:place]]
+    once = {}
+    for file in context.get("script_files", []):
+        # One of the two has no file name, the other an empty one: Sphinx does not see that they are the same.
+        once.setdefault((str(file.filename or ""), *sorted(map(str, file.attributes.items()))), file)
+    context["script_files"] = list(once.values())
+
+
+def entries_are_list_items(app, pagename, templatename, context, doctree) -> None:
+    """Gives the entries of the bibliography the role that a list needs: docutils writes one that is deprecated."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def bring_mathjax(app) -> None:
