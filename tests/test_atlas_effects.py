@@ -117,7 +117,6 @@ def test_figures(about):
     assert plots_atlas.effects(found).get_xticklabels()[0].get_text() == "Yoruba"
     sets = NeuronSets({lang: [[k, k + 1, 30], [5]] for k, lang in enumerate(LANGS)}, 48)
     assert len(plots_atlas.clustered_overlap(sets).axes) == 3
-    assert len(plots_atlas.neurons_by_layer(sets).axes) == 3
     one = {"rho": -0.5, "low": -0.7, "high": -0.2, "p": 0.01}
     facts = ["tokens_per_byte", "wikipedia_articles"]
     figure = plots_atlas.neurons_against(about, facts, {"5": dict.fromkeys(facts, one)})
@@ -127,6 +126,7 @@ def test_figures(about):
     assert plots_atlas.selections({"groups": {"13": " ".join(LANGS)}, "jaccard": {"5": pairs}}).get_ylim() == (0, 1)
     part = {"200": dict.fromkeys(LANGS, interval), "400": dict.fromkeys(LANGS, interval)}
     assert len(plots_atlas.stability({"1": part, "5": part}, {"1": part, "5": part}).axes[0].lines) == 2
+    assert len(plots_atlas.neurons_by_layer(sets).axes) == 3
     kinds = {"within_first": 0.6, "within_second": 0.5, "across": 0.3}
     assert plots_atlas.kinds({"5": {**dict.fromkeys(LANGS, kinds), "mean": kinds}}).get_xlim() == (0, 1)
     assert plots_atlas.language_map(about, ["yo"]).texts[0].get_text() == "YO"

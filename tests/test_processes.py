@@ -41,6 +41,7 @@ def two(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        timeout=600,  # processes that wait for each other wait for ever
     )
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "found.pt"), folder
