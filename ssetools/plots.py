@@ -298,7 +298,7 @@ def firing(profile: ActivationProfile, layer: int = 0) -> Figure:
         1, len(entropy), figsize=(WIDTH, 2.6), layout="constrained", squeeze=False, sharey=True
     )
     for number, axes in enumerate(panels[0]):
-        axes.bar(names, probabilities[:, number], color=AFTER, width=0.6)
+        axes.bar(names, probabilities[:, number].tolist(), color=AFTER, width=0.6)
         axes.set_title(f"neuron {number}\nLAPE {entropy[number]:.2f}", fontsize=11)
         axes.tick_params(axis="x", rotation=90)
         axes.grid(axis="x", visible=False)

@@ -37,10 +37,10 @@ def _colours(labels: Sequence[str], palette: str = "tab10") -> dict[str, str]:
     return dict(zip(common, map(to_hex, colours), strict=False))
 
 
-def neurons_by_layer(about: Mapping) -> Figure:
+def neurons_by_layer(neurons: NeuronSets) -> Figure:
     """Draws how many neurons each language has in each layer (left) and in all (right), the most at the top."""
-    rows = sorted(about.values(), key=lambda x: -sum(x["layers"]))
-    table = numpy.array([x["layers"] for x in rows])
+    rows = sorted(neurons, key=lambda lang: -neurons.count(lang))
+    table = numpy.array([[len(ids) for ids in neurons[lang]] for lang in rows])
     style()
     figure, (axes, total) = plt.subplots(
         1, 2, figsize=(WIDTH, 5.0), width_ratios=(3, 1), layout="constrained", sharey=True

@@ -72,6 +72,7 @@ def plane(found: Mapping[str, Findings], gain: str = "target, sentences", kept: 
         axes.axvline(0, color="0.4", linewidth=0.8)
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.set_xlabel(_label(gain, lang))
+        axes.locator_params(axis="x", nbins=5)
     panels[0].set_ylabel(_label(kept, "en"))
     _legend(figure)
     return figure
@@ -129,6 +130,7 @@ def distance(found: Mapping[str, Findings], measure: str = "target, sentences", 
         axes.set_yticks(range(len(methods)), methods)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlabel("nats per token" if measure == "drift" else "perplexity (%)")
+        axes.locator_params(axis="x", nbins=4)
     figure.suptitle(
         f"{measure[0].upper()}{measure[1:]}: difference to {to} (left is better)", fontsize=11, x=0.01, ha="left"
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas
 
-from ssetools.compare import ABLATIONS, Arm
-from ssetools.effects import MEASURES, across_languages, differences, effects
+from ssetools.compare import Arm
+from ssetools.effects import MEASURES, MIN_UNITS, across_languages, differences, effects
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
 
@@ -74,6 +74,10 @@ def _against(rows, rival, to, name) -> str:
     for verdict, opening in ((BETTER, "Better on"), (WORSE, "Worse on"), (EQUAL, "Not told apart on")):
         where = "; ".join(f"{name(row.measure)} {number(row)}" for row in rows[rows.verdict == verdict].itertuples())
         parts.append(f"{opening} {where or 'nothing'}.")
+    unknown = rows[rows.verdict == UNKNOWN]
+    if len(unknown):
+        where = "; ".join(f"{name(row.measure)} {number(row)}" for row in unknown.itertuples())
+        parts.append(f"Fewer than {MIN_UNITS} units, no interval: {where}.")
     return f"{to} against {rival}: {' '.join(parts)}"
 
 
@@ -115,13 +119,21 @@ def ablated(found: Findings, measure: str = "target, sentences") -> pandas.DataF
         settings.setdefault(Arm(**{**run["arm"], "method": "lape"}), {})[run["arm"]["method"]] = run
     for arm, pair in settings.items():
         changes = effects(list(pair.values()), found.bases, found.lang).query("measure == @measure").set_index("method")
-        row = {key: getattr(arm, key) for key in ABLATIONS} | {"numbers trained": pair[min(pair)]["parameters"]}
+        row = {"setting": _setting(arm), "numbers trained": pair[min(pair)]["parameters"]}
         row |= {method: number(changes.loc[method]) for method in ("lape", CONTROL) if method in pair}
         if len(pair) == 2:
             table = judged(differences(list(pair.values()), found.bases, found.lang)).query("measure == @measure")
             row |= {"difference": number(table.iloc[0]), "lape is": table.iloc[0].verdict}
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def _setting(arm: Arm) -> str:
+    if arm.budget is not None:
+        return f"own budget, {100 * arm.budget:g}% of the weights"
+    if arm.max_tokens != Arm.max_tokens:
+        return f"{arm.max_tokens:,} tokens"
+    return f"{100 * arm.top_rate:g}% selected" + (", as compared above" if arm.top_rate == Arm.top_rate else "")
 
 
 def listed(found: Mapping[str, Findings], say: Callable[[Findings], list[str]]) -> str:

@@ -91,7 +91,9 @@ def test_a_language_is_read_at_the_chosen_rates(results):
     assert yo.search.chosen.sum() == 4
     assert "None at the edge." in edges(yo)
     assert len(yo.ablations) == 16
-    assert len(ablated(yo)) == 8
+    settings = [*ablated(yo).setting]
+    assert settings[:3] == ["1% selected", "2% selected", "5% selected, as compared above"]
+    assert settings[4:] == ["4,096 tokens", "8,192 tokens", "32,768 tokens", "own budget, 1% of the weights"]
     assert yo.missing == [
         "Yoruba is not complete, not scored: random-uniform, ffn, lora, ia3. `ssetools compare yo` goes on."
     ]
@@ -147,6 +149,7 @@ def test_the_verdict_says_who_wins_who_loses_and_who_cannot_be_told_apart(result
     assert "drift +0.0" in better
     assert "nothing" in worse
     assert "Yoruba, sentences" in equal
+    assert "Fewer than 5 units, no interval: English, articles +" in equal
     assert "Worse on Yoruba, sentences -2" in versus["full"]
     assert losses(yo)[0].startswith("Yoruba, sentences: lape loses to full -2")
     assert "lora-equal" not in " ".join(losses(yo))
