@@ -1,6 +1,5 @@
 # make finetune lang=yo   makes the embedded model better at one language and prints what it gained
 # make test               runs all tests
-lang ?= yo
 runs ?= runs
 # Text of another kind to measure on: "sib200" (the hub) or "sib200:FOLDER".
 other_text ?= sib200
@@ -17,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup finetune test unit book notebooks compare lint format bench atlas clean
+.PHONY: setup finetune test unit book check-book notebooks colab compare lint format bench atlas clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@UV=$$(command -v uv || echo $(VENV)/bin/uv); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@
 
+finetune: lang ?= yo
 finetune: setup
 	@mkdir -p $(runs)
 	@$(VENV)/bin/ssetools languages $(lang) >/dev/null
@@ -48,24 +48,35 @@ lint: setup
 format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-# Executes the walk-through of one language into book/languages/<code>/, where the book finds it.
+# Executes what the book lacks or has from another source, for all languages; stopped, it goes on. lang=is: one, anew.
 notebooks: setup
-	@$(PY) book/execute.py $(lang) --runs $(runs) --other-text $(other_text)
+	@$(PY) book/execute.py $(lang) --runs $(runs)/book --other-text $(other_text)
 
-# Every method on equal terms: three languages in full, the other ten at the rates chosen there with one seed.
+# Every method on equal terms: three languages in full with ablations, the other ten at the rates chosen there with one
+# seed, and the summary of all. May be stopped and started again.
 compare: setup
-	@$(VENV)/bin/ssetools compare yo is ka --runs $(runs) --other-text $(other_text)
+	@$(VENV)/bin/ssetools compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
 	@$(VENV)/bin/ssetools compare mt af cy mk lv lt sl sk et ne --like yo is ka --seeds 0 --runs $(runs) \
 	  --other-text $(other_text)
 
 book: setup
-	@$(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W --keep-going -q
-	@test -s _build/html/index.html && echo "The book is in _build/html/index.html"
+	@start=$$(date +%s); $(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W --keep-going -q && \
+	  echo "Built in $$(($$(date +%s) - start)) s."
+	@$(PY) book/check.py && echo "The book is in _build/html/index.html"
+
+# Every page in a browser, as wide as a desktop and a phone, light and dark; screenshots in _build/reader/.
+check-book: book
+	@$(PY) book/reader.py
+
+# 01 to 04 from the wheel alone, in an environment like Colab's.
+colab: setup
+	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/colab_proof.sh
 
 bench: setup
 	@mkdir -p book/results/benchmarks
 	@$(PY) benchmarks/profiling.py book/results/benchmarks/profiling.json
 	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
+	@$(PY) benchmarks/plan.py book/results/benchmarks
 
 # Neurons of every language: counts, sets and analyses; may be stopped and started again.
 atlas: setup

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from ssetools import METHODS, find_ffn_blocks, load_model
 from ssetools.loss import chunked_loss
 from ssetools.methods import attach_method
-from ssetools.models import evaluation_mode, num_parameters
+from ssetools.models import evaluation_mode, int8_scales, num_parameters
 from ssetools.paths import write_json
 from ssetools.provenance import provenance
 from ssetools.training import peak_memory_gib, reset_peak_memory
@@ -168,8 +168,7 @@ def full_weight(module: nn.Module) -> torch.Tensor:
     """The weight in 16 bits, dequantised if need be."""
     if module.weight.dtype != torch.int8:
         return module.weight
-    scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
-    return (module.weight.data * (scale[:, None] / 127)).to(torch.bfloat16)
+    return (module.weight.data * (int8_scales(module)[:, None] / 127)).to(torch.bfloat16)
 
 
 def times(model: nn.Module, variants: list[str], rounds: int) -> dict[str, list[float]]:

@@ -1,6 +1,9 @@
-"""Executes the walk-through of a language with papermill and keeps it for the book, without noise.
+"""Executes the notebooks of the book: a walk-through for every language, resumable, committed without noise.
 
-Run: python book/execute.py yo [--runs runs] [--other-text sib200:FOLDER]
+Run: python book/execute.py [yo 01_profile lape ...] [--runs runs/book] [--other-text sib200:FOLDER]
+
+Without names it makes what is missing, what lost an output, and what differs from its source in notebooks/; where only
+prose differs nothing is executed. With names (language codes, notebooks, pages) it makes these anew.
 """
 
 from __future__ import annotations
@@ -9,66 +12,179 @@ import argparse
 import json
 import re
 import shutil
-import sys
 import tempfile
+import textwrap
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import noise
 import papermill
+from making import claims, contents
+from nbformat import NotebookNode
 
-from ssetools import plots
-from ssetools.languages import get_language
+from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
+from ssetools.languages import TARGET_LANGUAGES, get_language
+from ssetools.paths import model_dir, run_dir, whole_file
 from ssetools.report import percent_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
+SOURCES = ROOT / "notebooks"
 README = ROOT / "README.md"
-ONCE = ("01_profile", "02_select")  # the same for every language, executed with the first
 PER_LANGUAGE = ("03_finetune", "04_evaluate")
-WALKTHROUGH = "yo"
-ATLAS = "07_atlas"  # of all languages: `python book/execute.py atlas`
-LAST = ("05_analyze",)  # of the walk-through language alone
-_NOISE = [
-    (re.compile(r" +\d+ tokens/s"), ""),
-    (re.compile(r"sib200:[^\s'\",]+"), "sib200"),
-    (re.compile(r", [\d.]+ minutes, [\d.]+ GiB"), ""),
-]
+NEEDS = {
+    "02_select": "01_profile",
+    "03_finetune": "01_profile",
+    "04_evaluate": "03_finetune",
+    "05_analyze": "03_finetune",
+}
+WALKTHROUGH = "yo"  # all other notebooks are executed once, for this language
+OF_ALL = {"06_compare": "compare", "07_atlas": "atlas"}  # of all languages, each in a folder of its own
 
 
-def main() -> None:
-    """Executes the notebooks of one language into book/languages/<code>/ and its numbers into book/results/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("lang", help='language code, or "atlas"')
-    parser.add_argument("--runs", default="runs")
-    parser.add_argument("--other-text", default="sib200")
-    arguments = parser.parse_args()
-    if arguments.lang == "atlas":
-        execute(ATLAS, BOOK / "atlas" / f"{ATLAS}.ipynb", {})
-        return
-    lang = get_language(arguments.lang).code
-    for name in (*ONCE, *PER_LANGUAGE, *LAST) if lang == WALKTHROUGH else PER_LANGUAGE:
-        parameters = {"runs": arguments.runs}
-        if name not in ONCE:
-            parameters |= {"lang": lang, "other_text": arguments.other_text}
-        execute(name, BOOK / "languages" / lang / f"{name}.ipynb", parameters)
-    if lang == WALKTHROUGH:
-        execute_in_place("lape")
-    metrics = next(Path(arguments.runs).glob(f"gemma-3-270m/{lang}/lape-seed0/metrics.json"))
-    text = calm(metrics.read_text(encoding="utf-8"), arguments.runs)
-    (BOOK / "results").mkdir(exist_ok=True)
-    (BOOK / "results" / f"{lang}.json").write_text(text, encoding="utf-8")
-    draw_gain(lang)
+@dataclass(frozen=True)
+class Job:
+    """A notebook to execute: its source, the committed copy, and the language, None for pages that have none.
+
+    A page of the book is its own source; it keeps a digest of the code that was executed.
+    """
+
+    source: Path
+    output: Path
+    lang: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """What selects it on the command line."""
+        return {self.source.stem, *([self.lang] if self.source.stem in PER_LANGUAGE else [])}
+
+    def wanted(self) -> NotebookNode:
+        """Returns the source as the copy should have it: the parameter `lang` is the copy's own."""
+        notebook = nbformat.read(self.source, as_version=4)
+        for cell in notebook.cells:
+            if self.lang and "parameters" in cell.metadata.get("tags", []):
+                cell.source = re.sub(r'(?m)^lang: str = "\w+"', f'lang: str = "{self.lang}"', cell.source)
+        return notebook
+
+    def state(self) -> str:
+        """Returns "current", "prose" (only text or figure options differ from the source), or "stale"."""
+        if not self.output.is_file():
+            return "stale"
+        made, wanted = nbformat.read(self.output, as_version=4), self.wanted()
+        if noise.problems(made):
+            return "stale"
+        if self.source == self.output:
+            return "current" if made.metadata.get("executed_code") == noise.code_digest(made) else "stale"
+        if noise.code_digest(made) != noise.code_digest(wanted):
+            return "stale"
+        if self.source.stem == "03_finetune" and not (BOOK / "results" / f"{self.lang}.json").is_file():
+            return "stale"
+        return "current" if texts(made) == texts(wanted) else "prose"
+
+    def refresh(self) -> None:
+        """Takes prose and figure options from the source, and every output from the copy."""
+        made, wanted = nbformat.read(self.output, as_version=4), self.wanted()
+        outputs = iter([cell for cell in made.cells if cell.cell_type == "code"])
+        for cell in wanted.cells:
+            if cell.cell_type == "code":
+                old = next(outputs)
+                cell.outputs, cell.execution_count = old.outputs, old.execution_count
+        write(noise.without_noise(wanted), self.output)
+
+    def product(self, runs: str) -> Path:
+        """Returns the file of the runs folder that this notebook makes and later ones find."""
+        if self.source.stem == "03_finetune":
+            return run_dir(EMBEDDED_MODEL, self.lang, "lape", 0, runs) / "metrics.json"
+        return model_dir(EMBEDDED_MODEL, runs) / "profile.safetensors"
+
+    def run(self, runs: str, other_text: str) -> None:
+        """Executes the source and writes the copy. What it makes is made again, so that the reader sees it made."""
+        if self.source.stem == "01_profile":
+            self.product(runs).unlink(missing_ok=True)
+        if self.source.stem == "03_finetune":
+            shutil.rmtree(self.product(runs).parent, ignore_errors=True)
+        made = executed(self.wanted(), {"runs": runs, "other_text": other_text, "lang": self.lang})
+        if self.source == self.output:
+            made.metadata["executed_code"] = noise.code_digest(made)
+        if found := noise.problems(made):
+            raise ValueError(f"{self.source.name} ran, but is not fit for the book: {'; '.join(found)}.")
+        if self.source.stem == "03_finetune":
+            keep_numbers(self.lang, runs)
+        if self.source.stem == "07_atlas":
+            README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+        write(made, self.output)
+
+
+def jobs() -> list[Job]:
+    """Returns all, in an order in which each finds what it needs: the walk-through, the other languages, the pages."""
+    found = []
+    for source in sorted(SOURCES.glob("*.ipynb")):
+        folder = BOOK / OF_ALL.get(source.stem, f"languages/{WALKTHROUGH}")
+        found.append(Job(source, folder / source.name, WALKTHROUGH))
+    for lang in (code for code in TARGET_LANGUAGES if code != WALKTHROUGH):
+        found += [Job(SOURCES / f"{s}.ipynb", BOOK / "languages" / lang / f"{s}.ipynb", lang) for s in PER_LANGUAGE]
+    return found + [Job(page, page) for page in sorted(BOOK.glob("*.ipynb"))]
+
+
+def plan(every: list[Job], names: set[str], runs: str) -> dict[Job, str]:
+    """Returns the state of each notebook, of those that bear one of the names if there are names.
+
+    What a stale notebook needs and would not find is stale too, and so is what shows a run that is made again.
+    """
+    if names:
+        states = {job: "stale" if job.names & names else "current" for job in every}
+    else:
+        states = {job: job.state() for job in every}
+    at = {(job.source.stem, job.lang): job for job in every}
+    for job in reversed(every):
+        need = NEEDS.get(job.source.stem)
+        need = at.get((need, job.lang)) or at.get((need, WALKTHROUGH))
+        if need and states[job] == "stale" and not need.product(runs).exists():
+            states[need] = "stale"
+    for job in every:
+        if NEEDS.get(job.source.stem) == "03_finetune" and states[at["03_finetune", job.lang]] == "stale":
+            states[job] = "stale"
+    return states
+
+
+def texts(notebook: NotebookNode) -> list:
+    """Returns what a copy has in common with its source: each cell's kind, text and kept metadata."""
+    return [
+        (cell.cell_type, cell.source, {k: v for k, v in cell.metadata.items() if k in noise.KEPT_METADATA})
+        for cell in notebook.cells
+    ]
+
+
+def executed(notebook: NotebookNode, parameters: dict) -> NotebookNode:
+    """Runs a notebook with those of the parameters that it has; returns it with outputs, without noise."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, made = Path(scratch) / "source.ipynb", Path(scratch) / "made.ipynb"
+        nbformat.write(notebook, source)
+        known = papermill.inspect_notebook(source)
+        given = {name: value for name, value in parameters.items() if name in known}
+        papermill.execute_notebook(source, made, given, progress_bar=False)
+        return noise.without_noise(nbformat.read(made, as_version=4), parameters.get("runs", "runs"))
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Writes a notebook whole or not at all."""
+    with whole_file(path) as scratch:
+        nbformat.write(notebook, scratch)
+
+
+def keep_numbers(lang: str, runs: str) -> None:
+    """Copies a run's numbers to book/results/, and makes the README's table that shows them anew."""
+    metrics = run_dir(EMBEDDED_MODEL, lang, "lape", 0, runs) / "metrics.json"
+    text = noise.calm(metrics.read_text(encoding="utf-8"), runs)
+    with whole_file(BOOK / "results" / f"{lang}.json") as scratch:
+        scratch.write_text(text, encoding="utf-8")
     README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def draw_gain(lang: str) -> None:
-    """Draws the front page's figure from a result file."""
-    metrics = json.loads((BOOK / "results" / f"{lang}.json").read_text(encoding="utf-8"))
-    plots.before_after(metrics, lang).savefig(BOOK / "figures" / f"gain-{lang}.svg", metadata={"Date": None})
-
-
 def with_results_table(readme: str) -> str:
-    """Returns the README with the table between its markers made anew from book/results/."""
+    """Returns the README with what stands between its markers made anew from book/results/."""
     lines = ["| language | weights trained | text | target | English | 21 others, mean |", "|---|---|---|---|---|---|"]
     for path in sorted((BOOK / "results").glob("??.json")):
         metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -80,46 +196,53 @@ def with_results_table(readme: str) -> str:
             cells = [f"{found[who]['percent']:+.1f}%" for who in ("target", "english")]
             lines.append(f"| {label} | {kind}{relation} | {' | '.join(cells)} | {found['mean_of_others']:+.1f}% |")
             label = " | "
-    table = "\n".join(lines)
-    return re.sub(r"(?s)(<!-- results -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], readme)
+    made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
+    for mark, text in made.items():
+        pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"
+        readme = re.sub(pattern, lambda found, text=text: found[1] + text + found[2], readme)
+    return readme
 
 
-def execute_in_place(page: str) -> None:
-    """Runs a page of the book that is a notebook of its own."""
-    execute(page, BOOK / f"{page}.ipynb", {}, BOOK / f"{page}.ipynb")
+def fetch_all() -> None:
+    """Fetches and converts what a first use lacks, so that no page shows it."""
+    gemma_folder()
+    udhr_folder()
+    if has_apt():
+        mediawiki_folder()
 
 
-def execute(name: str, output: Path, parameters: dict, source: Path | None = None) -> None:
-    """Runs one notebook and writes it with outputs but without paths, timings and standard error."""
-    source = source or ROOT / "notebooks" / f"{name}.ipynb"
-    print(f"{name} -> {output.relative_to(ROOT)}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / output.name
-        papermill.execute_notebook(source, made, parameters, progress_bar=False)
-        notebook = nbformat.read(made, as_version=4)
-        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        for cell in notebook.cells:
-            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
-            if cell.cell_type == "code":
-                if "parameters" in cell.metadata.get("tags", []) and "lang" in parameters:
-                    cell.source = re.sub(r'(?m)^lang: str = "\w+"', f'lang: str = "{parameters["lang"]}"', cell.source)
-                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-                for shown in cell.outputs:
-                    if "text" in shown:
-                        shown["text"] = calm(shown["text"], parameters.get("runs", "runs"))
-        notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info")}
-        notebook.metadata["language_info"] = {"name": "python"}
-        nbformat.write(notebook, made)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, output)
-
-
-def calm(text: str, runs: str) -> str:
-    """Takes out of a text what differs from machine to machine and from run to run."""
-    text = text.replace(f"{runs.rstrip('/')}/", "runs/")
-    for pattern, quiet in _NOISE:
-        text = pattern.sub(quiet, text)
-    return text
+def main() -> None:
+    """Executes what is asked for, or all that is not up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", help="language codes, notebooks or pages to execute anew; none: what is stale"
+    )
+    parser.add_argument("--runs", default="runs/book", help="a folder of its own: runs in it are made again")
+    parser.add_argument("--other-text", default="sib200")
+    arguments = parser.parse_args()
+    every = jobs()
+    known = set().union(*(job.names for job in every))
+    if strange := set(arguments.names) - known:
+        parser.error(f"unknown name {min(strange)!r}; use {', '.join(sorted(known))}")
+    states = plan(every, set(arguments.names), arguments.runs)
+    stale = [job for job, state in states.items() if state == "stale"]
+    print(f"{len(stale)} of {len(every)} notebooks to execute.", flush=True)
+    if stale:
+        fetch_all()
+    for job in stale:
+        # A copy that shows an older run than its neighbour must not be taken for current when this is interrupted.
+        if NEEDS.get(job.source.stem) == "03_finetune":
+            job.output.unlink(missing_ok=True)
+    for job, state in states.items():
+        started = time.monotonic()
+        if state == "stale":
+            job.run(arguments.runs, arguments.other_text)
+            contents.write()
+            seconds = time.monotonic() - started
+            print(f"{job.output.relative_to(ROOT)}: executed in {seconds:.0f} s", flush=True)
+        elif state == "prose":
+            job.refresh()
+            print(f"{job.output.relative_to(ROOT)}: prose taken from its source", flush=True)
 
 
 if __name__ == "__main__":

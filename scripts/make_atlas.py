@@ -25,7 +25,7 @@ from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "atlas"
-_SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana"}
+_SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"}
 _MANY_MESSAGES, _LONG_MESSAGES = 1500, 150
 _DEACTIVATED = 32
 _MORE_SHARDS = 64
@@ -105,7 +105,8 @@ class Work:
         for top_rate in TOP_RATES:
             path = atlas_path(self.arguments.model, top_rate)
             neurons = select_neurons(self.shards("udhr").profile(), top_rate)
-            neurons.save(path)
+            if not (path.is_file() and same_sets(neurons, load_atlas(self.arguments.model, top_rate))):
+                neurons.save(path)
             print(f"{path.name}: {len(neurons)} languages, {path.stat().st_size / 1000:.0f} kB", flush=True)
 
     def analyse(self) -> None:
@@ -209,6 +210,13 @@ class Work:
         return {"weights_in_layers": weights, "languages": len(counts.languages), "tokens_per_language": tokens}
 
 
+def same_sets(first, second) -> bool:
+    """Says whether two files of sets are the same: safetensors does not write the same facts in the same order."""
+    if first.metadata != second.metadata:
+        return False
+    return all(a.equal(b) for lang in first for a, b in zip(first[lang], second[lang], strict=True))
+
+
 def languages_of(source: str, asked: str) -> list[str]:
     """Returns the codes asked for; "all" are those that the source is known to hold, with enough text."""
     if asked != "all":
@@ -286,15 +294,17 @@ def _tests(table, known, rows) -> dict:
 
 
 def correlates() -> dict:
-    """Correlates the number of neurons with what is known of each language."""
-    rows = json.loads((RESULTS / "languages.json").read_text(encoding="utf-8"))["languages"].values()
+    """Correlates the number of neurons with what is known of each language, in all and where the script is the same."""
+    rows = list(json.loads((RESULTS / "languages.json").read_text(encoding="utf-8"))["languages"].values())
+    groups = {"": rows, ", Latin script only": [x for x in rows if x["script"] == "Latn"]}
     facts = ("tokens_per_byte", "tokens_per_word", "nats_per_token", "bits_per_byte", "wikipedia_articles")
     return {
-        rate: {
-            fact: atlas_statistics.rank_correlation([x["neurons"][rate] for x in rows], [x[fact] for x in rows])
+        rate + name: {
+            fact: atlas_statistics.rank_correlation([x["neurons"][rate] for x in group], [x[fact] for x in group])
             for fact in facts
         }
         for rate in (f"{100 * rate:g}" for rate in TOP_RATES)
+        for name, group in groups.items()
     }
 
 

@@ -21,6 +21,7 @@ from ssetools.neurons import NeuronSets
 from ssetools.paths import cache_dir, run_dir
 from ssetools.plan import MemoryPlan, plan_memory
 from ssetools.profiling import ActivationProfile, profile_languages
+from ssetools.sharding import load_sharded
 from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
 from ssetools.task_evaluation import evaluate
@@ -61,6 +62,7 @@ __all__ = [
     "load_atlas",
     "load_model",
     "load_parallel",
+    "load_sharded",
     "load_texts",
     "pack_tokens",
     "perplexity",

@@ -8,38 +8,74 @@ from collections.abc import Mapping
 
 from ssetools.languages import get_language
 
+# Colours of the page around it; the book marks its dark theme on <html>, Jupyter on <body>.
 _STYLE = """
-.atlas{font:14px/1.4 sans-serif;border:1px solid #c9ced6;border-radius:6px;padding:1em;max-width:46em;background:#fff;color:#222}
-.atlas select{font:inherit;max-width:100%}.atlas button{font:inherit;margin:.15em .3em .15em 0;cursor:pointer}
-.atlas rect{fill:#0b6e99}.atlas text{font-size:10px;fill:#444}.atlas dl{display:grid;grid-template-columns:auto 1fr;gap:.1em 1em}
-.atlas dt{color:#666}.atlas dd{margin:0}
+.atlas { --ink: #1f2933; --paper: #ffffff; --quiet: #52606d; --line: #9aa5b1; --bar: #0b6e99; --link: #0b5a7d;
+  font: 15px/1.5 sans-serif; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
+  border-radius: 6px; padding: 1em; max-width: 46em; }
+html[data-theme="dark"] .atlas, body[data-jp-theme-light="false"] .atlas { --ink: #e4e7eb; --paper: #1b222c;
+  --quiet: #b0bac5; --line: #5c6b7f; --bar: #4fb3d9; --link: #7cc7e8; }
+html[data-theme="dark"] .bd-content div.cell_output .text_html:has(.atlas) { background: none !important; padding: 0 !important; }
+.atlas select, .atlas button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 4px; padding: .15em .5em; max-width: 100%; }
+.atlas button { margin: .15em .4em .15em 0; cursor: pointer; }
+.atlas select:focus-visible, .atlas button:focus-visible, .atlas a:focus-visible { outline: 3px solid var(--bar);
+  outline-offset: 2px; }
+.atlas a { color: var(--link); text-decoration: underline; }
+.atlas .name { font-size: 1.25em; font-weight: bold; margin: .8em 0 .4em; }
+.atlas dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1em; margin: 0 0 .6em; }
+.atlas dt { color: var(--quiet); font-weight: normal; } .atlas dd { margin: 0; }
+.atlas svg { width: 100%; height: auto; } .atlas rect { fill: var(--bar); }
+.atlas svg text { font-size: 10px; fill: var(--ink); text-anchor: middle; } .atlas p { margin: .5em 0; }
 """
 
 _SCRIPT = """
-(function(){
-const data=JSON.parse(document.getElementById("atlas-data").textContent),box=document.getElementById("atlas-box");
-const select=document.getElementById("atlas-select");
-const node=(name,text)=>{const e=document.createElement(name);if(text!==undefined)e.textContent=text;return e};
-const shape=(name,attributes)=>{const e=document.createElementNS("http://www.w3.org/2000/svg",name);
-for(const k in attributes)e.setAttribute(k,attributes[k]);return e};
-function bars(layers){const svg=shape("svg",{viewBox:"0 0 460 150",width:"100%",role:"img"}),top=Math.max(1,...layers);
-const step=430/layers.length;layers.forEach((n,i)=>{const h=110*n/top,x=25+i*step;
-svg.append(shape("rect",{x:x,y:125-h,width:step*.8,height:h}));
-const below=shape("text",{x:x+step*.4,y:138,"text-anchor":"middle"});below.textContent=i;
-const above=shape("text",{x:x+step*.4,y:121-h,"text-anchor":"middle"});above.textContent=n;svg.append(below,above)});
-const label=shape("text",{x:230,y:149,"text-anchor":"middle"});label.textContent="layer";svg.append(label);return svg}
-function show(code){const x=data[code];select.value=code;box.replaceChildren();
-box.append(node("h4",x.name+" \\u00b7 "+x.own));const facts=node("dl");
-[["code",code],["script",x.script],["family",x.family],["neurons",x.neurons]].forEach(([k,v])=>facts.append(node("dt",k),node("dd",v)));
-box.append(facts);
-if(!x.neurons)box.append(node("p","No neuron is this language's own in this selection."));
-else box.append(bars(x.layers));
-const near=node("p","Shares most neurons with: ");
-x.nearest.forEach(([c,j])=>{const b=node("button",data[c].name+" "+Math.round(100*j)+"%");b.type="button";b.onclick=()=>show(c);near.append(b)});
-if(x.nearest.length)box.append(near);
-const a=node("a","The language in Glottolog");a.href=x.link;box.append(a)}
-Object.entries(data).sort((a,b)=>a[1].name.localeCompare(b[1].name)).forEach(([c,x])=>{const o=node("option",x.name);o.value=c;select.append(o)});
-select.onchange=()=>show(select.value);show(document.getElementById("atlas-box").dataset.first)})();
+(function () {
+  const data = JSON.parse(document.getElementById("atlas-data").textContent);
+  const box = document.getElementById("atlas-box"), select = document.getElementById("atlas-select");
+  function element(name, text, attributes) {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    return Object.assign(made, attributes);
+  }
+  function shape(name, attributes, text) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const key in attributes) made.setAttribute(key, attributes[key]);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+  function bars(layers) {
+    const said = "Neurons by layer: " + layers.map((n, i) => "layer " + i + ": " + n).join(", ");
+    const svg = shape("svg", { viewBox: "0 0 460 158", role: "img", "aria-label": said });
+    const most = Math.max(...layers), step = 450 / layers.length;
+    layers.forEach((n, i) => {
+      const height = 110 * n / most, x = 5 + i * step, middle = x + 0.4 * step;
+      svg.append(shape("rect", { x: x, y: 128 - height, width: 0.8 * step, height: height }),
+        shape("text", { x: middle, y: 124 - height }, n), shape("text", { x: middle, y: 140 }, i));
+    });
+    svg.append(shape("text", { x: 230, y: 154 }, "layer"));
+    return svg;
+  }
+  function show(code) {
+    const one = data[code], facts = element("dl"), near = element("p", "Shares most with: ");
+    select.value = code;
+    const name = element("p", one.name, { className: "name" });
+    if (one.own !== one.name) name.append(" \\u00b7 ", element("bdi", one.own, { lang: code }));
+    const rows = [["code", code], ["script", one.script], ["family", one.family], ["neurons", one.neurons]];
+    rows.forEach(([what, value]) => facts.append(element("dt", what), element("dd", value)));
+    box.replaceChildren(name, facts);
+    box.append(one.neurons ? bars(one.layers) : element("p", "No neuron is this language's own in this selection."));
+    one.nearest.forEach(([other, jaccard]) => near.append(element("button",
+      data[other].name + " " + Math.round(100 * jaccard) + "%",
+      { type: "button", onclick: () => { show(other); select.focus(); } })));
+    if (one.nearest.length) box.append(near);
+    box.append(element("a", one.name + " in Glottolog", { href: one.link }));
+  }
+  const named = Object.entries(data).sort((a, b) => a[1].name.localeCompare(b[1].name, "en"));
+  named.forEach(([code, one]) => select.append(element("option", one.name, { value: code })));
+  select.onchange = () => show(select.value);
+  show(box.dataset.first);
+})();
 """
 
 
@@ -74,7 +110,8 @@ def interactive_atlas(about: Mapping, first: str = "yo") -> str:
     # "</" would end the script element that the data stands in.
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return (
-        f'<style>{_STYLE}</style><div class="atlas"><label>Language <select id="atlas-select"></select></label>'
-        f'<div id="atlas-box" data-first="{html.escape(first)}"></div></div>'
+        f'<style>{_STYLE}</style><div class="atlas"><label for="atlas-select">Language</label> '
+        f'<select id="atlas-select"></select><div id="atlas-box" aria-live="polite" '
+        f'data-first="{html.escape(first)}"></div></div>'
         f'<script type="application/json" id="atlas-data">{data}</script><script>{_SCRIPT}</script>'
     )

@@ -92,8 +92,10 @@ def split_half_stability(counts: ShardedProfile, top_rate: float, times: int = 1
             jaccard(*(select_neurons(half, top_rate) for half in pair), counts.languages)
             for pair in counts.halves(times, shards, seed=seed)
         ]
-        mean = _mean_or_nan(numpy.stack(drawn))
-        found[str(shards * counts.shard_tokens)] = _by_language(counts.languages, mean, drawn)
+        rows = _by_language(counts.languages, _mean_or_nan(numpy.stack(drawn)), drawn)
+        # Not the mean of means: a language that has neurons in one split alone would count as much as any other.
+        each = _mean_or_nan(numpy.stack(drawn).T)
+        found[str(shards * counts.shard_tokens)] = rows | {"mean": _interval(numpy.nanmean(each), each)}
         shards *= 2
     return found
 
@@ -298,6 +300,22 @@ def silhouette(table: numpy.ndarray, labels: Sequence[str], times: int = 999, se
     beaten = sum(mean_silhouette(rng.permutation(codes)) >= value - 1e-12 for _ in range(times))
     about = {"points": int(kept.sum()), "labels": len(sizes)}
     return {"silhouette": _number(value), "p": (1 + beaten) / (1 + times), "shufflings": times, **about}
+
+
+def tests_table(found: Mapping):
+    """Returns the tests of one selection in families.json as a DataFrame of words: rows are tests, columns languages."""
+    import pandas
+
+    columns = {}
+    for group, tests in found.items():
+        if isinstance(tests, dict):
+            cells = {
+                name: f"{x.get('r', x.get('silhouette')):+.2f}, p = {x['p']:.3g}"
+                for name, x in tests.items()
+                if isinstance(x, dict)
+            }
+            columns[f"{group} ({tests['languages']})"] = cells
+    return pandas.DataFrame(columns).fillna("")
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], times: int = 2000, seed: int = 0) -> dict:

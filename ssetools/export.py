@@ -10,13 +10,14 @@ from ssetools.adapter import adapter_facts
 from ssetools.corpora import load_texts
 from ssetools.embedded import EMBEDDED_MODEL
 from ssetools.evaluation import perplexity
+from ssetools.hub import hub_reachable
 from ssetools.languages import get_language
 from ssetools.models import load_model
 from ssetools.paths import whole_file
 from ssetools.report import percent_trained
 from ssetools.subnetwork import Subnetwork
 
-FORMATS = ("peft", "merged")
+FORMATS = ("peft", "gguf-lora", "merged")
 _SCORED_TOKENS = 2048
 
 
@@ -27,8 +28,8 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
         run: A run's folder, with adapter.json and, for the numbers of the card, metrics.json.
         output: Folder to write.
         model: The base: embedded name, hub id or local folder. It is loaded in 16 bits.
-        form: "peft", a LoRA checkpoint for the 8-bit or 16-bit base; or "merged", a 16-bit model with the deltas
-            added, scored again, since they were trained beside 8-bit weights.
+        form: "peft", a LoRA checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or
+            "merged", a bfloat16 model with the deltas added, scored again, since they were trained beside 8-bit weights.
         uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
 
     Raises:
@@ -39,11 +40,14 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
     about = adapter_facts(run)
     metrics_path = Path(run) / "metrics.json"
     metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else None
-    base, tokenizer = load_model(model, load_in_8bit=False)
+    # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
+    base, tokenizer = load_model(model, load_in_8bit=False, dtype="bfloat16" if form == "merged" else None)
     subnet = Subnetwork.load(run, base)
+    rescored = None
     if form == "peft":
         subnet.to_peft(output, uniform_rank)
-        rescored = None
+    elif form == "gguf-lora":
+        subnet.to_gguf_lora(Path(output) / "adapter.gguf")
     else:
         rescored = _merge(subnet, tokenizer, about, metrics, output)
     (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
@@ -75,18 +79,18 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
     Args:
         about: The run's adapter.json.
         metrics: Its metrics.json, or None when it was never scored.
-        form: "peft" or "merged".
+        form: A name of `FORMATS`.
         rescored: For "merged": perplexity of the 16-bit base and of the merged model by kind of text.
     """
     from huggingface_hub import ModelCardData
 
     base, lang = about["base"]["model"], about["language"]
-    embedded = base == EMBEDDED_MODEL
+    licence = licence_of(base)
     data = ModelCardData(
         language=lang,
-        base_model="google/gemma-3-270m" if embedded else base,
-        library_name="peft" if form == "peft" else "transformers",
-        license="gemma" if embedded else None,
+        base_model="google/gemma-3-270m" if base == EMBEDDED_MODEL else base,
+        library_name={"peft": "peft", "gguf-lora": "llama.cpp", "merged": "transformers"}[form],
+        license=licence,
         tags=["ssetools", "language-neurons"],
     )
     name = get_language(lang).name
@@ -102,7 +106,7 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
     if rescored:
         lines += ["## This file", "Merged into the 16-bit base and scored again, perplexity before and after:"]
         lines.append("\n".join(f"- {kind}: {a:.2f} to {b:.2f}" for kind, (a, b) in rescored.items()))
-    lines += ["## Licence", _licence(embedded)]
+    lines += ["## Licence", _licence(base, licence)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -117,13 +121,32 @@ def _numbers(metrics, lang):
     return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
 
 
-def _licence(embedded: bool) -> str:
-    if embedded:
+def _licence(base: str, licence: str | None) -> str:
+    if licence == "gemma":
         return (
             "Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
             "which bind whoever uses or passes on this derivative."
         )
-    return "The licence of the base model applies to this derivative."
+    return f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
+
+
+def licence_of(base: str) -> str | None:
+    """Returns the licence that a model's own card names, from its folder, the hub or the hub's cache; None if none."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if base == EMBEDDED_MODEL:
+        return "gemma"
+    folder = Path(base)
+    if folder.is_dir() and not (folder / "README.md").is_file():
+        return None
+    hub_reachable()  # without a network the libraries ask their caches, and do not retry for half a minute
+    try:
+        card = ModelCard.load(folder / "README.md" if folder.is_dir() else base, ignore_metadata_errors=True)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        print(f"The card of {base} cannot be read ({type(error).__name__}); its licence is not named.", flush=True)
+        return None
+    return card.data.license
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:

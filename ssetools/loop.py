@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from ssetools import processes
@@ -20,8 +19,10 @@ from ssetools.memory import checkpointed_activations, make_optimizer
 from ssetools.methods import METHODS
 from ssetools.models import model_source
 from ssetools.paths import whole_file
+from ssetools.sharding import is_sharded
 from ssetools.subnetwork import Subnetwork
 
+_FLOAT16_SCALE = 1024
 _LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -84,14 +85,14 @@ class Run:
         model = adapter.model
         self.device = model.get_input_embeddings().weight.device
         check_head(model)  # now, while no dropout is active
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         torch.manual_seed(settings.seed)
-        optimizer = make_optimizer(
+        self.optimizer = make_optimizer(
             settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        # In a mean over a thousand tokens, gradients fall below what float16 can hold.
+        self.gradient_scale = _FLOAT16_SCALE if model_source(model)["dtype"] == "float16" else 1
         warmup = max(1, round(settings.warmup * steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, warmup, steps))
         self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
         self._order = -1, torch.empty(0)
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
@@ -143,19 +144,22 @@ class Run:
         self.adapter.dropout(True)
         for batch in torch.stack(chosen).split(settings.batch_size):
             part = chunked_loss(self.adapter.model, batch.to(self.device)) / settings.gradient_accumulation
-            self.accelerator.backward(part)
+            (part * self.gradient_scale).backward()
             self.adapter.collect_gradients()
             loss += part.item()
+        if self.gradient_scale != 1:
+            for parameter in self.adapter.parameters():
+                parameter.grad /= self.gradient_scale
         processes.average_gradients(self.adapter.parameters())
         loss = processes.total(torch.tensor(loss, dtype=torch.float64, device=self.device)).item() / processes.count()
-        if not math.isfinite(loss):
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
+        if not math.isfinite(loss + norm):
             if self.folder:
                 self._checkpoint.unlink(missing_ok=True)
             raise FloatingPointError(
-                f"The loss is {loss} at step {self.step + 1}. Lower the learning rate (now {settings.learning_rate:g}), "
-                "or load the model with dtype='float32' (float16 overflows in some models)."
+                f"The loss is {loss} at step {self.step + 1}, its gradient's norm {norm}. Lower the learning rate (now "
+                f"{settings.learning_rate:g}), or load the model with dtype='float32' (float16 overflows in some models)."
             )
-        norm = self.accelerator.clip_grad_norm_(self.adapter.parameters(), settings.clip)
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.adapter.publish()
@@ -163,7 +167,7 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         tokens = self.step * per_step * settings.window
-        return {"step": self.step, "tokens": tokens, "loss": loss, "learning_rate": rate, "grad_norm": norm.item()}
+        return {"step": self.step, "tokens": tokens, "loss": loss, "learning_rate": rate, "grad_norm": norm}
 
     def _window_at(self, position: int) -> torch.Tensor:
         # A pure function of seed and position, so that a resumed run sees the windows it would have seen.
@@ -176,8 +180,11 @@ class Run:
     def _validate(self) -> float:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, tokens
         self.adapter.dropout(False)
-        for window in self.validation[processes.rank() :: processes.count()]:
-            losses = token_losses(self.adapter.model, window[None].to(self.device))
+        model, mine = self.adapter.model, self.validation[processes.rank() :: processes.count()]
+        for window in processes.in_step(mine, is_sharded(model)):
+            losses = token_losses(model, (self.validation[0] if window is None else window)[None].to(self.device))
+            if window is None:  # only to take part in the gathering that the others' passes need
+                continue
             sums += torch.tensor([losses.sum().item(), losses.numel()], dtype=torch.float64, device=self.device)
         total, count = processes.total(sums).tolist()
         if total / count < self.best_loss:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.models import int8_scales
+
 IGNORED = -100
 """Label of a token that no loss is taken on, as everywhere in transformers."""
 
@@ -53,9 +55,7 @@ class Head:
         """Returns rows of the weight [rows, hidden]; those of an 8-bit head are dequantised."""
         if self.weight.dtype != torch.int8:
             return self.weight[which]
-        # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
-        scales = self.weight.SCB if self.weight.SCB is not None else self.module.state.SCB
-        return (self.weight[which].float() * (scales[which].float() / 127)[:, None]).to(dtype)
+        return (self.weight[which].float() * (int8_scales(self.module)[which].float() / 127)[:, None]).to(dtype)
 
     def logits(self, hidden: torch.Tensor, which: slice, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Computes float32 logits [tokens, block], with the scaling or soft cap that the model applies."""
@@ -160,10 +160,10 @@ class _BlockwiseLoss(torch.autograd.Function):
                 pulled.mul_(rescale).add_(head.times_slope(powers, logits).to(rows.dtype) @ rows)
         own = head.rows(labels, hidden.dtype)
         found = head.label_logits(hidden, labels, own)
-        ctx.gradients = [None, None, None]
+        ctx.gradients, ctx.dtype = [None, None, None], hidden.dtype
         if pulled is not None:
             pulled = pulled / sums.total - head.times_slope(torch.ones_like(found), found)[:, None] * own
-            ctx.gradients[0] = (pulled / len(labels)).to(hidden.dtype)
+            ctx.gradients[0] = pulled.div_(len(labels))  # rounded to the model's dtype once it is scaled
         if any(ctx.needs_input_grad[1:3]):
             ctx.gradients[1:] = _head_gradients(head, hidden, labels, sums, found, blocks)
         return (sums.log_total().squeeze(-1) - found).mean()
@@ -174,6 +174,8 @@ class _BlockwiseLoss(torch.autograd.Function):
             g * grad_output.to(g.dtype) if g is not None and needed else None
             for g, needed in zip(ctx.gradients, ctx.needs_input_grad[:3], strict=True)
         ]
+        if scaled[0] is not None:
+            scaled[0] = scaled[0].to(ctx.dtype)
         return *scaled, None, None
 
 
@@ -200,8 +202,9 @@ def check_head(model: nn.Module) -> None:
         return
     ids = torch.arange(3, 7, device=model.get_input_embeddings().weight.device)[None]
     with torch.no_grad():
-        head = Head(model)
-        ours = head.logits(body_of(model)(input_ids=ids, use_cache=False)[0], slice(0, head.vocabulary))
+        hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
+        head = Head(model)  # after the body has run: it gathers a sharded head
+        ours = head.logits(hidden, slice(0, head.vocabulary))
         theirs = model(input_ids=ids, use_cache=False).logits.float()
     # 16-bit and 8-bit heads round; a scale or a cap that we miss does more than that.
     allowed = 1e-4 if head.weight.dtype == torch.float32 else 2e-2

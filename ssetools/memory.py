@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ssetools.ffn import find_ffn_blocks
+from ssetools.ffn import decoder_layers
 
 OPTIMIZERS = ("adamw", "adamw8bit")
 
@@ -71,12 +70,6 @@ def checkpointed_activations(model: nn.Module, active: bool = True) -> Iterator[
                 del layer.forward
             else:  # it was replaced on this module before us, as accelerate does on several devices
                 layer.forward = before
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Returns the layers of a model, first to last: the modules by number that hold its FFNs."""
-    paths = [re.match(r"(.*?\.\d+)(?:\.|$)", block.path).group(1) for block in find_ffn_blocks(model)]
-    return [model.get_submodule(path) for path in paths]
 
 
 def _recomputed(forward):

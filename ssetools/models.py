@@ -37,7 +37,7 @@ def load_model(
             all weights in `dtype`.
         dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
             prints the reason once.
-        device_map: As in transformers; None takes the first GPU, else the CPU.
+        device_map: As in transformers; None takes the first GPU (each of several processes its own), else the CPU.
 
     Returns:
         `(model, tokenizer)`. The model is in evaluation mode.
@@ -76,6 +76,8 @@ def load_model(
             "class of its own. Load it with load_in_8bit=False."
         )
     model.requires_grad_(False)
+    if load_in_8bit:
+        _let_go_of_the_file(model)
     model.config.use_cache = False
     model.ssetools_source = {"model": name, "revision": _revision(name, model), "load_in_8bit": load_in_8bit}
     return model.eval(), tokenizer
@@ -93,6 +95,12 @@ def model_source(model: nn.Module) -> dict:
 def has_8bit_layers(model: nn.Module) -> bool:
     """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+
+
+def int8_scales(module: nn.Module) -> torch.Tensor:
+    """Returns the scale of each row of an 8-bit layer, whose weights are its codes times scale / 127."""
+    # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
+    return module.weight.SCB if module.weight.SCB is not None else module.state.SCB
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -147,9 +155,20 @@ def _say_once(message: str) -> None:
     print(message, flush=True)
 
 
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copies what lies in main memory as it lies in the checkpoint, embeddings and norms.
+
+    Otherwise they are views of the mapped file, all of which stays in memory as long as they do: the 16-bit weights of the
+    8-bit layers too.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+
+
 def _device() -> str:
     if torch.cuda.is_available():
-        return "cuda:0"
+        return f"cuda:{processes.local_rank()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

@@ -140,8 +140,10 @@ class NeuronSets:
 
     def to_reference(self, path: str | Path) -> Path:
         """Writes the layout of the papers' files: `List[language][layer] -> LongTensor`, with no names in it."""
+        # Copies: ids that were loaded together are views of one tensor, and each would carry all of it.
+        sets = [[ids.clone() for ids in self._sets[lang]] for lang in self.languages]
         with whole_file(path) as scratch:
-            torch.save([self._sets[lang] for lang in self.languages], scratch)
+            torch.save(sets, scratch)
         return Path(path)
 
     @classmethod

@@ -46,8 +46,14 @@ class PackedWindows:
         """Returns a SHA-256 of the tokens and the way they are cut."""
         found = hashlib.sha256(f"{self._opening} {self.window}".encode())
         for start in range(0, len(self.tokens), _DIGESTED):
-            found.update(np.ascontiguousarray(self.tokens[start : start + _DIGESTED]))
+            found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)))
         return found.hexdigest()
+
+    def _piece(self, start: int, count: int) -> np.ndarray:
+        if not isinstance(self.tokens, np.memmap):
+            return self.tokens[start : start + count]
+        # Read, since what is touched of a mapped file counts as this process's memory.
+        return np.fromfile(self.tokens.filename, np.uint32, count, offset=4 * start)
 
 
 def pack_in_memory(tokenizer, texts: Iterable[str], window: int) -> PackedWindows:

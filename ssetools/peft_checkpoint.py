@@ -39,7 +39,7 @@ def write_peft(
     """
     from peft import LoraConfig
 
-    pairs = _lora_pairs(slices)
+    pairs = lora_pairs(slices)
     ranks = {path: len(a) for path, (a, _) in pairs.items()}
     if uniform:
         rank = _uniform_rank(ranks)
@@ -73,8 +73,8 @@ def write_peft(
     return Path(folder)
 
 
-def _lora_pairs(slices) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns (A [k, in], B [out, k]) by module path; the gate and up slices of a fused module share a pair."""
+def lora_pairs(slices) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Returns each slice's LoRA pair (A [k, in], B [out, k]) by module path; the slices of a fused module share one."""
     parts: dict[str, list] = {}
     for projection, columns, delta in slices:
         parts.setdefault(projection.path, []).append((projection, columns.cpu(), delta.detach().cpu()))
@@ -93,8 +93,9 @@ def _uniform_rank(ranks: Mapping[str, int]) -> int:
     widest = max(ranks, key=ranks.__getitem__)
     if ranks[widest] > UNIFORM_RANKS[-1]:
         raise ValueError(
-            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and uniform ranks end at "
-            f"{UNIFORM_RANKS[-1]}. Export without a uniform rank (PEFT reads one for each module), merge into the "
+            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and vLLM takes no rank above "
+            f"{UNIFORM_RANKS[-1]} ({sum(rank > UNIFORM_RANKS[-1] for rank in ranks.values())} of {len(ranks)} modules "
+            "need more). Export without a uniform rank (PEFT reads one for each module), merge into the "
             "16-bit model, or train fewer neurons in a layer (a lower top_rate)."
         )
     return next(rank for rank in UNIFORM_RANKS if rank >= ranks[widest])

@@ -16,12 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ssetools.ffn import find_ffn_blocks
 from ssetools.hub import hub_reachable, quiet_transformers
 from ssetools.loop import TrainingSettings
+from ssetools.loss import body_of
 from ssetools.memory import check_optimizer
 from ssetools.methods import METHODS, attach_method, check_method
 from ssetools.models import choose_dtype
 from ssetools.unloaded import Alive, as_if_on_cpu, built_without_data, one_step
 
 GIB = 2**30
+_TOKENIZER_BYTES = 1200
+"""Of a word in a BPE tokenizer of the `tokenizers` library, its merges included; measured on Gemma's 262,144 words."""
 _MIN_8BIT_STATE, _STATE_BLOCK = 4096, 256
 
 _GEMMA = {"model_type": "gemma3_text", "vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048}
@@ -54,9 +57,12 @@ class MemoryPlan:
         gradients: Of the trained numbers, float32.
         optimizer: The optimiser's state.
         kept: The best trained numbers so far, which the loop keeps in main memory.
+        tokenizer: The vocabulary, in main memory too.
         activations: What the forward pass leaves for the backward pass, at the batch's full size.
         step: The most that is alive at one moment of a step beyond weights, trained numbers and optimiser state:
             activations, the loss, gradients, and what comes and goes.
+        operations: Floating-point operations for each token that is trained on, attention's own left out. What the
+            hardware does in a second, divided by it, is a bound on tokens per second.
         device: "cpu" or "cuda".
         dtype: Of the computation.
     """
@@ -69,8 +75,10 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     kept: int
+    tokenizer: int
     activations: int
     step: int
+    operations: int
     device: str
     dtype: str
 
@@ -81,8 +89,8 @@ class MemoryPlan:
         On Linux a process on the CPU holds more than it needs, since glibc keeps much of what is freed; the environment
         variable MALLOC_MMAP_THRESHOLD_=262144 makes it give memory back. Loading can briefly take more than training.
         """
-        kept = self.kept if self.device == "cpu" else 0
-        return self.weights + self.trained + self.optimizer + kept + self.step
+        main_memory = self.kept + self.tokenizer if self.device == "cpu" else 0
+        return self.weights + self.trained + self.optimizer + main_memory + self.step
 
     def __str__(self) -> str:
         rows = [
@@ -95,9 +103,11 @@ class MemoryPlan:
             ("optimiser state", self.optimizer, ""),
             ("a training step", self.step, f"of it activations {self.activations / GIB:.2f}"),
             ("gradients", self.gradients, "within the step"),
+            ("tokenizer", self.tokenizer, "in main memory"),
             ("peak", self.peak, f"on {self.device}, {self.dtype}"),
         ]
-        return "\n".join(f"{name:<16} {size / GIB:8.2f} GiB   {note}".rstrip() for name, size, note in rows)
+        lines = [f"{name:<16} {size / GIB:8.2f} GiB   {note}".rstrip() for name, size, note in rows]
+        return "\n".join([*lines, f"{'operations':<16} {self.operations / 1e9:8.2f} G for each token"])
 
 
 def plan_memory(
@@ -145,6 +155,7 @@ def plan_memory(
         adapter = attach_method(base, method, _spread(base, neurons))
         trained = alive.bytes - weights
         sizes = [p.numel() for p in adapter.parameters()]
+        operations = _operations(base, settings.checkpoint_activations, not METHODS[method].on_8bit, sum(sizes))
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             as_if_on_cpu(mode, base, adapter)
             before = alive.restart()
@@ -160,9 +171,11 @@ def plan_memory(
         gradients=4 * sum(sizes),
         optimizer=sum(_state_bytes(size, settings.optimizer) for size in sizes),
         kept=4 * sum(sizes),
+        tokenizer=_TOKENIZER_BYTES * config.get_text_config().vocab_size,
         activations=activations,
         # The optimiser's own step holds all gradients, and on a GPU about as much again while it works.
         step=max(step, 4 * sum(sizes) * (2 if device == "cuda" else 1)),
+        operations=operations,
         device=device,
         dtype=str(dtype)[6:] + (" and 8-bit weights" if load_in_8bit else ""),
     )
@@ -200,6 +213,15 @@ def _spread(model, neurons):
         raise ValueError(f"{neurons} neurons cannot be trained: this model has {most:,}.")
     share, more = divmod(neurons, len(blocks))
     return [torch.arange(share + (layer < more)) for layer in range(len(blocks))]
+
+
+def _operations(base, recomputed: bool, in_place: bool, trained: int) -> int:
+    """A product with a matrix takes two operations for each weight: forward, and again for the gradient it passes on."""
+    products = sum(p.numel() for p in body_of(base).parameters() if p.ndim == 2)
+    products -= base.get_input_embeddings().weight.numel()  # looked up, not multiplied
+    head = base.get_output_embeddings().weight.numel()
+    frozen = 2 * ((2 + recomputed) * products + 2 * head)
+    return frozen + trained * (2 if in_place else 6 + 2 * recomputed)  # with the gradient of the weight itself
 
 
 def _state_bytes(size: int, optimizer: str) -> int:

@@ -1,12 +1,14 @@
 """Every figure, in one visual language: seaborn, colour-blind safe, readable at the width of a book page.
 
-Each function draws one figure and returns its Axes or Figure.
+Each function draws one figure and returns its Axes or Figure. Every colour of a mark stands out from light and from dark
+pages alike; `theme("dark")` turns the lettering and the ground.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy
@@ -20,15 +22,43 @@ from ssetools.lape import lape_entropy
 from ssetools.neurons import NeuronSets
 from ssetools.profiling import ActivationProfile
 
-_BEFORE, _AFTER, _ACCENT = "#9aa5b1", "#0b6e99", "#d1495b"
+BEFORE, AFTER, ACCENT = "#8b96a1", "#1380b0", "#d1495b"
+"""The base or what all share; the tuned model; what a figure is about."""
+
+PALETTE = (AFTER, ACCENT, "#00a39a", "#a6862a", "#9a4fd0", "#8d8dd9", "#a6426a", "#4b734b")
+"""Colours of series, at least 3:1 against white and against dark pages, and apart for the colour-blind."""
+
+RULE = "#7f8790"
+"""Colour of lines that mark zero, chance or a limit."""
+
 SEQUENTIAL = "rocket_r"
 WIDTH = 8.0
+_THEMES = {"light": ("#2b333b", "#dfe4e8", "white"), "dark": ("#d3dae1", "#3a434c", "#14181e")}  # ink, grid, ground
+_theme = "light"
+
+
+@contextlib.contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Draws figures for a light or a dark page for the length of a `with` block; "light" is the default."""
+    global _theme
+    if name not in _THEMES:
+        raise ValueError(f"Unknown theme {name!r}: use one of {', '.join(_THEMES)}.")
+    before, _theme = _theme, name
+    try:
+        yield
+    finally:
+        _theme = before
 
 
 def style() -> None:
     """Sets the one look of all figures."""
-    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.titlesize": 12, "axes.titlelocation": "left"})
+    ink, grid, ground = _THEMES[_theme]
+    look = {f"{part}.color": ink for part in ("text", "xtick", "ytick")}
+    look |= {"axes.labelcolor": ink, "axes.edgecolor": grid, "grid.color": grid, "font.family": "DejaVu Sans"}
+    look |= {"figure.facecolor": ground, "axes.facecolor": ground, "savefig.facecolor": ground}
+    look |= {"axes.titlesize": 12, "axes.titlelocation": "left", "figure.dpi": 110, "savefig.dpi": 110}
+    look["svg.hashsalt"] = "ssetools"  # the same figure is the same file
+    seaborn.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=look)
 
 
 def _axes(height: float, width: float = WIDTH) -> Axes:
@@ -49,7 +79,7 @@ def activation_probabilities(profile: ActivationProfile, languages: Sequence[str
     probabilities = profile.subset(languages).probabilities()
     axes = _axes(3.6)
     layers = range(probabilities.shape[1])
-    colours = seaborn.color_palette("colorblind", len(languages))
+    colours = seaborn.color_palette(PALETTE, len(languages))
     for colour, code, rows in zip(colours, languages, probabilities, strict=True):
         axes.plot(layers, rows.median(1).values, color=colour, label=_name(code), linewidth=1.8)
     low, high = probabilities[0].quantile(0.25, 1), probabilities[0].quantile(0.75, 1)
@@ -77,9 +107,9 @@ def entropy_histogram(profile: ActivationProfile, neurons: NeuronSets) -> Axes:
     chosen = sum(neurons.mask(code).int() for code in neurons.languages).bool()
     axes = _axes(3.4)
     bins = numpy.linspace(float(entropy.min()), math.log(len(profile.languages)), 60)
-    axes.hist(entropy.flatten().numpy(), bins, color=_BEFORE, label="all neurons")
-    axes.hist(entropy[chosen].numpy(), bins, color=_ACCENT, label="language-specific neurons")
-    axes.axvline(bins[-1], color="0.3", linestyle=":", linewidth=1.2)
+    axes.hist(entropy.flatten().numpy(), bins, color=BEFORE, label="all neurons")
+    axes.hist(entropy[chosen].numpy(), bins, color=ACCENT, label="language-specific neurons")
+    axes.axvline(bins[-1], color=RULE, linestyle=":", linewidth=1.2)
     axes.text(bins[-1], 3e4, "fires for all alike ", ha="right", va="bottom", fontsize=9)
     axes.set(
         yscale="log",
@@ -163,11 +193,11 @@ def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
 def loss_curve(log: pandas.DataFrame) -> Axes:
     """Draws training and validation loss over the tokens seen, from a run's log.csv."""
     axes = _axes(3.4)
-    axes.plot(log.tokens, log.loss, color=_BEFORE, linewidth=1.0, label="training batch")
+    axes.plot(log.tokens, log.loss, color=BEFORE, linewidth=1.0, label="training batch")
     smooth = log.loss.ewm(span=10).mean()
-    axes.plot(log.tokens, smooth, color=_AFTER, linewidth=2.0, label="training, smoothed")
+    axes.plot(log.tokens, smooth, color=AFTER, linewidth=2.0, label="training, smoothed")
     checked = log.dropna(subset="validation_loss")
-    axes.plot(checked.tokens, checked.validation_loss, "o-", color=_ACCENT, label="validation text")
+    axes.plot(checked.tokens, checked.validation_loss, "o-", color=ACCENT, label="validation text")
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title="Training")
     axes.legend(frameon=False)
     return axes
@@ -188,8 +218,8 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
             new = metrics["after"][kind][code]["perplexity"]
             summary = metrics["summary"][kind]
             moved = summary["target"] if code == lang else summary["english"]
-            axes.bar(position - 0.19, old, 0.36, color=_BEFORE, label="before" if position == 0 else None)
-            axes.bar(position + 0.19, new, 0.36, color=_AFTER, label="after" if position == 0 else None)
+            axes.bar(position - 0.19, old, 0.36, color=BEFORE, label="before" if position == 0 else None)
+            axes.bar(position + 0.19, new, 0.36, color=AFTER, label="after" if position == 0 else None)
             top = new
             if moved["low"] is not None:
                 low, high = (old * (1 + moved[end] / 100) for end in ("low", "high"))
@@ -197,7 +227,7 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
                     position + 0.19,
                     new,
                     [[max(0.0, new - low)], [max(0.0, high - new)]],
-                    color="0.2",
+                    color=plt.rcParams["text.color"],
                     capsize=3,
                     linewidth=1.2,
                 )
@@ -231,14 +261,14 @@ def retention(metrics: Mapping, lang: str) -> Axes:
     order = table.groupby("language").percent.mean().sort_values().index
     axes = _axes(0.26 * len(order) + 1.2)
     kinds = list(metrics["summary"])
-    for offset, (kind, colour) in enumerate(zip(kinds, seaborn.color_palette("colorblind"), strict=False)):
+    for offset, (kind, colour) in enumerate(zip(kinds, PALETTE, strict=False)):
         part = table[table.kind == kind].set_index("language").reindex(order).dropna(subset="percent")
         places = numpy.array([list(order).index(x) for x in part.index]) + 0.18 * (offset - (len(kinds) - 1) / 2)
         axes.plot(part.percent, places, "o", markersize=5, color=colour, label=kind)
         known = part.dropna(subset=["low", "high"])
         at = [places[list(part.index).index(x)] for x in known.index]
         axes.hlines(at, known.low.astype(float), known.high.astype(float), color=colour, linewidth=1.2)
-    axes.axvline(0, color="0.3", linewidth=1)
+    axes.axvline(0, color=RULE, linewidth=1)
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.set(xlabel="change of perplexity (%); left is better", title="What each language gained or lost")
@@ -249,10 +279,28 @@ def retention(metrics: Mapping, lang: str) -> Axes:
 def entropy_against_ratio(ratio: Sequence[float], entropy: Sequence[float]) -> Axes:
     """Draws LAPE against how much a neuron fires for the other languages, relative to its own."""
     axes = _axes(3.2)
-    axes.plot(ratio, entropy, color=_AFTER, linewidth=2)
-    axes.axhline(max(entropy), color="0.3", linestyle=":", linewidth=1.2)
+    axes.plot(ratio, entropy, color=AFTER, linewidth=2)
+    axes.axhline(max(entropy), color=RULE, linestyle=":", linewidth=1.2)
     axes.text(0.99, max(entropy), "ln(languages)", ha="right", va="bottom", fontsize=9)
     axes.margins(y=0.12)
     axes.set(xlabel="firing for each other language, relative to its own", ylabel="LAPE (nats)")
     axes.set_title("One language's neuron becomes everybody's")
     return axes
+
+
+def firing(profile: ActivationProfile, layer: int = 0) -> Figure:
+    """Draws how often each neuron of a layer fires in each language, a panel a neuron, with its LAPE; for a few neurons."""
+    entropy = lape_entropy(profile)[layer]
+    probabilities = profile.probabilities()[:, layer]
+    style()
+    names = [_name(code) for code in profile.languages]
+    figure, panels = plt.subplots(
+        1, len(entropy), figsize=(WIDTH, 2.6), layout="constrained", squeeze=False, sharey=True
+    )
+    for number, axes in enumerate(panels[0]):
+        axes.bar(names, probabilities[:, number].tolist(), color=AFTER, width=0.6)
+        axes.set_title(f"neuron {number}\nLAPE {entropy[number]:.2f}", fontsize=11)
+        axes.tick_params(axis="x", rotation=90)
+        axes.grid(axis="x", visible=False)
+    panels[0, 0].set_ylabel("probability of firing")
+    return figure

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ssetools.languages import get_language
-from ssetools.plots import SEQUENTIAL, WIDTH, style
+from ssetools.plots import PALETTE, RULE, SEQUENTIAL, WIDTH, style
 
 
 def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame, pairs: int) -> Figure:
@@ -22,14 +22,14 @@ def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame, pairs: i
     """
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(WIDTH + 1.5, 3.4), layout="constrained")
-    colours = seaborn.color_palette("colorblind")
+    colours = PALETTE
     for table, line, when, colour in ((base, "--", "base", colours[0]), (tuned, "-", "tuned", colours[1])):
         _band(left, table, "matched", colour, line, f"translation, {when}")
-        _band(left, table, "shuffled", "0.4", line, f"wrong passage, {when}")
+        _band(left, table, "shuffled", RULE, line, f"wrong passage, {when}")
         _band(middle, table, "margin", colour, line, when)
         _band(right, table, "retrieved", colour, line, when)
-    middle.axhline(0, color="0.3", linewidth=1)
-    right.axhline(1 / pairs, color="0.3", linewidth=1, linestyle=":")
+    middle.axhline(0, color=RULE, linewidth=1)
+    right.axhline(1 / pairs, color=RULE, linewidth=1, linestyle=":")
     right.annotate("chance", (0, 1 / pairs), xytext=(0, 2), textcoords="offset points", fontsize=8)
     left.set(ylabel="cosine", title="How near", ylim=(None, 1.02))
     middle.set(ylabel="cosine above wrong pairs", title="How much nearer")
@@ -63,7 +63,7 @@ def dynamics(logs: pandas.DataFrame) -> Figure:
     """Draws training and validation loss of every run against tokens and against seconds."""
     style()
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained", sharey=True)
-    colours = seaborn.color_palette("colorblind", logs.run.nunique())
+    colours = seaborn.color_palette(PALETTE, logs.run.nunique())
     for axes, over in zip(panels, ("tokens", "seconds"), strict=True):
         for colour, (run, log) in zip(colours, logs.groupby("run"), strict=True):
             axes.plot(log[over], log.loss.ewm(span=10).mean(), color=colour, alpha=0.45, linewidth=1.2)
@@ -84,7 +84,7 @@ def amplification(shares: pandas.DataFrame, lang: str) -> Axes:
     """
     style()
     axes = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")[1]
-    colours = seaborn.color_palette("colorblind")
+    colours = PALETTE
     factors = sorted(shares.factor.unique())
     for offset, (colour, (name, part)) in enumerate(zip(colours, shares.groupby("neurons", sort=False), strict=False)):
         places = [factors.index(factor) + 0.08 * (offset - 0.5) for factor in part.factor]

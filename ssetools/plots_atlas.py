@@ -9,18 +9,19 @@ import numpy
 import pandas
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from ssetools.atlas_effects import effect_table
 from ssetools.atlas_statistics import average_linkage, distances, leaf_order
 from ssetools.languages import get_language
 from ssetools.neurons import NeuronSets
-from ssetools.plots import SEQUENTIAL, WIDTH, style
+from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE, SEQUENTIAL, WIDTH, style
 
 _OTHER = "#c9ced6"
-_BASE, _STRONG, _WEAK = "#9aa5b1", "#0b6e99", "#d1495b"
+_BASE, _STRONG, _WEAK = BEFORE, AFTER, ACCENT
 _FACTS = {
     "tokens_per_byte": "tokens per byte",
     "tokens_per_word": "tokens per word",
@@ -30,11 +31,32 @@ _FACTS = {
 }
 
 
-def _colours(labels: Sequence[str], most: int = 9, palette: str = "tab10") -> dict[str, str]:
-    """Gives the commonest labels a colour each; the others are grey."""
-    common = pandas.Series(list(labels)).value_counts().index[:most]
-    colours = seaborn.color_palette(palette, most).as_hex()
-    return dict(zip(common, colours, strict=False))
+def _colours(labels: Sequence[str], palette: str = "tab10") -> dict[str, str]:
+    """Gives the commonest labels a colour each; the others, and they alone, are grey."""
+    colours = [x for x in seaborn.color_palette(palette) if max(x) - min(x) > 0.05]
+    common = pandas.Series(list(labels)).value_counts().index
+    return dict(zip(common, map(to_hex, colours), strict=False))
+
+
+def neurons_by_layer(neurons: NeuronSets) -> Figure:
+    """Draws how many neurons each language has in each layer (left) and in all (right), the most at the top."""
+    rows = sorted(neurons, key=lambda lang: -neurons.count(lang))
+    table = numpy.array([[len(ids) for ids in neurons[lang]] for lang in rows])
+    style()
+    figure, (axes, total) = plt.subplots(
+        1, 2, figsize=(WIDTH, 5.0), width_ratios=(3, 1), layout="constrained", sharey=True
+    )
+    top = max(1, numpy.quantile(table, 0.995))
+    image = axes.imshow(table, cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="layer", ylabel=f"{len(rows)} languages, most neurons first", title="Neurons by language and layer")
+    axes.set_xticks(range(0, table.shape[1], max(1, table.shape[1] // 9)))
+    figure.colorbar(image, ax=axes, label="neurons", extend="max", location="left", shrink=0.6)
+    total.plot(table.sum(1), range(len(rows)), color=_STRONG, linewidth=2)
+    total.set(xlabel="neurons", title="in all layers", xlim=(0, None))
+    for part in (axes, total):
+        part.set_yticks([])
+    axes.grid(visible=False)
+    return figure
 
 
 def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
@@ -57,7 +79,7 @@ def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
     figure, (strip, axes) = plt.subplots(
         1, 2, figsize=(WIDTH, WIDTH), width_ratios=(1, 22), layout="constrained", sharey=True
     )
-    palettes = {"family": _colours(bars["family"]), "script": _colours(bars["script"], 8, "Dark2")}
+    palettes = {"family": _colours(bars["family"]), "script": _colours(bars["script"], "Dark2")}
     colours = [[to_rgb(palettes[name].get(label, _OTHER)) for name, labels in bars.items() for label in [labels[i]]]
                for i in range(len(codes))]  # fmt: skip
     strip.imshow(numpy.array(colours), aspect="auto", interpolation="nearest")
@@ -73,7 +95,7 @@ def clustered_overlap(neurons: NeuronSets, label_every: int = 0) -> Figure:
         part.grid(visible=False)
     figure.colorbar(image, ax=axes, label="Jaccard", shrink=0.5, location="bottom", pad=0.01)
     axes.set_title(f"Overlap of the neuron sets of {len(codes)} languages")
-    for place, (name, palette) in zip(("outside right upper", "outside right lower"), palettes.items(), strict=True):
+    for place, (name, palette) in zip(("outside right upper", "outside right center"), palettes.items(), strict=True):
         handles = [Patch(color=colour, label=label) for label, colour in [*palette.items(), ("others", _OTHER)]]
         figure.legend(handles=handles, title=name, loc=place, fontsize=8, frameon=False)
     return figure
@@ -96,7 +118,13 @@ def neurons_against(about: Mapping, facts: Sequence[str], found: Mapping, rate: 
         one = found[rate][fact]
         axes.set_title(f"rho {one['rho']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})", fontsize=10)
         axes.set_xlabel(_FACTS[fact])
-        if max(x for x, _ in pairs) > 20 * (1 + min(x for x, _ in pairs)):
+        low, high = min(x for x, _ in pairs), max(x for x, _ in pairs)
+        if low > 0 and 8 * low < high < 1000 * low:
+            axes.set_xscale("log")
+            axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if low <= x <= high])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+        if high > 20 * (1 + low):
             axes.set_xscale("symlog")
             axes.set_xticks([0, 100, 10_000, 1_000_000], ["0", "100", "10k", "1M"])
             axes.minorticks_off()
@@ -110,9 +138,7 @@ def selections(found: Mapping, rate: str = "5") -> Axes:
     axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")[1]
     pairs = {"13/50": "13 and 50", "50/all": "50 and all", "13/all": "13 and all"}
     codes = found["groups"]["13"].split()
-    for offset, (colour, (pair, label)) in enumerate(
-        zip(seaborn.color_palette("colorblind"), pairs.items(), strict=False)
-    ):
+    for offset, (colour, (pair, label)) in enumerate(zip(PALETTE, pairs.items(), strict=False)):
         rows = [found["jaccard"][rate][pair][code] for code in codes]
         places = numpy.arange(len(codes)) + 0.2 * (offset - 1)
         axes.plot(places, [x["jaccard"] for x in rows], "o", color=colour, label=f"{label} languages")
@@ -123,28 +149,30 @@ def selections(found: Mapping, rate: str = "5") -> Axes:
     return axes
 
 
-def stability(found: Mapping) -> Axes:
-    """Draws split-half agreement against the tokens in each half: the median language and the middle 80%."""
+def stability(few: Mapping, more: Mapping) -> Figure:
+    """Draws split-half agreement against the tokens in each half: the median language and the middle 80%.
+
+    Args:
+        few: stability.json, of all languages.
+        more: more_text.json, of some languages with more text.
+    """
     style()
-    axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")[1]
-    for colour, rate in zip(seaborn.color_palette("colorblind"), ("1", "5"), strict=False):
-        tokens = [int(x) for x in found[rate]]
-        rows = [[x["jaccard"] for lang, x in part.items() if lang != "mean" and x["jaccard"] is not None]
-                for part in found[rate].values()]  # fmt: skip
-        axes.plot(tokens, [numpy.median(x) for x in rows], "o-", color=colour, label=f"{rate}% of the neurons")
-        axes.fill_between(
-            tokens,
-            [numpy.quantile(x, 0.1) for x in rows],
-            [numpy.quantile(x, 0.9) for x in rows],
-            color=colour,
-            alpha=0.15,
-        )
-    axes.set(xlabel="tokens in each half", ylabel="Jaccard of two halves", ylim=(0, 1), xscale="log")
-    axes.set_xticks(tokens, [str(x) for x in tokens])
-    axes.minorticks_off()
-    axes.set_title("How stable a set is against its text")
-    axes.legend(frameon=False)
-    return axes
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.8), layout="constrained", sharey=True)
+    for axes, rate in zip(panels, ("5", "1"), strict=True):
+        for colour, found in zip((_STRONG, _WEAK), (few, more), strict=True):
+            rows = [[x["jaccard"] for lang, x in part.items() if lang != "mean" and x["jaccard"] is not None]
+                    for part in found[rate].values()]  # fmt: skip
+            low, middle, high = zip(*(numpy.quantile(x, (0.1, 0.5, 0.9)) for x in rows), strict=True)
+            tokens = [int(x) for x in found[rate]]
+            languages = len(next(iter(found[rate].values()))) - 1  # "mean" is not one
+            axes.plot(tokens, middle, "o-", color=colour, label=f"{languages} languages")
+            axes.fill_between(tokens, low, high, color=colour, alpha=0.15)
+        axes.set(xlabel="tokens in each half", ylim=(0, 1), xscale="log", title=f"{rate}% of the neurons")
+        axes.set_xticks(tokens, [f"{x:,}" for x in tokens], fontsize=9)
+        axes.minorticks_off()
+        axes.legend(frameon=False, loc="lower right")
+    panels[0].set_ylabel("Jaccard of two halves")
+    return figure
 
 
 def kinds(found: Mapping, rate: str = "5") -> Axes:
@@ -154,7 +182,7 @@ def kinds(found: Mapping, rate: str = "5") -> Axes:
     rows = [x for lang, x in found[rate].items() if lang != "mean" and None not in x.values()]
     ceiling = [(x["within_first"] * x["within_second"]) ** 0.5 for x in rows]
     axes.plot(ceiling, [x["across"] for x in rows], "o", markersize=4, alpha=0.6, color=_STRONG)
-    axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=RULE, linestyle=":", linewidth=1)
     axes.set(
         xlabel="two halves of one kind (geometric mean of both kinds)",
         ylabel="declaration and messages",
@@ -166,15 +194,21 @@ def kinds(found: Mapping, rate: str = "5") -> Axes:
 
 
 def language_map(about: Mapping, labelled: Sequence[str] = ()) -> Axes:
-    """Draws the two-dimensional map of overlaps, coloured by family."""
+    """Draws the two-dimensional map of overlaps: colours are families, and triangles are scripts other than Latin."""
     style()
     axes = plt.subplots(figsize=(WIDTH, 5.6), layout="constrained")[1]
-    colours = _colours([x["stock"] for x in about.values()], 8)
+    colours = _colours([x["stock"] for x in about.values()])
     for stock, colour in [*colours.items(), (None, _OTHER)]:
-        places = [x["map"] for x in about.values() if (x["stock"] == stock if stock else x["stock"] not in colours)]
-        axes.plot(*zip(*places, strict=True), "o", markersize=4, alpha=0.75, color=colour, label=stock or "others")
+        family = [x for x in about.values() if (x["stock"] == stock if stock else x["stock"] not in colours)]
+        for marker, latin in (("o", True), ("^", False)):
+            places = numpy.array([x["map"] for x in family if (x["script"] == "Latn") == latin]).reshape(-1, 2)
+            axes.plot(*places.T, marker, markersize=4.5, alpha=0.75, color=colour)
+        axes.plot([], [], "s", color=colour, label=stock or "others")
+    for marker, label in (("o", "Latin script"), ("^", "another script")):
+        axes.plot([], [], marker, color="0.3", label=label)
     for code in labelled:
-        axes.annotate(about[code]["name"], about[code]["map"], xytext=(3, 3), textcoords="offset points", fontsize=8)
+        name = axes.annotate(about[code]["name"], about[code]["map"], (3, 3), textcoords="offset points", fontsize=9)
+        name.set_path_effects([withStroke(linewidth=2.5, foreground=axes.get_facecolor())])
     axes.set(xticks=[], yticks=[], title="Languages near each other share neurons (classical scaling)")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return axes
@@ -214,10 +248,10 @@ def specificity(found: Mapping) -> Axes:
         colour = _WEAK if x["fails"] else _STRONG
         axes.hlines(place, x["low"], x["high"], color=colour, linewidth=1.4)
         axes.plot(x["specificity"], place, "o", color=colour, markerfacecolor="white" if x["fails"] else colour)
-    axes.axvline(0, color="0.3", linewidth=1)
+    axes.axvline(0, color=RULE, linewidth=1)
     names = [get_language(code).name + (f" (more harm: {get_language(x['worst']).name})" if x["worst"] != code else "")
              for code, x in rows]  # fmt: skip
     axes.set_yticks(range(len(rows)), names, fontsize=9)
-    axes.set_xlabel("loss added to its own language, less the median other (nats per token)")
+    axes.set_xlabel("nats per token added to its own language, less the median other")
     axes.set_title("Specificity of each language's set; hollow: it fails")
     return axes

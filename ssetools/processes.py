@@ -7,7 +7,7 @@ averaged, nothing else is sent.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -27,6 +27,11 @@ def count() -> int:
 def rank() -> int:
     """Returns the place of this process among them, from 0."""
     return _state().process_index
+
+
+def local_rank() -> int:
+    """Returns the place of this process among those on its machine, from 0: the GPU it is to take."""
+    return _state().local_process_index
 
 
 def is_main() -> bool:
@@ -58,3 +63,24 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if count() > 1:
         for parameter in parameters:
             parameter.grad = total(parameter.grad) / count()
+
+
+def in_step(items: Iterable, together: bool) -> Iterator:
+    """Yields this process's items; with `together`, then None for as long as another process still has some.
+
+    A model that is spread over the processes (`sharding`) is gathered by all of them in each forward pass, so none may
+    make fewer passes than another.
+
+    Args:
+        items: What is this process's share of the work.
+        together: Whether all processes have to make equally many rounds.
+    """
+    items = iter(items)
+    while True:
+        item = next(items, None)
+        going = item is not None
+        if together:
+            going = total(torch.tensor(float(going), device=_state().device)) > 0
+        if not going:
+            return
+        yield item

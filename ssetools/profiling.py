@@ -16,6 +16,7 @@ from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
 from ssetools.loss import body_of
 from ssetools.models import evaluation_mode, model_source
+from ssetools.sharding import is_sharded
 from ssetools.tensors import load_tensors, save_tensors
 
 _SAVE_SECONDS = 10
@@ -148,7 +149,11 @@ def profile_languages(
     state = _Progress(f"{path}{share}" if path else None, shape, {**facts, "languages": list(plans), "budget": budget})
     with counting(model) as count:
         for row, windows in enumerate(plans.values()):
-            for batch in _batches(windows[state.windows_done[row] :], batch_size):
+            batches = _batches(windows[state.windows_done[row] :], batch_size)
+            for batch in processes.in_step(batches, is_sharded(model)):
+                if batch is None:  # only to take part in the gathering that the others' passes need
+                    count(torch.zeros(1, 2, dtype=torch.long), opening)
+                    continue
                 found = count(torch.stack(batch), opening)
                 state.add(row, found, len(batch), sum(len(w) - opening for w in batch))
     counts, tokens = (processes.total(x.to(model.device)).cpu() for x in (state.counts, state.tokens))
@@ -193,7 +198,8 @@ def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.T
 
     hooks = [counter(layer, block) for layer, block in enumerate(blocks)]
     try:
-        with torch.inference_mode(), evaluation_mode(model):
+        # A sharded model keeps what it gathers for the training to come, which cannot use tensors of inference mode.
+        with torch.no_grad(), torch.inference_mode(not is_sharded(model)), evaluation_mode(model):
             yield count
     finally:
         for hook in hooks:

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from ssetools.adapter import Adapter, copy_into
 from ssetools.ffn import Projection, find_ffn_blocks
+from ssetools.gguf_lora import write_gguf_lora
 from ssetools.interventions import check_layers
-from ssetools.models import has_8bit_layers
+from ssetools.models import has_8bit_layers, int8_scales
 from ssetools.peft_checkpoint import write_peft
 from ssetools.tensors import load_tensors, save_tensors
 
@@ -64,6 +65,7 @@ class Subnetwork(Adapter):
         if not any(len(ids) for ids in neurons):
             raise ValueError("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
         super().__init__(model)
+        self.parts: list[Subnetwork] = []  # of a stack
         self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
         self.slices = nn.ModuleDict()
         for layer, (block, ids) in enumerate(zip(blocks, self.neurons, strict=True)):
@@ -98,17 +100,36 @@ class Subnetwork(Adapter):
         """Adds the deltas to a 16/32-bit base in place and detaches. Returns the model.
 
         Raises:
-            ValueError: For an 8-bit base, whose steps are coarser than most deltas.
+            ValueError: For an 8-bit base, with the share of this training that rounding to int8 would lose.
         """
         if has_8bit_layers(self.model):
             raise ValueError(
-                "Merging into int8 weights would round most of the training away (a delta of 1e-4 is a quarter of one "
-                "int8 step). Load the base with load_in_8bit=False, Subnetwork.load(folder, model), and merge there."
+                f"Merged into int8 weights, these slices would miss what was trained by {self.int8_merge_error():.0%} of "
+                "its norm: int8 steps are coarse beside deltas. Load the base with load_in_8bit=False, "
+                "Subnetwork.load(folder, model), and merge there (`ssetools merge`)."
             )
         with torch.no_grad():
             for name, piece in self.slices.items():
                 piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.delta)
         return self.detach()
+
+    def int8_merge_error(self) -> float:
+        """Measures what merging into the 8-bit base would lose: 0 nothing, 1 as much as was trained.
+
+        Every merged matrix is rounded to int8 as bitsandbytes does and read back. Returned is the norm of what the
+        neurons' slices are then off by, over the norm of the deltas.
+
+        Raises:
+            ValueError: If the base is not 8-bit.
+        """
+        if not has_8bit_layers(self.model):
+            raise ValueError("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
+        missed = trained = 0.0
+        with torch.no_grad():
+            for piece in self.slices.values():
+                missed += _missed_in_int8(piece).square().sum().item()
+                trained += piece.delta.square().sum().item()
+        return (missed / trained) ** 0.5 if trained else 0.0
 
     def _write(self, folder):
         tensors = {f"{name.replace('-', '.')}": piece.delta for name, piece in self.slices.items()}
@@ -137,15 +158,25 @@ class Subnetwork(Adapter):
         Raises:
             ValueError: If a layer has more neurons than the largest uniform rank.
         """
-        slices = [(piece.projection, piece.columns, piece.delta) for piece in self.slices.values()]
-        return write_peft(self.model, slices, folder, uniform_rank)
+        return write_peft(self.model, self._places_and_deltas(), folder, uniform_rank)
+
+    def to_gguf_lora(self, path: str | Path) -> Path:
+        """Writes the same function as a GGUF adapter, which llama.cpp loads beside the base in GGUF.
+
+        Raises:
+            ValueError: If llama.cpp does not know the family.
+        """
+        return write_gguf_lora(self.model, self._places_and_deltas(), path)
+
+    def _places_and_deltas(self):
+        return [(piece.projection, piece.columns, piece.delta) for piece in self.slices.values()]
 
     @classmethod
     def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
-        """Attaches the weighted sum of several saved subnetworks as one, over the union of their neurons.
+        """Attaches several saved subnetworks to one base, as one over the union of their neurons.
 
         Deltas add: each neuron's slice is the sum of the adapters' slices, times their weights. With one weight 1
-        and the others 0 it is the function of that adapter.
+        and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
 
         Args:
             folders: Folders of saved subnetworks of this model.
@@ -157,17 +188,39 @@ class Subnetwork(Adapter):
         """
         if len(weights) != len(folders):
             raise ValueError(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
-        loaded = []
+        parts = []
         for folder in folders:
-            loaded.append(cls.load(folder, model))
-            loaded[-1].detach()
-        union = [torch.cat(ids).unique() for ids in zip(*(one.neurons for one in loaded), strict=True)]
-        total = cls(model, union)
-        for one, weight in zip(loaded, weights, strict=True):
-            for name, piece in one.slices.items():
-                layer = int(name.split("-")[0])
-                places = torch.searchsorted(total.neurons[layer], one.neurons[layer]).to(piece.delta.device)
-                axis = 1 if piece.projection.name == "down" else 0
-                with torch.no_grad():
-                    total.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight)
-        return total
+            parts.append(cls.load(folder, model))
+            parts[-1].detach()
+        stacked = cls(model, [torch.cat(ids).unique() for ids in zip(*(one.neurons for one in parts), strict=True)])
+        stacked.parts = parts
+        stacked.weigh(weights)
+        return stacked
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Gives the adapters of a stack other weights, in place: (0, 1) switches to the second of two.
+
+        Raises:
+            ValueError: If this is no stack, or there are not as many weights as adapters.
+        """
+        if len(weights) != len(self.parts):
+            raise ValueError(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
+        with torch.no_grad():
+            for piece in self.slices.values():
+                piece.delta.zero_()
+            for part, weight in zip(self.parts, weights, strict=True):
+                for name, piece in part.slices.items():
+                    layer, axis = int(name.split("-")[0]), 1 if piece.projection.name == "down" else 0
+                    places = torch.searchsorted(self.neurons[layer], part.neurons[layer]).to(piece.delta.device)
+                    self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight)
+
+
+def _missed_in_int8(piece: _Slice) -> torch.Tensor:
+    """What the slice's weights would be off by after merging into the int8 matrix; same shape as its delta."""
+    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+    module, axis = piece.projection.module, 1 if piece.projection.name == "down" else 0
+    merged = int8_vectorwise_dequant(module.weight.data, int8_scales(module))
+    merged.index_add_(axis, piece.columns, piece.delta)
+    codes, scales, _ = int8_vectorwise_quant(merged.half())
+    return (int8_vectorwise_dequant(codes, scales) - merged).index_select(axis, piece.columns)

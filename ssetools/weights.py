@@ -8,6 +8,7 @@ from torch import nn
 from ssetools.adapter import Adapter, copy_into
 from ssetools.ffn import find_ffn_blocks
 from ssetools.models import has_8bit_layers
+from ssetools.sharding import is_sharded
 from ssetools.tensors import load_tensors, save_tensors
 
 
@@ -21,8 +22,13 @@ class WholeWeights(Adapter):
     format = "ssetools-weights"
 
     def __init__(self, model: nn.Module, only_ffn: bool):
+        which = "ffn" if only_ffn else "full"
+        if is_sharded(model):
+            raise ValueError(
+                f"Method {which!r} trains the weights themselves, and those of a sharded model are spread over processes, "
+                "which exchange only what is trained beside it: load the model whole."
+            )
         if has_8bit_layers(model):
-            which = "ffn" if only_ffn else "full"
             raise ValueError(
                 f"Method {which!r} trains the weights themselves, and int8 weights cannot be trained: load the model "
                 "with load_in_8bit=False."

@@ -125,6 +125,8 @@ def test_stable_sets_are_stable_and_noise_is_not(counts):
     found = statistics.split_half_stability(counts, 0.2, times=3)
     assert list(found) == ["50", "100", "200"]
     assert found["200"]["mean"]["jaccard"] > 0.9
+    for part in found.values():
+        assert part["mean"]["low"] <= part["mean"]["jaccard"] <= part["mean"]["high"]
     noise = ShardedProfile(torch.randint(0, 20, (6, 8, 4, 120)).to(torch.uint8), list("abcdef"), 50)
     assert statistics.split_half_stability(noise, 0.05, times=3)["50"]["mean"]["jaccard"] < 0.5
 

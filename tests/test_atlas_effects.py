@@ -125,7 +125,8 @@ def test_figures(about):
     pairs = {pair: dict.fromkeys(LANGS, interval) for pair in ("13/50", "50/all", "13/all")}
     assert plots_atlas.selections({"groups": {"13": " ".join(LANGS)}, "jaccard": {"5": pairs}}).get_ylim() == (0, 1)
     part = {"200": dict.fromkeys(LANGS, interval), "400": dict.fromkeys(LANGS, interval)}
-    assert len(plots_atlas.stability({"1": part, "5": part}).lines) == 2
+    assert len(plots_atlas.stability({"1": part, "5": part}, {"1": part, "5": part}).axes[0].lines) == 2
+    assert len(plots_atlas.neurons_by_layer(sets).axes) == 3
     kinds = {"within_first": 0.6, "within_second": 0.5, "across": 0.3}
     assert plots_atlas.kinds({"5": {**dict.fromkeys(LANGS, kinds), "mean": kinds}}).get_xlim() == (0, 1)
     assert plots_atlas.language_map(about, ["yo"]).texts[0].get_text() == "YO"

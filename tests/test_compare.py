@@ -1,14 +1,17 @@
-"""The comparison on a tiny model: same terms, resumed and not redone; intervals that know what they are told."""
+"""The comparison on a tiny model: same terms, resumed and not redone, alone or beside another process."""
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+
 import families
 import pytest
-import torch
 
-from ssetools import profiling
+from ssetools import cli, compare, profiling
 from ssetools.compare import Arm, Comparison
-from ssetools.effects import costs, differences, effects, interval, verdicts
+from ssetools.effects import differences, effects
 from ssetools.methods import METHODS
 
 LANGS = ["yo", "is", "en"]
@@ -38,6 +41,7 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
         ("compare", "has_8bit_layers", lambda model: loads[-1]),
         ("compare", "PROFILED_LANGUAGES", LANGS),
         ("compare", "CONTRAST_LANGUAGES", ["en"]),
+        ("compare", "_VALIDATION_DOCUMENTS", 8),
         ("compare", "_TRAINING", {"window": 16, "batch_size": 2, "validate_every": 4, "checkpoint_every": 10**9}),
         ("divergence", "load_texts", load_texts),
     ):
@@ -79,7 +83,8 @@ def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp
     own = table.set_index(["method", "measure"]).value
     ratio = (1 + own["full", "target, sentences"] / 100) / (1 + own["lape", "target, sentences"] / 100)
     assert one.value == pytest.approx(100 * (ratio - 1))
-    assert len(verdicts(paired, "drift")) == 2
+    with pytest.raises(ValueError, match="lora was not run in 'yo'"):
+        differences(runs, bases, "yo", to="lora")
 
 
 def test_another_protocol_is_not_mixed_in(comparison, monkeypatch):
@@ -108,42 +113,46 @@ def test_ablations_train_other_neurons_under_other_names(comparison):
     assert len(set(sizes)) == 3
 
 
-def test_the_figures_show_every_method(comparison):
-    from ssetools import plots_compare
+def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison, tmp_path, monkeypatch, capsys):
+    few = {"top_rate": (0.01, 0.05), "max_tokens": (16_384,), "budget": (None, 0.01)}
+    monkeypatch.setattr("ssetools.compare.ABLATIONS", few)
+    folders = ["--model", "tiny", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    methods = ["--methods", "lape", "random", "--other-text", "sib200:folder"]
+    assert cli.main(["compare", "yo", "--ablations", *folders, *methods, "--seeds", "0", "1"]) == 0
+    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods, "--seeds", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "top0.01-lr" in said
+    assert "left out, no neuron of 'yo'" in said
+    files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
+    assert sum("budget0.01" in path.name for path in files) == 2
+    assert len({path.name for path in files if path.parent.name == "is"}) == 2 + 1, "a run of each method, and the base"
+    assert {path.name for path in (tmp_path / "runs" / "tiny" / "yo" / "compare").iterdir()} == set()
 
-    runs = comparison.language("yo", ["lape", "random"], seeds=(0, 1))
-    found = {"yo": (runs, comparison.bases("yo"))}
-    for figure in (
-        plots_compare.plane(found),
-        plots_compare.plane(found, kept="drift"),
-        plots_compare.distance(found, "drift"),
-        plots_compare.search({"yo": comparison.searched("yo", ["lape", "random"])}),
-    ):
-        text = " ".join(t.get_text() for t in figure.findobj(lambda x: hasattr(x, "get_text")))
-        assert "Yoruba" in text
-        assert "random" in text
-    assert list(costs(runs).index) == ["lape", "random"]
-
-
-def test_intervals_cover_known_means():
-    torch.manual_seed(0)
-    values = 0.5 + 0.1 * torch.randn(3, 200, dtype=torch.float64)
-    mean, low, high = interval(values, torch.ones(200, dtype=torch.float64))
-    assert low < 0.5 < high
-    assert low < mean < high
-    assert high - low < 0.05
-    weights = torch.tensor([0.0] * 199 + [1.0], dtype=torch.float64)
-    assert interval(values, weights)[0] == pytest.approx(values[:, -1].mean().item())
+    monkeypatch.setattr("ssetools.compare.finetune", lambda *a, **k: pytest.fail("trained twice"))
+    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods, "--seeds", "0"]) == 0
+    assert cli.main(["compare", "yo", "--ablations", *folders, *methods, "--seeds", "0", "1"]) == 0
+    assert cli.main(["compare", *folders]) == 0, "no language: only the summary"
+    assert {path: path.read_bytes() for path in files} == files
+    summary = json.loads((tmp_path / "results" / "tiny" / "summary.json").read_text())
+    assert set(summary["languages"]) == {"yo", "is"}
+    assert summary["languages"]["is"]["search"] == []
+    assert summary["languages"]["yo"]["methods"]["random"]["seeds"] == [0, 1]
 
 
-def test_verdicts_say_who_is_better_or_that_nobody_is():
-    import pandas
+def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeypatch):
+    trained, real = [], compare.finetune
 
-    table = pandas.DataFrame(
-        [["a", "drift", 1.0, 0.5, 2.0, 3], ["b", "drift", -1.0, -2.0, -0.5, 3], ["c", "drift", 0.0, -1.0, 1.0, 3]],
-        columns=["method", "measure", "value", "low", "high", "seeds"],
-    )
-    said = verdicts(table, "drift")
-    assert "lape is better than a" in said[0]
-    assert "b is better than lape" in said[1]
-    assert "cannot be told" in said[2]
+    def finetune(*args, **kwargs):
+        trained.append(kwargs["seed"])
+        time.sleep(0.5)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("ssetools.compare.finetune", finetune)
+    arm = Arm("lape", 1e-3, max_tokens=160)
+    second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
+    other = threading.Thread(target=second.trained, args=("yo", arm))
+    other.start()
+    found = comparison.trained("yo", arm)
+    other.join()
+    assert trained == [0]
+    assert found["arm"] == second.trained("yo", arm)["arm"]

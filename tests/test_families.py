@@ -118,13 +118,57 @@ def test_a_uniform_rank_is_the_same_function(family, tmp_path, monkeypatch):
     assert config["r"] == config["lora_alpha"] in (8, 16)
     assert not config["rank_pattern"]
     monkeypatch.setattr("ssetools.peft_checkpoint.UNIFORM_RANKS", (2,))
-    with pytest.raises(ValueError, match="needs rank"):
+    with pytest.raises(ValueError, match=r"needs rank .* vLLM takes no rank above 2 \(\d+ of \d+ modules need more"):
         subnet.to_peft(tmp_path / "other", uniform_rank=True)
     assert not (tmp_path / "other").exists()
     subnet.detach()
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(model, tmp_path / "peft")), attached, rtol=1e-4, atol=1e-4
     )
+
+
+GGUF_NAMES = {  # what llama.cpp calls the gate, up and down projections of these families
+    "llama": ("ffn_gate", "ffn_up", "ffn_down"),
+    "gemma3": ("ffn_gate", "ffn_up", "ffn_down"),
+    "cohere": ("ffn_gate", "ffn_up", "ffn_down"),
+    "phi3": ("ffn_up", "ffn_down"),
+    "gpt2": ("ffn_up", "ffn_down"),
+    "gpt_neox": ("ffn_up", "ffn_down"),
+}
+
+
+@pytest.mark.parametrize("family", GGUF_NAMES)
+def test_a_gguf_adapter_holds_the_same_change_of_every_matrix(family, tmp_path):
+    import gguf
+
+    model = families.tiny_model(family)
+    before = tensors(model)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    train_a_little(model, subnet)
+    reader = gguf.GGUFReader(subnet.to_gguf_lora(tmp_path / "adapter.gguf"))
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    assert (facts["general.type"], facts["adapter.type"], facts["adapter.lora.alpha"]) == ("adapter", "lora", 0.0)
+    held = {tensor.name: torch.tensor(tensor.data.copy()).float() for tensor in reader.tensors}
+    subnet.merge()
+    after, compared = tensors(model), set()
+    for layer, block in enumerate(find_ffn_blocks(model)):
+        paths = dict.fromkeys(projection.path for projection in block.projections)
+        for path, name in zip(paths, GGUF_NAMES[family], strict=True):
+            change = after[f"{path}.weight"] - before[f"{path}.weight"]
+            change = change.T if block.down.transposed else change
+            names = [f"blk.{layer}.{name}.weight.lora_{half}" for half in "ab"]
+            a, b = (held[name] for name in names)
+            torch.testing.assert_close(b @ a, change, rtol=2e-3, atol=2e-4)
+            compared |= set(names)
+    assert compared == set(held)
+
+
+def test_gguf_refuses_a_family_that_llama_cpp_does_not_know(tmp_path):
+    model = families.tiny_model("xglm")
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    with pytest.raises(ValueError, match="llama.cpp has no model family 'xglm'"):
+        subnet.to_gguf_lora(tmp_path / "adapter.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 @BOTH
@@ -143,6 +187,13 @@ def test_adapters_switch_and_stack(family, load_in_8bit, tmp_path):
         stacked = Subnetwork.stack(folders, model, weights)
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
         stacked.detach()
+    switched = Subnetwork.stack(folders, model, (1, 0))
+    for weights, expected in (((0, 1), alone["b"]), ((1, 0), alone["a"]), ((0, 0), base)):
+        switched.weigh(weights)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="2 adapters, 1 weights"):
+        switched.weigh([1.0])
+    switched.detach()
     stacked = Subnetwork.stack(folders[:1] * 2, model, (0.75, 0.25))
     torch.testing.assert_close(logits(model), alone["a"], rtol=1e-4, atol=1e-4)
     stacked.detach()

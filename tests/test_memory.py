@@ -1,6 +1,8 @@
 """Recomputed activations give the same gradients and keep less; 8-bit AdamW trains, resumes and is smaller."""
 
 import copy
+import gc
+from pathlib import Path
 
 import families
 import pytest
@@ -11,7 +13,7 @@ from ssetools.loop import Run
 from ssetools.loss import chunked_loss
 from ssetools.memory import checkpointed_activations, decoder_layers, make_optimizer
 from ssetools.methods import attach_method
-from ssetools.models import evaluation_mode
+from ssetools.models import evaluation_mode, load_model
 
 SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "checkpoint_every": 2}
 TEXTS = [" ".join(f"w{3 + (5 * i + k) % 50}" for k in range(12)) for i in range(40)]
@@ -123,6 +125,19 @@ def test_a_killed_run_with_8bit_adamw_ends_in_the_same_weights(word_tokenizer, t
     _, resumed = trained(model, word_tokenizer, tmp_path / "cut", optimizer="adamw8bit")
     assert "Going on with the run" in capsys.readouterr().out
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what the process has mapped")
+def test_an_8bit_model_does_not_keep_its_16bit_file_in_memory(tmp_path, word_tokenizer):
+    families.tiny_model("gemma3", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    held = {}
+    for load_in_8bit in (False, True):
+        model, _ = load_model(str(tmp_path), load_in_8bit=load_in_8bit, dtype="bfloat16", device_map={"": "cpu"})
+        held[load_in_8bit] = str(tmp_path) in Path("/proc/self/maps").read_text()
+        del model
+        gc.collect()
+    assert held == {False: True, True: False}
 
 
 def test_unknown_optimizers_and_devices_are_refused(word_tokenizer):

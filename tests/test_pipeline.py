@@ -190,11 +190,15 @@ def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys
     assert "\nlanguage: yo\n" in card.split("---")[1]
     assert f"{metrics['summary']['stories']['target']['percent']:+.1f}%" in card
     assert cli.main(["merge", "yo", "merged", "--model", "tiny"]) == 0
-    merged, _ = load_model("merged", load_in_8bit=False)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    merged, _ = load_model("merged", load_in_8bit=False, dtype="bfloat16")
     tuned = perplexity(merged, tokenizer, load_texts("text", "yo", "test"), max_tokens=2048)
     assert f" to {tuned:.2f}" in (tmp_path / "merged" / "README.md").read_text()
+    assert cli.main(["export", "yo", "gguf", "--model", "tiny", "--format", "gguf-lora"]) == 0
+    assert {p.name for p in (tmp_path / "gguf").iterdir()} == {"adapter.gguf", "README.md"}
+    assert "library_name: llama.cpp" in (tmp_path / "gguf" / "README.md").read_text()
     assert cli.main(["export", "yo", "out", "--model", "tiny", "--format", "gguf"]) == 2
-    assert "Unknown format 'gguf': use one of peft, merged." in capsys.readouterr().err
+    assert "Unknown format 'gguf': use one of peft, gguf-lora, merged." in capsys.readouterr().err
 
     calls = []
     monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **options: calls.append(repo))
@@ -211,6 +215,22 @@ def test_the_card_of_the_embedded_model_names_gemmas_terms(study):
     card = model_card(about, None, "peft")
     assert "license: gemma" in card
     assert "Gemma Terms of Use" in card
+
+
+def test_the_card_names_the_licence_of_the_base(study, tmp_path, monkeypatch):
+    _, folder = trained(study)
+    about = json.loads((folder / "adapter.json").read_text())
+    assert "the base model, tiny, applies" in model_card(about, None, "peft")
+    (tmp_path / "tiny" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# tiny")
+    card = model_card(about, None, "merged")
+    assert "\nlicense: cc-by-nc-4.0\n" in card
+    assert "the base model, tiny, cc-by-nc-4.0, applies" in card
+    (tmp_path / "tiny" / "README.md").write_text("---\nlicense: gemma\n---\n# tiny")
+    assert "Gemma Terms of Use" in model_card(about, None, "peft")
+    monkeypatch.setattr("ssetools.export.hub_reachable", lambda: False)
+    about["base"]["model"] = "someone/not-here"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "\nlicense:" not in model_card(about, None, "peft")
 
 
 def test_the_table_of_languages(capsys):

@@ -1,9 +1,7 @@
 """Memory predicted from a configuration: exact counts, the terms that settings move, and peaks measured for real."""
 
+import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import families
@@ -101,7 +99,23 @@ def test_settings_move_the_terms_that_they_should(folder):
     assert planned(folder, "full", None).optimizer == 8 * plain.num_weights
     assert planned(folder, "lora", None).num_trained > 0
     assert planned(folder, neurons=80).trained == pytest.approx(2 * plain.trained, rel=0.02)
-    assert plain.peak == plain.weights + plain.trained + plain.optimizer + plain.kept + plain.step
+    assert plain.peak == plain.weights + plain.trained + plain.optimizer + plain.kept + plain.tokenizer + plain.step
+    on_gpu = planned(folder, device="cuda")
+    assert on_gpu.peak == on_gpu.weights + on_gpu.trained + on_gpu.optimizer + on_gpu.step
+
+
+def test_operations_are_two_for_each_weight_that_is_multiplied_in_each_pass(folder):
+    model = families.tiny_model("llama")
+    head = model.lm_head.weight.numel()
+    body = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    plain, recomputed, full = (
+        planned(folder),
+        planned(folder, checkpoint_activations=True),
+        planned(folder, "full", None),
+    )
+    assert plain.operations == 2 * (2 * body + 2 * head) + 6 * plain.num_trained
+    assert recomputed.operations == 2 * (3 * body + 2 * head) + 8 * plain.num_trained
+    assert full.operations == 2 * (2 * body + 2 * head) + 2 * full.num_weights
 
 
 def test_8bit_state_is_a_quarter():
@@ -133,34 +147,34 @@ def test_bad_plans(folder):
             planned(folder, **options)
 
 
-LLAMA = {"model_type": "llama", "vocab_size": 8000, "hidden_size": 1024, "intermediate_size": 4096}
-LLAMA |= {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": False}
+def benchmark():
+    spec = importlib.util.spec_from_file_location("plan_benchmark", ROOT / "benchmarks" / "plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "load_in_8bit", "settings"),
-    [
-        (LLAMA, False, {"batch_size": 4}),
-        (LLAMA, True, {"batch_size": 4}),
-        (LLAMA, True, {"batch_size": 4, "checkpoint_activations": True}),
-    ],
-)
-def test_measured_peaks_are_within_15_percent(monkeypatch, model, load_in_8bit, settings):
-    monkeypatch.setitem(KNOWN_MODELS, "random", LLAMA)
-    order = {"model": model, "neurons": 400, "method": "lape", "load_in_8bit": load_in_8bit, "dtype": "float32"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "peak_of_a_run.py"), json.dumps({**order, "settings": settings})],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        # Without this glibc keeps much of what is freed, and the peak says little about what is needed.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "262144"},
-    )
-    assert done.returncode == 0, done.stderr
-    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
-    plan = plan_memory("random", 400, load_in_8bit=load_in_8bit, dtype="float32", device="cpu", **settings)
-    assert plan.peak == pytest.approx(peak, rel=0.15)
+@pytest.mark.parametrize("order", benchmark().MEASURED, ids=str)
+def test_measured_peaks_are_within_15_percent(monkeypatch, order):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = benchmark().measured(*order)
+    assert found["ratio"] == pytest.approx(1, abs=0.15), found
+
+
+def test_an_8_billion_model_trains_a_subnetwork_of_the_papers_size_within_15_gb():
+    found = benchmark().planned("meta-llama/Llama-3.1-8B", 3015, 8, recomputed=True)
+    assert found["share_trained"] == pytest.approx(0.0046, abs=0.0001)
+    assert found["peak_gb"] <= 15
+    assert found["fits"]
+
+
+def test_the_tables_of_the_book_are_made_from_the_results():
+    results = ROOT / "book" / "results" / "benchmarks"
+    found = json.loads((results / "plan.json").read_text())
+    for name, table in benchmark().tables(found).items():
+        assert (results / f"{name}.md").read_text(encoding="utf-8") == table
+    assert all(abs(row["ratio"] - 1) <= 0.15 for row in found["measured"])
 
 
 @pytest.mark.slow

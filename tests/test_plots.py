@@ -43,6 +43,10 @@ def test_profile_and_selection_figures(profile):
     assert plots.entropy_histogram(profile, neurons).get_yscale() == "log"
     assert len(plots.neurons_per_layer(neurons).get_yticklabels()) == 4
     assert plots.overlap(neurons).get_title(loc="left")
+    few = ActivationProfile(profile.counts[:, :1, :3], profile.tokens, LANGS)
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in plots.firing(few).axes] == [
+        f"neuron {i}" for i in range(3)
+    ]
     assert plots.entropy_against_ratio([0, 1], [0.1, 3.0]).get_ylabel() == "LAPE (nats)"
 
 
@@ -71,3 +75,39 @@ def test_training_and_evaluation_figures(metrics):
     ]
     for axes in plots.before_after(metrics, "en").axes:
         assert len(axes.get_xticks()) == 1
+
+
+def _seen(colour, matrix):
+    """Lab coordinates of a colour as one sees it whose cones mix colours by `matrix` (Machado et al., linear RGB)."""
+    rgb = numpy.array(matplotlib.colors.to_rgb(colour))
+    linear = numpy.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = numpy.cbrt(to_xyz @ numpy.clip(numpy.array(matrix) @ linear, 1e-9, 1) / [0.9505, 1, 1.089])
+    return numpy.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_series_are_told_apart_by_the_colour_blind_and_on_both_grounds():
+    protan = [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]
+    deutan = [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]
+    tritan = [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]]
+    for matrix in (numpy.eye(3), protan, deutan, tritan):
+        seen = [_seen(colour, matrix) for colour in plots.PALETTE]
+        apart = [numpy.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+        assert min(apart) > 12
+    light = {
+        name: ((_seen(name, numpy.eye(3))[0] + 16) / 116) ** 3 for name in (*plots.PALETTE, plots.BEFORE, plots.RULE)
+    }
+    for colour, luminance in light.items():
+        assert 1.05 / (luminance + 0.05) >= 3, f"{colour} is too pale for a light page"
+        assert (luminance + 0.05) / 0.0586 >= 3, f"{colour} is too dark for a dark page"
+
+
+def test_figures_for_dark_pages(metrics):
+    light = plots.before_after(metrics, "yo").get_facecolor()
+    with plots.theme("dark"):
+        dark = plots.before_after(metrics, "yo")
+    assert sum(dark.get_facecolor()[:3]) < 0.5 < sum(light[:3])
+    assert sum(matplotlib.colors.to_rgb(dark.axes[0].get_ylabel() and dark.axes[0].yaxis.label.get_color())) > 2
+    assert plots.before_after(metrics, "yo").get_facecolor() == light
+    with pytest.raises(ValueError, match="Unknown theme"), plots.theme("blue"):
+        pass

@@ -146,6 +146,65 @@ def test_reference_layout(tmp_path):
         NeuronSets.from_reference(path, languages=["mt"])
 
 
+SEVEN, TWELVE = "en zh fr es vi id ja", "mt af is cy mk lv lt sl sk et ka ne"
+THIRTY_TWO = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"
+
+
+def published(languages, layers, width, last_is_empty=False, seed=0):
+    """Makes sets as the papers' files hold them: plain lists, ids of each layer in a LongTensor of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    sets = []
+    for place in range(len(languages)):
+        counts = torch.randint(0, 9, (layers,), generator=generator)
+        counts[place % layers] = 0  # every language has an empty layer
+        if last_is_empty and place == len(languages) - 1:
+            counts[:] = 0
+        sets.append([torch.randperm(width, generator=generator)[:n].sort().values for n in counts.tolist()])
+    return sets
+
+
+@pytest.mark.parametrize("last_is_empty", [False, True])
+@pytest.mark.parametrize(
+    ("languages", "layers", "width"),
+    [(SEVEN, 30, 11008), (THIRTY_TWO, 32, 14336), (TWELVE, 40, 14336)],
+    ids=["7 languages", "32 languages", "12 languages"],
+)
+def test_published_files_come_in_by_the_stated_order_and_go_out_as_they_came(
+    tmp_path, languages, layers, width, last_is_empty
+):
+    languages = languages.split()
+    sets = published(languages, layers, width, last_is_empty)
+    torch.save(sets, tmp_path / "published.pth")
+    neurons = NeuronSets.from_reference(tmp_path / "published.pth", languages, num_neurons=width)
+    assert neurons.languages == languages
+    assert (neurons.num_layers, neurons.num_neurons) == (layers, width)
+    for lang, expected in zip(languages, sets, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(neurons[lang], expected, strict=True))
+    assert (neurons.count(languages[-1]) == 0) == last_is_empty
+    own = NeuronSets.load(neurons.save(tmp_path / "own.safetensors"))
+    again = torch.load(own.to_reference(tmp_path / "again.pth"), weights_only=True)
+    assert type(again) is list
+    assert all(type(layers) is list for layers in again)
+    for mine, theirs in zip(again, sets, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.dtype == b.dtype == torch.long
+            assert torch.equal(a, b)
+            assert a.untyped_storage().nbytes() == a.nbytes, "a tensor carries no more than its ids"
+    size, theirs = ((tmp_path / name).stat().st_size for name in ("again.pth", "published.pth"))
+    assert size == pytest.approx(theirs, rel=0.2)
+
+
+def test_a_published_file_without_its_last_languages_keeps_their_places(tmp_path):
+    languages = THIRTY_TWO.split()
+    torch.save(published(languages, 4, 50)[:-2], tmp_path / "short.pth")
+    neurons = NeuronSets.from_reference(tmp_path / "short.pth", languages)
+    assert neurons.languages == languages
+    assert [neurons.count(lang) for lang in languages[-2:]] == [0, 0]
+    assert [len(ids) for ids in neurons["ro"]] == [0] * 4
+    assert neurons.count("vi") > 0
+    assert len(torch.load(neurons.to_reference(tmp_path / "out.pth"), weights_only=True)) == 32
+
+
 def test_reference_files_cannot_run_code(tmp_path):
     class Evil:
         def __reduce__(self):

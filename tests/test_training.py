@@ -14,6 +14,7 @@ from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
 from ssetools.loop import Run
 from ssetools.loss import chunked_loss, token_losses
+from ssetools.models import int8_scales
 from ssetools.training import peak_memory_gib, reset_peak_memory
 
 SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "validate_every": 3, "checkpoint_every": 2}
@@ -143,12 +144,55 @@ def test_bad_input(word_tokenizer):
         Subnetwork.attached_to(model)
 
 
-def test_merging_into_int8_is_refused_with_the_reason():
-    model = families.tiny_model("llama", load_in_8bit=True)
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_merging_into_int8_is_refused_with_what_it_would_lose(family):
+    model = families.tiny_model(family, load_in_8bit=True)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
-    with pytest.raises(ValueError, match="Merging into int8 .* load_in_8bit=False"):
+    lost = []
+    for size in (1e-4, 1e-2, 1.0):
+        torch.manual_seed(0)
+        for parameter in subnet.parameters():
+            parameter.data = size * torch.randn_like(parameter)
+        lost.append(subnet.int8_merge_error())
+    assert lost[0] > 0.9, "steps of int8 are fifty times as large as these deltas"
+    assert lost[0] > lost[1] > lost[2]
+    assert lost[2] < 0.02
+    with pytest.raises(ValueError, match=f"by {lost[2]:.0%} of its norm.* load_in_8bit=False"):
         subnet.merge()
     assert subnet.attached
+
+
+def test_what_int8_loses_is_what_rounding_by_hand_loses():
+    model = families.tiny_model("llama", load_in_8bit=True)
+    neurons = families.some_neurons(model)
+    subnet = Subnetwork.attach(model, neurons)
+    missed = trained = 0.0
+    for layer, block in enumerate(find_ffn_blocks(model)):
+        for projection in block.projections:
+            delta, down = subnet.slices[f"{layer}-{projection.name}"].delta, projection.name == "down"
+            delta.data = 0.003 * torch.randn_like(delta)
+            weight = projection.module.weight.data.float() * int8_scales(projection.module)[:, None] / 127
+            chosen = (slice(None), neurons[layer]) if down else neurons[layer]
+            weight[chosen] += delta.data
+            step = weight.abs().amax(1, keepdim=True) / 127
+            missed += ((weight / step).round() * step - weight)[chosen].square().sum().item()
+            trained += delta.square().sum().item()
+    assert subnet.int8_merge_error() == pytest.approx((missed / trained) ** 0.5, rel=0.02)
+    plain = Subnetwork.attach(families.tiny_model("llama"), neurons)
+    with pytest.raises(ValueError, match="no 8-bit layers"):
+        plain.int8_merge_error()
+
+
+def test_small_gradients_do_not_vanish_in_float16(word_tokenizer):
+    moved = {}
+    for dtype in (torch.float16, torch.float32):
+        model = families.tiny_model("llama", dtype=dtype)
+        model.lm_head.weight *= 1e-5  # whose gradients are smaller than the smallest float16
+        adapter = run(model, word_tokenizer, weight_decay=0.0, validation_texts=[], max_tokens=320).adapter
+        moved[dtype] = torch.cat([p.detach().flatten() for p in adapter.parameters()])
+    assert (moved[torch.float16] != 0).float().mean() > 0.9
+    agree = torch.nn.functional.cosine_similarity(moved[torch.float16], moved[torch.float32], dim=0)
+    assert agree > 0.8
 
 
 def test_switched_off_is_the_base_exactly(word_tokenizer):

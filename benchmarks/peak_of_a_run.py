@@ -1,4 +1,4 @@
-"""Measures one short training run in a process of its own: python tests/peak_of_a_run.py '{"model": ..., ...}'
+"""Measures one short training run in a process of its own: python benchmarks/peak_of_a_run.py '{"model": ..., ...}'
 
 Prints JSON: bytes of resident memory above what the imports take, after loading and at the peak of training.
 """
@@ -28,8 +28,11 @@ def resident() -> int:
 
 
 def train(order: dict) -> dict:
-    """Loads, and trains two steps (the optimiser's state appears with the first); returns what it took."""
-    settings = TrainingSettings(learning_rate=1e-4, **order["settings"])
+    """Loads, and trains two steps; returns what it took.
+
+    With the first step the optimiser's state appears, and with its validation the best numbers so far.
+    """
+    settings = TrainingSettings(learning_rate=1e-4, validate_every=1, **order["settings"])
     with tempfile.TemporaryDirectory() as folder:
         name = order["model"]
         if isinstance(name, dict):

@@ -1,0 +1,110 @@
+"""The paper's claims beside what was measured here."""
+
+from __future__ import annotations
+
+from making.compared import leading, summary
+from making.results import listed, measured, name_of, other_kind, percent, percent_trained, read
+from ssetools.languages import get_language
+
+_RIVALS = {
+    "full": "all weights",
+    "ffn": "all FFN weights",
+    "lora": "LoRA",
+    "lora-equal": "LoRA of equal size",
+    "random": "random neurons of the same layers",
+    "random-uniform": "random neurons of any layer",
+    "ia3": "IA3",
+}
+_TODO = "The comparison has not been run yet: `make compare` runs it.\n"
+
+
+def fragments() -> dict[str, str]:
+    """Returns MyST text by the name of the file that the page includes."""
+    return {"claim-beats": beats(), "claim-share": share(), "claim-kept": kept(), "claim-atlas": atlas()}
+
+
+def beats(measure: str = "target, sentences") -> str:
+    """Says against each rival in which languages the language's neurons are better, worse, or not told apart."""
+    found = summary()
+    if found is None:
+        return _TODO
+    lines = ["| against | better in | worse in | not told apart in |", "|:--|:--|:--|:--|"]
+    for rival, title in _RIVALS.items():
+        where: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+        for lang, one in found["languages"].items():
+            cell = ((one["methods"].get(rival) or {}).get("minus_lape") or {}).get(measure)
+            if cell and cell["verdict"] in where:
+                where[cell["verdict"]].append(name_of(lang))
+        if any(where.values()):
+            total = sum(map(len, where.values()))
+            cells = [f"all {total}" if len(names) == total > 1 else listed(names) or "–" for names in where.values()]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    full = listed([name_of(lang) for lang in leading(found)])
+    return "\n".join(lines) + f"\n\nSeveral seeds and a search of rates in {full}.\n"
+
+
+def share() -> str:
+    """Says what share of the weights was trained, over the measured languages."""
+    shares = {code: percent_trained(metrics["adapter"]) for code, metrics in measured().items()}
+    if not shares:
+        return "Not measured yet.\n"
+    least, most = (end(shares, key=shares.__getitem__) for end in (min, max))
+    return (
+        f"*What came out*: between {shares[least]:.2f}% ({name_of(least)}) and {shares[most]:.2f}% ({name_of(most)}) of "
+        f"Gemma 3 270M's weights, in {len(shares)} languages.\n"
+    )
+
+
+def kept() -> str:
+    """Says what other languages lost, over the measured languages."""
+    means, english = {}, {}
+    for code, metrics in measured().items():
+        other = other_kind(metrics)
+        if other:
+            means[code] = metrics["summary"][other]["mean_of_others"]
+            english[code] = metrics["summary"][other]["english"]
+    if not means:
+        return "Not measured yet.\n"
+    least, most = (end(means, key=means.__getitem__) for end in (min, max))
+    lost = [name_of(code) for code, moved in english.items() if moved["low"] is not None and moved["low"] > 0]
+    said = f"English lost when {listed(lost)} was trained" if lost else "English lost in no case that could be measured"
+    return (
+        f"With the default recipe, the mean change over other languages on text of another kind lies between "
+        f"{percent(means[least])} ({name_of(least)} trained) and {percent(means[most])} ({name_of(most)} trained); {said}. "
+        "A mean hides single languages that lost: they are named in [What it gains and what it costs](gains.md).\n"
+    )
+
+
+def atlas() -> str:
+    """Says how many languages and families the atlas has."""
+    found = read("atlas/selections.json")
+    if found is None:
+        return "Not made yet: `make atlas` makes it.\n"
+    codes = found["groups"]["all"].split()
+    families = {get_language(code).lineage[0] for code in codes}
+    return f"*What came out*: sets for {len(codes)} languages of {len(families)} families. {atlas_findings()}\n"
+
+
+def atlas_findings(rate: str = "5") -> str:
+    """Says in two sentences what the atlas found; empty before all of it is measured.
+
+    Args:
+        rate: Percent of all neurons that the selection takes.
+    """
+    names = ("families", "more_text", "kinds", "deactivation")
+    tests, text, kinds, effects = (read(f"atlas/{name}.json") for name in names)
+    if None in (tests, text, kinds, effects):
+        return ""
+    kin, script = (
+        tests[rate]["all languages"][f"overlaps against {x} taken out"]
+        for x in ("genealogy, script", "script, genealogy")
+    )
+    tokens, most = list(text[rate].items())[-1]
+    able = [not x["fails"] for x in effects["specificity"].values()]
+    return (
+        f"Languages share neurons by kinship (r = {kin['r']:.2f}, p = {kin['p']:.2g}, script taken out) and by script "
+        f"(r = {script['r']:.2f}, p = {script['p']:.2g}, kinship taken out), and switched off, {sum(able)} of {len(able)} "
+        "sets hurt their own language more than any other set does. A set depends on its text: two parts of "
+        f"{int(tokens):,} tokens agree to a Jaccard index of {most['mean']['jaccard']:.2f}, another kind of text to "
+        f"{kinds[rate]['mean']['share']:.0%} of what parts of one kind agree to."
+    )

@@ -1,0 +1,29 @@
+"""Writes book/speakers.json: how many people speak each language of the gallery, from CLDR as packaged for langcodes.
+
+Run once: pip install --target DIR --no-deps langcodes language-data marisa-trie, then PYTHONPATH=.:DIR python scripts/make_speakers.py
+The numbers are CLDR's: populations of territories times the share that speaks the language, first and second language alike.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import langcodes
+
+from ssetools.languages import TARGET_LANGUAGES
+from ssetools.paths import write_json
+
+OUTPUT = Path(__file__).resolve().parent.parent / "book" / "speakers.json"
+
+
+def main() -> None:
+    """Reads the numbers and writes the file."""
+    packages = ("langcodes", "language-data")
+    speakers = {code: langcodes.Language.get(code).speaking_population() for code in TARGET_LANGUAGES}
+    source = {"from": "CLDR in language-data", "versions": {name: version(name) for name in packages}}
+    print(write_json(OUTPUT, {"source": source, "licence": "Unicode License V3", "speakers": speakers}))
+
+
+if __name__ == "__main__":
+    main()

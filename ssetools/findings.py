@@ -1,0 +1,235 @@
+"""What lies in a folder of results: a comparison's runs by language, what is missing yet, and what a step costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from ssetools.compare import SEEDS, Arm, ablations_of
+from ssetools.effects import KINDS, by_method
+from ssetools.languages import get_language
+from ssetools.methods import METHODS
+from ssetools.paths import model_dir
+
+CONTROL = "random"
+_SEARCH = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results of one language, as far as they are there.
+
+    Attributes:
+        lang: Language code.
+        runs: Scored runs of the comparison, one for each method and seed, at the method's chosen rate.
+        bases: Scores of the bases by file name, as the runs name them.
+        search: A row for each rate tried: method, learning_rate, best_step, validation_loss, `chosen`, and `at_edge`
+            of the grid. Empty for a language that took its rates from others.
+        ablations: Scored runs of `lape` and its control at the rate chosen for `lape`, seed 0, which differ in one thing
+            from the comparison's own (that are among them).
+        missing: A sentence for what is not there yet, with the command that makes it.
+    """
+
+    lang: str
+    runs: list[dict]
+    bases: dict[str, dict]
+    search: pandas.DataFrame
+    ablations: list[dict]
+    missing: list[str]
+
+    @property
+    def pair(self) -> tuple[list[dict], dict[str, dict]]:
+        """The runs and the bases' scores, as `effects.across_languages` takes them."""
+        return self.runs, self.bases
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods with a scored run, in the order of `METHODS`."""
+        return [method for method in METHODS if method in by_method(self.runs)]
+
+
+def read_findings(results: str | Path, model: str, lang: str) -> Findings:
+    """Reads the results of one language; nothing is run.
+
+    Args:
+        results: Folder of results, of all models.
+        model: Embedded name, hub id or local folder.
+        lang: Language code.
+
+    Returns:
+        What is there; without any run of it, all is empty but `missing`.
+
+    Raises:
+        ValueError: If runs were made by different protocols.
+    """
+    folder = model_dir(model, results) / get_language(lang).code
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
+    if len({json.dumps(run["protocol"], sort_keys=True) for run in every}) > 1:
+        raise ValueError(f"The runs in {folder} were made by different protocols: delete the old ones, and run again.")
+    bases = {path.name: json.loads(path.read_text(encoding="utf-8"))["scores"] for path in folder.glob("base-*.json")}
+    arms = [Arm(**run["arm"]) for run in every]
+    own = [run for run, arm in zip(every, arms, strict=True) if arm == Arm(arm.method, arm.learning_rate, arm.seed)]
+    rates = {method: _chosen(mine) for method, mine in by_method(own).items()}
+    runs = [run for run in own if "after" in run and run["arm"]["learning_rate"] == rates[run["arm"]["method"]]]
+    order = list(METHODS)
+    runs.sort(key=lambda run: (order.index(run["arm"]["method"]), run["arm"]["seed"]))
+    wanted = [arm for method in ("lape", CONTROL) if "lape" in rates for arm in ablations_of(method, rates["lape"])]
+    scored = {arm: run for run, arm in zip(every, arms, strict=True) if "after" in run}
+    ablated = [scored[arm] for arm in wanted if arm in scored]
+    if all(run in own for run in ablated):
+        ablated = []
+    search = _search(own, rates)
+    missing = _missing(lang, runs, search, [arm for arm in wanted if arm not in scored])
+    return Findings(lang, runs, bases, search, ablated, missing)
+
+
+def comparable(every: Iterable[Findings]) -> dict[str, Findings]:
+    """Returns, by language, the results in which `lape` and another method are scored.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    every = list(every)
+    found = {one.lang: one for one in every if "lape" in one.methods and len(one.methods) > 1}
+    if not found:
+        raise ValueError("There is nothing to compare yet: " + " ".join(line for one in every for line in one.missing))
+    return found
+
+
+def languages_found(results: str | Path, model: str) -> list[str]:
+    """Returns the languages that have a folder of results, in alphabetical order of their codes."""
+    return sorted(path.parent.name for path in model_dir(model, results).glob("*/base-*.json"))
+
+
+def _chosen(runs: Sequence[Mapping]) -> float:
+    """The rate of one method's runs: of a whole grid the best on validation text, else the one that most were scored at."""
+    loss, scored = {}, {}
+    for run in runs:
+        rate = run["arm"]["learning_rate"]
+        scored[rate] = scored.get(rate, 0) + ("after" in run)
+        if run["arm"]["seed"] == 0:
+            loss[rate] = run["validation_loss"]
+    if set(METHODS[runs[0]["arm"]["method"]].search) <= set(loss):
+        return min(METHODS[runs[0]["arm"]["method"]].search, key=loss.get)
+    return max(scored, key=lambda rate: (scored[rate], -loss.get(rate, float("inf"))))
+
+
+def _search(runs, rates) -> pandas.DataFrame:
+    rows = []
+    for method in METHODS:
+        grid = METHODS[method].search
+        mine = [run for run in runs if run["arm"]["method"] == method and run["arm"]["seed"] == 0]
+        for run in sorted(mine, key=lambda run: run["arm"]["learning_rate"]) if len(mine) > 1 else []:
+            rate = run["arm"]["learning_rate"]
+            chosen = rate == rates[method]
+            rows.append(
+                [method, rate, run["best_step"], run["validation_loss"], chosen, chosen and rate in (grid[0], grid[-1])]
+            )
+    return pandas.DataFrame(rows, columns=_SEARCH)
+
+
+def _missing(lang, runs, search, ablations) -> list[str]:
+    name = get_language(lang).name
+    if not runs:
+        return [
+            f"{name}: no scored run. `ssetools compare {lang}` makes all, in about an hour and a half on two cores."
+        ]
+    searched = not search.empty
+    seeds = set(SEEDS) if searched else {run["arm"]["seed"] for run in runs}
+    have = {method: {run["arm"]["seed"] for run in mine} for method, mine in by_method(runs).items()}
+    lacks = [
+        method if method not in have else f"{method} (seeds {_listed(seeds - have[method])})"
+        for method in METHODS
+        if seeds - have.get(method, set())
+    ]
+    tried = {(row.method, row.learning_rate) for row in search.itertuples()}
+    untried = [
+        f"{method} {rate:g}"
+        for method in METHODS
+        for rate in METHODS[method].search
+        if searched and (method, rate) not in tried and method in have
+    ]
+    said = []
+    if lacks:
+        said.append(f"not scored: {', '.join(lacks)}")
+    if untried:
+        said.append(f"rates not tried: {', '.join(untried)}")
+    sentences = [f"{name} is not complete, {'; '.join(said)}. `ssetools compare {lang}` goes on."] if said else []
+    if searched and ablations:
+        sentences.append(f"{name} lacks {len(ablations)} ablations. `ssetools compare {lang} --ablations` makes them.")
+    return sentences
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(x) for x in sorted(numbers))
+
+
+def step_costs(path: str | Path, model: str) -> pandas.DataFrame:
+    """Reads what a step of each method took in the benchmark, where all were measured in turn on a quiet machine.
+
+    Args:
+        path: The file of `make bench`.
+        model: Embedded name, hub id or local folder.
+
+    Returns:
+        A row per method: seconds_per_token, seconds_per_step, peak_gib. "random-uniform" trains as many numbers as
+        "random" and takes its row. Empty, with a sentence printed, when the file or the model in it is missing.
+    """
+    columns = ["seconds_per_token", "seconds_per_step", "peak_gib"]
+    path = Path(path)
+    if not path.is_file():
+        print(f"There is no {path}: time and memory of a step are left out. `make bench` measures them.")
+        return pandas.DataFrame(columns=columns)
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    name, rows = model_dir(model, "").name, {}
+    for row in measured["rows"]:
+        method = row["variant"]
+        if row["model"] == name and method in METHODS and (row["bits"] == 8) == METHODS[method].on_8bit:
+            rows[method] = [row["seconds"] / measured["tokens_per_step"], row["seconds"], row["peak_gib"]]
+    if not rows:
+        print(f"{path} has no {name}: time and memory of a step are left out.")
+    elif "random" in rows:
+        rows["random-uniform"] = rows["random"]
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def base_perplexities(found: Mapping[str, Findings]) -> pandas.DataFrame:
+    """Tabulates the perplexity of the bases in each language: rows language and kind of text, columns the bases."""
+    rows = {
+        (get_language(lang).name, kind): {
+            name.removesuffix(".json"): round(base[kind][lang]["perplexity"], 2) for name, base in one.bases.items()
+        }
+        for lang, one in found.items()
+        for kind in KINDS
+    }
+    return pandas.DataFrame.from_dict(rows, orient="index").sort_index(axis=1)
+
+
+def costs(found: Findings, steps: pandas.DataFrame) -> pandas.DataFrame:
+    """Tabulates what each method takes.
+
+    Args:
+        found: A language's results.
+        steps: From `step_costs`.
+
+    Returns:
+        A row per method: numbers trained, rate chosen, steps kept (median over seeds), the optimiser's state and the
+        adapter's file in MB, and from the benchmark peak memory in GiB and seconds of a step.
+    """
+    rows = {}
+    for method, mine in by_method(found.runs).items():
+        first, kept = mine[0], sorted(run["best_step"] for run in mine)
+        rows[method] = {
+            "numbers trained": first["parameters"],
+            "rate": first["arm"]["learning_rate"],
+            "steps kept": kept[len(kept) // 2],
+            "optimiser (MB)": round(first["optimizer_bytes"] / 1e6, 1),
+            "adapter (MB)": round(first["adapter_bytes"] / 1e6, 1),
+        }
+        if method in steps.index:
+            rows[method] |= {"peak (GiB)": steps.peak_gib[method], "seconds per step": steps.seconds_per_step[method]}
+    return pandas.DataFrame.from_dict(rows, orient="index")

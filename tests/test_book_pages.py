@@ -1,0 +1,211 @@
+"""The pages of the book include what is made for them, say what the result files say, and do without what is not there."""
+
+import json
+import re
+
+import pytest
+from making import claims, compared, contents, diagrams, figures, fooling, results, tables
+
+BOOK = results.BOOK
+PAGES = sorted(BOOK.glob("*.md"))
+SOURCES = (tables, compared, fooling, claims)
+
+
+def fragments():
+    return {f"{name}.md": text for source in SOURCES for name, text in source.fragments().items()}
+
+
+def score(scale, windows=6):
+    return {
+        "perplexity": 9.0 * scale,
+        "window_losses": [scale * (90 + i) for i in range(windows)],
+        "window_tokens": [30] * windows,
+    }
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """Results with numbers that can be told by eye, in the form in which the code writes them."""
+    cell = {"value": -10.0, "low": -12.0, "high": -8.0, "units": 9}
+    apart = {"value": 3.0, "low": 1.0, "high": 5.0, "units": 9, "verdict": "better"}
+    measures = [*compared.TITLES, "others, articles"]
+    method = {
+        "learning_rate": 1e-4,
+        "parameters": 1000,
+        "optimizer_bytes": 8_000_000,
+        "adapter_bytes": 4_000_000,
+        "seeds": [0, 1],
+        "changes": {measure: cell for measure in measures},
+    }
+    one = {
+        "missing": ["Yoruba lacks a run."],
+        "base_perplexity": {"base-8bit": {"sentences": {"yo": 100.0, "en": 9.0}}},
+        "search": [{"method": "lape"}],
+        "methods": {
+            "lape": {**method, "minus_lape": None},
+            "random": {**method, "minus_lape": {measure: apart for measure in measures}},
+        },
+        "verdict": {"lape_loses": ["Yoruba articles: lape loses to random."]},
+    }
+    over = {"lape": {measure: cell for measure in measures}, "random": {measure: cell for measure in measures}}
+    minus = {"random": {measure: apart for measure in measures}}
+    summary = {"languages": {"yo": one}, "over_languages": over, "over_languages_minus_lape": minus}
+    langs = {"yo": score(1.0), "is": score(1.0), "en": score(1.0)}
+    better = {"yo": score(0.9), "is": score(0.97), "en": score(1.02)}
+    rates = [(m, rate, 1 - k / 50) for m, k in (("lape", 1), ("random", 2)) for rate in (3e-4, 3e-5)]
+    kinds = ("trained on", "same document", "messages", "sentences")
+    after = {"counted": 1.0, "ignored": 3.0}
+    experiments = {
+        "bos": {
+            "base": {"with": langs, "without": langs},
+            "trained with": {"with": better, "without": better},
+            "trained without": {"with": langs, "without": better},
+        },
+        "memorised": {"passes": {n: {kind: score(1 - int(n) / 20) for kind in kinds} for n in ("0", "1", "8")}},
+        "rates": {
+            "base": score(1.0),
+            "runs": [{"method": m, "learning_rate": rate, "scores": score(s)} for m, rate, s in rates],
+        },
+        "padding": {
+            "padding share": 0.4,
+            "base": {"counted": 2.0, "ignored": 4.0},
+            "runs": {name: {"history": [3.0, 2.0, 1.0], "after": after} for name in ("counted", "ignored")},
+        },
+        "merging": {
+            **{name: score(1.0) for name in ("8-bit base", "merged into int8", "16-bit base")},
+            **{name: score(0.9) for name in ("delta beside 8-bit", "merged into 16-bit")},
+            "projections": [{"projection": "gate", "step": 1e-3, "delta": 1e-4, "error": 0.9}],
+        },
+    }
+    layers = [{"layer": k, "quantiles": [3.0 - k, 15.0, 18.0, 20.0, 22.0]} for k in range(3)]
+    texts = {x: {"tokens": 100 * (k + 1), "bits": 500.0 * (k + 1)} for k, x in enumerate(("en", "is", "yo"))}
+    files = {
+        f"compare/{results.MODEL}/summary.json": summary,
+        "fooling.json": {"model": "m", "lang": "yo", "experiments": experiments},
+        "inside.json": {"same_text": texts, "layers": layers},
+        "benchmarks/training.json": {
+            "rows": [
+                {"model": results.MODEL, "bits": 8, "variant": v, "seconds": s, "over_limit": s, "peak_gib": 2.0}
+                for v, s in (("limit", 1.0), ("lape", 1.1), ("clone", 3.0))
+            ]
+        },
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    for code in ("yo", "is"):
+        (tmp_path / f"{code}.json").write_text((BOOK / "results" / f"{code}.json").read_text())
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        tables, "read", lambda name: json.loads((BOOK / "speakers.json").read_text()) if "speakers" in name else None
+    )
+
+
+def test_numbers_are_written_as_a_reader_expects():
+    assert results.percent(-4.44) == "−4.4%"
+    assert results.percent(0.04) == results.percent(-0.04) == "0.0%"
+    assert results.percent(10.04) == "+10.0%"
+    assert results.rate(3e-5) == "3e-5"
+    assert results.with_interval({"percent": 1.0, "low": -0.26, "high": 2.0}) == "+1.0% (−0.3\u00a0to\u00a0+2.0)"
+    assert results.with_interval({"percent": 1.0, "low": None, "high": None}) == "+1.0%"
+    assert results.listed(["a", "b", "c"]) == "a, b and c"
+    assert tables.in_words(31_761_816) == "32 million"
+    assert tables.in_words(469_730) == "470,000"
+
+
+def test_pages_include_what_is_made_and_all_of_it():
+    made = {*fragments(), *figures.draw_all()}
+    included = {name for page in PAGES for name in re.findall(r"\{include\} _generated/(\S+)", page.read_text())}
+    assert included == {name for name in made if name.endswith(".md")}
+
+
+def test_numbers_in_sentences_are_known():
+    numbers = {**results.numbers(), **contents.links()}
+    for page in PAGES:
+        for name in re.findall(r"\{\{ *([\w.]+) *\}\}", page.read_text(encoding="utf-8")):
+            first, _, second = name.partition(".")
+            found = numbers[first][second] if second else numbers[first]
+            assert isinstance(found, str), f"{page.name}: {name}"
+
+
+def test_a_book_without_results_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "read", lambda name: json.loads((BOOK / "speakers.json").read_text()))
+    made = fragments()
+    assert "Not measured yet: Maltese" in made["not-yet.md"]
+    assert made["gallery.md"].count("Not measured yet") == 13
+    for name in ("bos", "memorised", "rates", "padding", "merging"):
+        assert f"--only {name}`" in made[f"fooling-{name}.md"]
+    assert "make compare" in made["compare-tables.md"]
+    assert {text for name, text in figures.draw_all().items() if name == "figure-gains.md"} == {""}
+
+
+def test_tables_and_sentences_say_what_was_measured(made_up):
+    made = fragments()
+    assert "| lape | 1,000 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> |" in made["compare-tables.md"]
+    assert (
+        "| random | 9 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> | +3.0% worse |" in made["compare-mean.md"]
+    )
+    assert "| random neurons of the same layers | Yoruba | – | – |" in made["claim-beats.md"]
+    assert "- Yoruba articles: lape loses to random." in made["compare-loses.md"]
+    assert "3.00 seconds and 2.00 GiB" in made["clone.md"]
+    assert "Measured as it was trained, without BOS, 2 of 3 languages improve" in made["fooling-bos.md"]
+    assert "meant to be used: none of 3" in made["fooling-bos.md"]
+    assert "40% of the tokens are padding" in made["fooling-padding.md"]
+    assert "| gate | 1.0e-03 | 1.0e-04 | 90% |" in made["fooling-merging.md"]
+    assert "Not measured yet: Maltese, Afrikaans" in made["not-yet.md"]
+    assert "ქართული" in made["gallery.md"]
+    assert 'lang="ne">नेपाली' in made["gallery.md"]
+
+
+def test_every_figure_is_drawn_for_both_themes_with_a_description(made_up):
+    made = figures.draw_all()
+    drawn = {name.removesuffix(".md").removeprefix("figure-") for name in made if name.endswith(".md")}
+    assert {"gains", "methods", "same-text", "layers", "pipeline", "fooling-bos", "fooling-merging"} <= drawn
+    for name in drawn:
+        for theme in figures.THEMES:
+            assert made[f"{name}-{theme}.svg"].startswith(("<svg", "<?xml"))
+        alternatives = re.findall(r"^:alt: (.+)$", made[f"figure-{name}.md"], re.MULTILINE)
+        assert len(alternatives) == 2
+        assert all(len(text) > 40 for text in alternatives), name
+    assert made["gains-light.svg"] != made["gains-dark.svg"]
+    assert figures.draw_all() == made, "the same results draw the same files"
+
+
+def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
+    toc = contents.TOC.read_text(encoding="utf-8")
+    assert contents.with_notebooks(toc) == toc, "run: PYTHONPATH=book python -m making.contents"
+    assert "Icelandic: fine-tune" in toc
+    monkeypatch.setattr(contents, "BOOK", tmp_path)
+    assert contents.links()["link_atlas"] == "the atlas"
+    for name in ("languages/yo/06_compare", "languages/ka/03_finetune", "atlas/07_atlas"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.ipynb").touch()
+    few = contents.with_notebooks(toc)
+    assert re.findall(r"file: book/((?:languages|atlas)/\S+)", few) == [
+        *("languages/yo/06_compare", "atlas/07_atlas", "languages/ka/03_finetune"),
+    ]
+    assert contents.with_notebooks(few) == few
+    assert contents.links()["link_atlas"] == "[the atlas](atlas/07_atlas.ipynb)"
+
+
+def test_the_readme_shows_the_diagram_as_it_is_drawn():
+    drawn = (BOOK / "figures" / "pipeline.svg").read_text(encoding="utf-8")
+    assert drawn == diagrams.pipeline(diagrams.PAPERS["readme"])
+
+
+def test_what_the_atlas_found_is_read_from_its_results(monkeypatch):
+    r, test = {"r": 0.3, "p": 0.001}, "overlaps against {} taken out"
+    files = {
+        "families": {"5": {"all languages": {test.format(x): r for x in ("genealogy, script", "script, genealogy")}}},
+        "more_text": {"5": {"200": {"mean": {"jaccard": 0.4}}, "1600": {"mean": {"jaccard": 0.77}}}},
+        "kinds": {"5": {"mean": {"share": 0.581}}},
+        "deactivation": {"specificity": {"yo": {"fails": False}, "en": {"fails": True}, "is": {"fails": False}}},
+    }
+    monkeypatch.setattr(claims, "read", lambda name: files.get(name.removeprefix("atlas/").removesuffix(".json")))
+    said = claims.atlas_findings()
+    for part in ("2 of 3 sets", "1,600 tokens agree to a Jaccard index of 0.77", "58%", "r = 0.30, p = 0.001"):
+        assert part in said
+    del files["more_text"]
+    assert claims.atlas_findings() == ""

@@ -1,0 +1,86 @@
+"""The check in a browser: a page that is good at every width and in both themes, and faults that are each named."""
+
+import asyncio
+import shutil
+
+import pytest
+import reader
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("chromium"), reason="needs Chromium, which `make check-book` installs or says how to"
+)
+PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page</title>
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><script>
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.dataset.theme = dark.matches ? "dark" : "light";
+dark.addEventListener("change", follow); follow();
+document.addEventListener("keydown", event => {
+  if (event.key === "k" && event.ctrlKey) { document.querySelector("input").focus(); event.preventDefault(); }
+});
+</script><style>
+body {color: #111; background: #fff}
+[data-theme=dark] body {color: #eee; background: #111}
+[data-theme=dark] .grey {color: #333}
+</style></head><body>
+<form action="search.html"><input name="q" aria-label="Search"></form><article><h1>A page</h1>BODY</article></body></html>"""
+FOUND = '<div id="search-results"><ul class="search"><li>LAPE</li></ul></div>'
+DOT = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/%3E"
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """Reads a book of one page with the body given; returns what is wrong and the screenshots."""
+
+    def run(body, results=FOUND):
+        folder = tmp_path_factory.mktemp("book")
+        (folder / "page.html").write_text(PAGE.replace("BODY", body))
+        (folder / "search.html").write_text(PAGE.replace("BODY", results))
+        faults = asyncio.run(reader.read_book(folder, ["page.html"], folder / "pictures"))
+        return faults, sorted(p.name for p in (folder / "pictures").iterdir())
+
+    return run
+
+
+def test_a_good_page_is_good_everywhere(read):
+    wide = '<div style="overflow-x: auto"><div style="width: 2000px">scrolls by itself</div></div>'
+    drawn = '<span class="math"><mjx-container>x</mjx-container></span>'
+    faults, pictures = read(f'<p>Words.</p>{wide}{drawn}<img src="{DOT}" alt="A dot.">')
+    assert faults == []
+    assert pictures == [f"page-{w}-{t}.jpg" for w in ("desktop", "phone") for t in ("dark", "light")]
+
+
+def test_every_fault_is_named(read):
+    body = f"""<p class="grey">grey on black</p> <img src="{DOT}"> <img src="gone.png" alt="Gone.">
+    <div style="width: 500px">wider than a phone</div> <span class="math">\\(x\\)</span>
+    <script>console.error("oh no"); undefinedFunction();</script>
+    <script src="https://elsewhere.example/lib.js"></script>"""
+    faults, _ = read(body, results="<p>Nothing.</p>")
+    named = {
+        "console": [
+            "oh no",
+            "undefinedFunction is not defined",
+            "https://elsewhere.example/lib.js was not loaded",
+            "404",
+        ],
+        "look": [
+            "the image gone.png is missing",
+            "maths is not drawn",
+            "wide, its window 390",
+            "reaches over the edge",
+        ],
+        "axe": ["color-contrast", "image-alt"],
+        "search": ["finds nothing for 'LAPE'"],
+    }
+    for kind, words in named.items():
+        for part in words:
+            assert any(f["kind"] == kind and part in f["fault"] for f in faults), part
+    contrast = {(f["width"], f["theme"]) for f in faults if "color-contrast" in f["fault"]}
+    assert contrast == {("desktop", "dark"), ("phone", "dark")}, "grey is lost in the dark theme alone"
+    assert {f["width"] for f in faults if "reaches over the edge" in f["fault"]} == {"phone"}
+
+
+def test_without_a_browser_it_says_what_to_run(monkeypatch):
+    monkeypatch.setattr(reader.shutil, "which", lambda name: None)
+    monkeypatch.setattr(reader.os, "geteuid", lambda: 1000)
+    with pytest.raises(RuntimeError, match="On Debian: sudo apt-get install -y --no-install-recommends chromium"):
+        reader.find_browser()
