@@ -173,8 +173,9 @@ def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
 def no_such_language(name: str, language: Language) -> TextUnavailable:
     """Returns the error that says a set has no such language, and where else to look."""
     others = [other for other in ("belebele", "sib200", "flores") if other in language.corpora and other != name]
+    others += [] if language.code == "en" else OFFLINE_TASKS
     return TextUnavailable(
-        f"{TASKS[name].title} has no text in {language.name}. Of the other sets, {', '.join((*others, *OFFLINE_TASKS))} have it."
+        f"{TASKS[name].title} has no text in {language.name}. Of the other sets, {', '.join(others)} have it."
     )
 
 

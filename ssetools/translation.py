@@ -146,10 +146,12 @@ def compare_translations(before: Sequence[str], after: Sequence[str], references
     systems = [("before", list(before)), ("after", list(after))]
     _, found = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=_RESAMPLES)()
     del found["System"]  # the names; then, under names of its own, a list for each metric in our order
-    return {
-        name: {"difference": after.score - before.score, "p": after.p_value}
-        for name, (before, after) in zip(metrics, found.values(), strict=True)
-    }
+    changes = {}
+    for name, (one, other) in zip(metrics, found.values(), strict=True):
+        # sacrebleu calls a difference of exactly nothing significant.
+        p = other.p_value if other.score != one.score else 1.0
+        changes[name] = {"difference": other.score - one.score, "p": p}
+    return changes
 
 
 def _metrics(target: str) -> dict:

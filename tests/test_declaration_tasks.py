@@ -8,7 +8,6 @@ from pathlib import Path
 import families
 import hub_layouts
 import pytest
-import torch
 from made_up_tasks import belebele, declaration, likelihood, task_tokenizer, words
 
 from ssetools import cli, evaluate, load_model, load_parallel
@@ -137,6 +136,8 @@ def test_flores_is_read_from_a_local_copy(tokenizer, tmp_path, layout):
     row = rows[f"{layout} en-yo"]
     assert row["references"] == load_parallel(source, ["yo", "en"], "test")["yo"][:2]
     assert (row["shots"], row["language"]) == (4, "yo")
+    bare = evaluate(families.tiny_model("llama"), tokenizer, "yo", [source], limit=1, shots=0)["tasks"]
+    assert bare[f"{layout} en-yo"]["shots"] == 0
     gone = evaluate(families.tiny_model("llama"), tokenizer, "is", [source])["tasks"][layout]["unavailable"]
     assert "has no text in Icelandic" in gone
 
@@ -153,6 +154,8 @@ def test_scores_are_those_of_the_corpus():
     worse = compare_translations(references * 9, [references[0], "no such thing"] * 9, references * 9, "en")
     assert worse["chrF++"]["difference"] < -20
     assert worse["chrF++"]["p"] < 0.05
+    same = compare_translations(references, references, references, "en")
+    assert same["BLEU"] == {"difference": 0.0, "p": 1.0}
     shown = score_translations(references, references, ["x", "y"], ["z", references[0]], "en")["chrF++"]
     assert 30 < shown["floor"] < 70, "one example each time is right once in two"
     assert "tok:zh" in score_translations(["我"], ["我"], ["I"], [], "zh")["BLEU"]["signature"]
@@ -247,4 +250,3 @@ def test_the_embedded_model_matches_french_passages():
     assert found["bos"] == "<bos>"
     assert row["items"] == 6
     assert row["value"] >= 4 / 6
-    assert not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters())

@@ -11,6 +11,7 @@ import families
 import hub_layouts
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from made_up_tasks import TOPICS, belebele, belebele_rows, declaration, likelihood, task_tokenizer, words
 
@@ -86,6 +87,9 @@ def test_bos_opens_every_text(tokenizer, tmp_path, monkeypatch):
     assert len(opened) > 8
     assert all(row[0] == tokenizer.bos_token_id and row[1] != tokenizer.bos_token_id for row in opened)
     with in_memory(model, tokenizer, 1) as lm:
+        asked = [Instance("loglikelihood", {}, (context, " w5 w6"), 0) for context in ("w1 w2", "")]
+        plain = [likelihood(model, tokenizer, one.args[0], "w5 w6") for one in asked]
+        assert [x for x, _ in lm.loglikelihood(asked)] == pytest.approx(plain, rel=1e-5)
         assert lm.tok_encode("w1 w2 w3", left_truncate_len=3)[0] == tokenizer.bos_token_id
         assert len(lm.tok_encode("w1 w2 w3", left_truncate_len=3)) == 3
         long = [[2, *range(5, 90)] * 30, [7]]
