@@ -66,6 +66,8 @@ def test_the_readme_table_is_made_from_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert execute.with_results_table(readme) == readme
     assert "| Yoruba" in readme
+    mixed = readme.replace("| Yoruba", "| Klingon").replace("kinship (r = ", "chance (r = ")
+    assert execute.with_results_table(mixed) == readme, "the table and what the atlas found"
 
 
 def test_the_file_tree_in_the_readme_is_complete():
