@@ -38,7 +38,7 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
     """
     if name == "udhr_translate":
         examples, texts = (held_out_paragraphs(name, language, folder, split) for split in ("train", "test"))
-        return examples, sorted(texts, key=lambda pair: len(pair["english"]))
+        return examples, sorted(texts, key=lambda pair: len(pair["text"]) + len(pair["english"]))
     if language.code == "en":
         raise TextUnavailable(f"{name} translates into English and out of it: name another language than English.")
     source = f"{name}:{folder}" if folder else name

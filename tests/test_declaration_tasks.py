@@ -111,7 +111,8 @@ def test_translation_goes_both_ways_with_examples_from_elsewhere(tokenizer, tmp_
     rows = evaluate(families.tiny_model("llama"), tokenizer, "yo", tasks, limit=3, shots=2)["tasks"]
     assert list(rows) == ["udhr_translate yo-en", "udhr_translate en-yo"]
     row = rows["udhr_translate yo-en"]
-    held_out = sorted(parallel_paragraphs("yo", "test", f"udhr:{copy}"), key=lambda pair: len(pair["english"]))[:3]
+    pairs = parallel_paragraphs("yo", "test", f"udhr:{copy}")
+    held_out = sorted(pairs, key=lambda pair: len(pair["text"]) + len(pair["english"]))[:3]
     shown = parallel_paragraphs("yo", "train", f"udhr:{copy}")
     assert row["references"] == [pair["english"] for pair in held_out]
     assert (row["shots"], row["items"], row["target"]) == (2, 3, "en")
