@@ -24,7 +24,7 @@ import papermill
 from making import claims, contents
 from nbformat import NotebookNode
 
-from ssetools.embedded import EMBEDDED_MODEL
+from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.paths import model_dir, run_dir, whole_file
 from ssetools.report import percent_trained
@@ -203,6 +203,14 @@ def with_results_table(readme: str) -> str:
     return readme
 
 
+def fetch_all() -> None:
+    """Fetches and converts what a first use lacks, so that no page shows it."""
+    gemma_folder()
+    udhr_folder()
+    if has_apt():
+        mediawiki_folder()
+
+
 def main() -> None:
     """Executes what is asked for, or all that is not up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -219,6 +227,8 @@ def main() -> None:
     states = plan(every, set(arguments.names), arguments.runs)
     stale = [job for job, state in states.items() if state == "stale"]
     print(f"{len(stale)} of {len(every)} notebooks to execute.", flush=True)
+    if stale:
+        fetch_all()
     for job in stale:
         # A copy that shows an older run than its neighbour must not be taken for current when this is interrupted.
         if NEEDS.get(job.source.stem) == "03_finetune":
