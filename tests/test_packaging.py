@@ -76,6 +76,19 @@ def test_the_file_tree_in_the_readme_is_complete():
         assert path.name == "__init__.py" or f"ssetools/{path.name} " in readme, path.name
 
 
+def test_the_package_starts_without_what_only_tasks_need():
+    """Importing lm-eval takes longer than all the rest."""
+    waiting, seen = ["__init__"], set()
+    while waiting:
+        seen.add(name := waiting.pop())
+        text = (ROOT / "ssetools" / f"{name}.py").read_text(encoding="utf-8")
+        imported = re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE)
+        assert not {"lm_eval", "sacrebleu", "pandas"} & {module.split(".")[0] for module in imported}, name
+        inner = {module.partition(".")[2] for module in imported if module.startswith("ssetools.")}
+        waiting += [module for module in inner - seen if (ROOT / "ssetools" / f"{module}.py").is_file()]
+    assert "task_evaluation" in seen
+
+
 def test_modules_import_only_what_stands_above_them():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     order = re.findall(r"^ssetools/(\w+)\.py ", readme, re.MULTILINE)
