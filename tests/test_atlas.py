@@ -131,6 +131,16 @@ def test_stable_sets_are_stable_and_noise_is_not(counts):
     assert statistics.split_half_stability(noise, 0.05, times=3)["50"]["mean"]["jaccard"] < 0.5
 
 
+def test_a_language_with_neurons_in_one_split_does_not_weigh_as_much_as_one_with_neurons_in_all(monkeypatch, counts):
+    few = ShardedProfile(counts.counts[:2, :2], counts.languages[:2], 50)
+    drawn = iter([[0.9, numpy.nan], [0.8, numpy.nan], [0.7, 0.0]])
+    monkeypatch.setattr(statistics, "jaccard", lambda *sets: numpy.array(next(drawn)))
+    found = statistics.split_half_stability(few, 0.2, times=3)["50"]
+    assert found["l0"]["jaccard"] == pytest.approx(0.8)
+    assert found["l1"]["jaccard"] == 0
+    assert found["mean"]["jaccard"] == pytest.approx((0.9 + 0.8 + 0.35) / 3, abs=1e-4)
+
+
 def test_selections_of_few_and_many_languages(counts):
     groups = {"4": counts.languages[::3], "12": counts.languages}
     found = statistics.overlap_by_languages(counts, groups, 0.2, times=4)["4/12"]
