@@ -88,17 +88,16 @@ def tables(results: dict) -> dict[str, str]:
         base = f"{row['bits']}-bit" + (", activations recomputed" if row["recomputed"] else "")
         sizes = f"{row['predicted_gib']:.2f} GiB | {row['measured_gib']:.2f} GiB | {row['ratio']:.2f}"
         rows.append(f"| {row['model']} | {base} | {row['method']} | {sizes} |")
-    larger = [
-        "| model | bits | neurons | trained | activations | weights | deltas and optimiser | a step | peak | "
-        f"within {results['limit_gb']} GB | per token |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["planned"]:
-        cells = [row["model"], str(row["bits"]), f"{row['neurons']:,}", f"{100 * row['share_trained']:.2f}%"]
-        cells += ["recomputed" if row["recomputed"] else "kept", f"{row['weights_gb']:.1f} GB"]
-        cells += [f"{row['trained_gb'] + row['optimizer_gb']:.1f} GB", f"{row['step_gb']:.1f} GB"]
-        cells += [f"{row['peak_gb']:.1f} GB", "yes" if row["fits"] else "no"]
-        larger.append(f"| {' | '.join(cells)} | {row['operations_per_token'] / 1e9:.0f} GFLOP |")
+    larger = ["| model | neurons | weights | deltas, state | peak, recomputed | peak, kept | GFLOP a token |"]
+    larger.append("|---|---|---|---|---|---|---|")
+    for again, kept in zip(results["planned"][::2], results["planned"][1::2], strict=True):
+        cells = [f"{again['model'].split('/')[-1]}, {again['bits']}-bit"]
+        cells += [f"{again['neurons']:,} ({100 * again['share_trained']:.2f}%)", f"{again['weights_gb']:.1f} GB"]
+        cells += [f"{again['trained_gb'] + again['optimizer_gb']:.1f} GB"]
+        peaks = [(f"{row['peak_gb']:.1f} GB", row["fits"]) for row in (again, kept)]
+        cells += [f"**{peak}**" if fits else peak for peak, fits in peaks]
+        work = [f"{row['operations_per_token'] / 1e9:.0f}" for row in (again, kept)]
+        larger.append(f"| {' | '.join(cells)} | {' or '.join(work)} |")
     return {"plan-measured": "\n".join(rows) + "\n", "plan-models": "\n".join(larger) + "\n"}
 
 

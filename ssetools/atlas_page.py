@@ -15,7 +15,7 @@ _STYLE = """
   border-radius: 6px; padding: 1em; max-width: 46em; }
 html[data-theme="dark"] .atlas, body[data-jp-theme-light="false"] .atlas { --ink: #e4e7eb; --paper: #1b222c;
   --quiet: #b0bac5; --line: #5c6b7f; --bar: #4fb3d9; --link: #7cc7e8; }
-html[data-theme="dark"] .bd-content div.cell_output .text_html:has(.atlas) { background: none !important; padding: 0; }
+html[data-theme="dark"] .bd-content div.cell_output .text_html:has(.atlas) { background: none !important; padding: 0 !important; }
 .atlas select, .atlas button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line);
   border-radius: 4px; padding: .15em .5em; max-width: 100%; }
 .atlas button { margin: .15em .4em .15em 0; cursor: pointer; }

@@ -160,7 +160,8 @@ def _missing(lang, runs, search, ablations) -> list[str]:
         said.append(f"rates not tried: {', '.join(untried)}")
     sentences = [f"{name} is not complete, {'; '.join(said)}. `ssetools compare {lang}` goes on."] if said else []
     if searched and ablations:
-        sentences.append(f"{name} lacks {len(ablations)} ablations. `ssetools compare {lang} --ablations` makes them.")
+        makes = f"`ssetools compare {lang} --ablations` makes those for which it has neurons."
+        sentences.append(f"{name} lacks {len(ablations)} ablations. {makes}")
     return sentences
 
 

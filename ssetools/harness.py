@@ -28,11 +28,16 @@ class InMemoryLM(HFLM):
     in bfloat16 rounding errors as large as the differences that decide a question. Here only the tokens that are
     scored go through the head, in float32 sums over blocks of the vocabulary, as in `score_texts`; texts that occur
     in several questions are run once.
+
+    Attributes:
+        opening: Ids that open every text: BOS, or nothing.
+        cut: How many texts were longer than the model's context and lost their beginning.
     """
 
     def __init__(self, model: nn.Module, tokenizer, batch_size: int):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         self.opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.cut = 0
 
     def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **_) -> list[int]:
         """Tokenises a text, with BOS in front unless `add_special_tokens` is False; a long one loses its beginning."""
@@ -43,8 +48,11 @@ class InMemoryLM(HFLM):
 
     def _shortened(self, ids: list[int], length: int) -> list[int]:
         """Cuts ids from the left, but not the BOS that opens them."""
+        if len(ids) <= length:
+            return ids
+        self.cut += 1
         kept = len(self.opening)
-        return ids if len(ids) <= length else ids[:kept] + ids[kept - length :]
+        return ids[:kept] + ids[kept - length :]
 
     def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
         """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
@@ -77,10 +85,10 @@ class InMemoryLM(HFLM):
     @torch.no_grad()
     def _score(self, texts: Sequence[tuple], labels: Sequence[Sequence[list[int]]]) -> list[tuple[float, bool]]:
         """Scores the last tokens of each text against one or more continuations that end it."""
-        ids = torch.full((len(texts), len(texts[0])), self.tokenizer.pad_token_id)
+        # What fills the rows stands to the right, where no token of a causal model looks.
+        ids = torch.zeros(len(texts), len(texts[0]), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
-        # Padding stands to the right, where no token of a causal model looks.
         states = body_of(self.model)(input_ids=ids.to(self.device), use_cache=False)[0]
         spans = [(row, span) for row, own in enumerate(labels) for span in own]
         hidden = torch.cat([states[row, len(texts[row]) - len(span) : len(texts[row])] for row, span in spans])

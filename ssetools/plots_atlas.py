@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from ssetools.atlas_effects import effect_table
 from ssetools.atlas_statistics import average_linkage, distances, leaf_order
@@ -117,7 +118,13 @@ def neurons_against(about: Mapping, facts: Sequence[str], found: Mapping, rate: 
         one = found[rate][fact]
         axes.set_title(f"rho {one['rho']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})", fontsize=10)
         axes.set_xlabel(_FACTS[fact])
-        if max(x for x, _ in pairs) > 20 * (1 + min(x for x, _ in pairs)):
+        low, high = min(x for x, _ in pairs), max(x for x, _ in pairs)
+        if low > 0 and 8 * low < high < 1000 * low:
+            axes.set_xscale("log")
+            axes.set_xticks([x for x in (1, 2, 5, 10, 20, 50) if low <= x <= high])
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+        if high > 20 * (1 + low):
             axes.set_xscale("symlog")
             axes.set_xticks([0, 100, 10_000, 1_000_000], ["0", "100", "10k", "1M"])
             axes.minorticks_off()
@@ -200,7 +207,8 @@ def language_map(about: Mapping, labelled: Sequence[str] = ()) -> Axes:
     for marker, label in (("o", "Latin script"), ("^", "another script")):
         axes.plot([], [], marker, color="0.3", label=label)
     for code in labelled:
-        axes.annotate(about[code]["name"], about[code]["map"], xytext=(3, 3), textcoords="offset points", fontsize=8)
+        name = axes.annotate(about[code]["name"], about[code]["map"], (3, 3), textcoords="offset points", fontsize=9)
+        name.set_path_effects([withStroke(linewidth=2.5, foreground=axes.get_facecolor())])
     axes.set(xticks=[], yticks=[], title="Languages near each other share neurons (classical scaling)")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return axes

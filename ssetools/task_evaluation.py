@@ -58,9 +58,10 @@ def evaluate(
     Returns:
         What was asked of what, versions, and "tasks": a row for each task (two for translation). A row has "title",
         "language", "measure", "value", "low" and "high" (its 95% interval), "stderr", "chance" (of guessing; for
-        translation the best score without translating), "items", "shots", "data" (revision), and what
-        `compare_tasks` needs. A task that cannot be had has "title" and "unavailable": the reason and the remedy.
-        Accuracies are shares; BLEU and chrF++ go from 0 to 100.
+        translation the best score without translating), "items", "shots", "data" (revision), "cut" (texts longer than
+        the model's context, which lost their beginning), and what `compare_tasks` needs. A task that cannot be had has
+        "title", "language" and "unavailable": the reason and the remedy. Accuracies are shares; BLEU and chrF++ go from
+        0 to 100.
 
     Raises:
         ValueError: For an unknown language or task, or a folder that does not exist.
@@ -92,9 +93,10 @@ def evaluate(
                 rows[name] = {"title": TASKS[name].title, "language": asked.code, "unavailable": str(error)}
                 continue
             for key, loaded in prepared.items():
+                lm.cut = 0
                 answers = ask(lm, loaded, **settings)
                 row = _translation_row if TASKS[name].translates else _question_row
-                facts = {"title": TASKS[name].title, "language": asked.code, "data": data}
+                facts = {"title": TASKS[name].title, "language": asked.code, "data": data, "cut": lm.cut}
                 rows[key] = facts | row(name, loaded, answers)
     facts = {"model": model_source(model), "adapter": _adapter(model), "lang": lang, "bos": tokenizer.bos_token}
     facts |= {**numbers, "seed": seed, "tasks": rows, **provenance()}

@@ -193,3 +193,19 @@ def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
 def test_the_readme_shows_the_diagram_as_it_is_drawn():
     drawn = (BOOK / "figures" / "pipeline.svg").read_text(encoding="utf-8")
     assert drawn == diagrams.pipeline(diagrams.PAPERS["readme"])
+
+
+def test_what_the_atlas_found_is_read_from_its_results(monkeypatch):
+    r, test = {"r": 0.3, "p": 0.001}, "overlaps against {} taken out"
+    files = {
+        "families": {"5": {"all languages": {test.format(x): r for x in ("genealogy, script", "script, genealogy")}}},
+        "more_text": {"5": {"200": {"mean": {"jaccard": 0.4}}, "1600": {"mean": {"jaccard": 0.77}}}},
+        "kinds": {"5": {"mean": {"share": 0.581}}},
+        "deactivation": {"specificity": {"yo": {"fails": False}, "en": {"fails": True}, "is": {"fails": False}}},
+    }
+    monkeypatch.setattr(claims, "read", lambda name: files.get(name.removeprefix("atlas/").removesuffix(".json")))
+    said = claims.atlas_findings()
+    for part in ("2 of 3 sets", "1,600 tokens agree to a Jaccard index of 0.77", "58%", "r = 0.30, p = 0.001"):
+        assert part in said
+    del files["more_text"]
+    assert claims.atlas_findings() == ""

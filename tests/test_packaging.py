@@ -66,12 +66,27 @@ def test_the_readme_table_is_made_from_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert execute.with_results_table(readme) == readme
     assert "| Yoruba" in readme
+    mixed = readme.replace("| Yoruba", "| Klingon").replace("kinship (r = ", "chance (r = ")
+    assert execute.with_results_table(mixed) == readme, "the table and what the atlas found"
 
 
 def test_the_file_tree_in_the_readme_is_complete():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "ssetools").glob("*.py"):
         assert path.name == "__init__.py" or f"ssetools/{path.name} " in readme, path.name
+
+
+def test_the_package_starts_without_what_only_tasks_need():
+    """Importing lm-eval takes longer than all the rest."""
+    waiting, seen = ["__init__"], set()
+    while waiting:
+        seen.add(name := waiting.pop())
+        text = (ROOT / "ssetools" / f"{name}.py").read_text(encoding="utf-8")
+        imported = re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE)
+        assert not {"lm_eval", "sacrebleu", "pandas"} & {module.split(".")[0] for module in imported}, name
+        inner = {module.partition(".")[2] for module in imported if module.startswith("ssetools.")}
+        waiting += [module for module in inner - seen if (ROOT / "ssetools" / f"{module}.py").is_file()]
+    assert "task_evaluation" in seen
 
 
 def test_modules_import_only_what_stands_above_them():

@@ -91,6 +91,7 @@ def test_bos_opens_every_text(tokenizer, tmp_path, monkeypatch):
         long = [[2, *range(5, 90)] * 30, [7]]
         seen.clear()
         lm._loglikelihood_tokens([(("", ""), *long)], disable_tqdm=True)
+        assert lm.cut == 3
     assert (len(seen[0]), seen[0][0]) == (2048, tokenizer.bos_token_id), "a text that is too long keeps its BOS"
     stock = HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=True)
     assert stock.tok_encode("w1")[0] != tokenizer.bos_token_id, "lm-eval leaves it to the tokenizer"
