@@ -15,19 +15,16 @@ from ssetools.compare import ABLATIONS, Arm
 from ssetools.effects import across_languages, by_method, differences, effects
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
-from ssetools.plots import WIDTH, style
+from ssetools.plots import PALETTE, RULE, WIDTH, style
 
-_COLOURS = seaborn.color_palette("colorblind")
-_LOOKS = {
-    "lape": (_COLOURS[0], "o"),
-    "random": (_COLOURS[1], "^"),
-    "random-uniform": (_COLOURS[2], "v"),
-    "lora": (_COLOURS[3], "s"),
-    "lora-equal": (_COLOURS[4], "D"),
-    "ia3": (_COLOURS[5], "P"),
-    "ffn": ("0.55", "X"),
-    "full": ("0.1", "*"),
-}
+LOOKS = dict(
+    zip(
+        ("lape", "random", "random-uniform", "lora", "lora-equal", "ia3", "ffn", "full"),
+        zip(PALETTE, "o^vsDPX*", strict=True),
+        strict=True,
+    )
+)
+"""Colour and marker of each method, the same in every figure."""
 _SMALL = {"markersize": 3, "alpha": 0.7}
 
 
@@ -46,7 +43,7 @@ def _legend(figure: Figure) -> None:
     named = {}
     for axes in figure.axes:
         named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    labels = [method for method in _LOOKS if method in named]
+    labels = [method for method in LOOKS if method in named]
     figure.legend([named[x] for x in labels], labels, loc="outside lower center", ncols=4, frameon=False)
 
 
@@ -62,15 +59,15 @@ def plane(found: Mapping[str, Findings], gain: str = "target, sentences", kept: 
     for axes, (lang, one) in zip(panels, found.items(), strict=True):
         table = effects(*one.pair, lang).set_index(["method", "measure"])
         for method, runs in by_method(one.runs).items():
-            colour, marker = _LOOKS[method]
+            colour, marker = LOOKS[method]
             x, y = table.loc[(method, gain)], table.loc[(method, kept)]
             reach = [[[at.value - at.low], [at.high - at.value]] for at in (y, x)]
             axes.errorbar(x.value, y.value, *reach, marker, color=colour, markersize=8, elinewidth=1, label=method)
             for run in runs:
                 at = effects([run], one.bases, lang).set_index("measure").value
                 axes.plot(at[gain], at[kept], marker, color=colour, **_SMALL)
-        axes.axvline(0, color="0.4", linewidth=0.8)
-        axes.axhline(0, color="0.4", linewidth=0.8)
+        axes.axvline(0, color=RULE, linewidth=0.8)
+        axes.axhline(0, color=RULE, linewidth=0.8)
         axes.set_xlabel(_label(gain, lang))
         axes.locator_params(axis="x", nbins=5)
     panels[0].set_ylabel(_label(kept, "en"))
@@ -98,7 +95,7 @@ def search(found: Mapping[str, Findings]) -> Figure:
     for axes, table in zip(panels, searched.values(), strict=True):
         above = table.assign(above=table.validation_loss - table.validation_loss.min())
         for method, part in above.groupby("method", sort=False):
-            colour, marker = _LOOKS[method]
+            colour, marker = LOOKS[method]
             axes.plot(part.learning_rate, part.above, color=colour, marker=marker, label=method)
             chosen = part[part.chosen]
             axes.plot(chosen.learning_rate, chosen.above, "o", markersize=14, mfc="none", mec=colour, mew=1.4)
@@ -118,15 +115,15 @@ def distance(found: Mapping[str, Findings], measure: str = "target, sentences", 
         to: The method to compare with.
     """
     figure, panels = _panels(list(found), 3.2, sharey=True)
-    methods = [method for method in _LOOKS if method != to]
+    methods = [method for method in LOOKS if method != to]
     for axes, (lang, one) in zip(panels, found.items(), strict=True):
         table = differences(*one.pair, lang, to).query("measure == @measure")
         for row in table.itertuples():
-            colour, marker = _LOOKS[row.method]
+            colour, marker = LOOKS[row.method]
             place = methods.index(row.method)
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
             axes.plot(row.value, place, marker, color=colour, markersize=7)
-        axes.axvline(0, color="0.3", linewidth=1)
+        axes.axvline(0, color=RULE, linewidth=1)
         axes.set_yticks(range(len(methods)), methods)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlabel("nats per token" if measure == "drift" else "perplexity (%)")
@@ -152,7 +149,7 @@ def dynamics(found: Findings, steps: pandas.DataFrame) -> Figure:
         2, len(over), figsize=(WIDTH, 5.6), layout="constrained", squeeze=False, sharey="row", sharex="col"
     )
     for method, runs in by_method(found.runs).items():
-        colour, marker = _LOOKS[method]
+        colour, marker = LOOKS[method]
         logs = pandas.concat([pandas.DataFrame(run["history"]) for run in runs])
         mean = logs.groupby("tokens")[["loss", "validation_loss"]].mean()
         checked = mean.validation_loss.dropna()
@@ -181,7 +178,7 @@ def ablations(found: Findings) -> Figure:
         2, 3, figsize=(WIDTH + 1, 5.4), layout="constrained", sharey="row", sharex="col", width_ratios=(4, 4, 3)
     )
     for shift, method in ((-0.06, "lape"), (0.06, CONTROL)):
-        colour, marker = _LOOKS[method]
+        colour, marker = LOOKS[method]
         mine = [run for run in found.ablations if run["arm"]["method"] == method]
         for column, (places, runs) in zip(panels.T, _axes_of(mine), strict=True):
             tables = [effects([run], found.bases, found.lang).set_index("measure") for run in runs]
@@ -206,7 +203,7 @@ def ablations(found: Findings) -> Figure:
         column[1].set_xlabel(title)
         column[1].margins(x=0.12)
         for axes in column:
-            axes.axhline(0, color="0.4", linewidth=0.8)
+            axes.axhline(0, color=RULE, linewidth=0.8)
     panels[0, 0].set_title(f"{get_language(found.lang).name}: change of perplexity at the rate of lape, one seed")
     _legend(figure)
     return figure
@@ -254,7 +251,7 @@ def by_language(found: Mapping[str, Findings], measure: str = "target, sentences
     tables["mean"] = across_languages({lang: one.pair for lang, one in found.items()}, to)
     every = pandas.concat(tables, names=["language", None]).query("measure == @measure").reset_index("language")
     every["text"] = [f"{row.value:+.1f}{'*' if row.low * row.high > 0 else ''}" for row in every.itertuples()]
-    columns = [method for method in _LOOKS if method in set(every.method)]
+    columns = [method for method in LOOKS if method in set(every.method)]
     values, texts = (
         every.pivot(index="language", columns="method", values=name).reindex(index=list(tables), columns=columns)
         for name in ("value", "text")
@@ -263,7 +260,7 @@ def by_language(found: Mapping[str, Findings], measure: str = "target, sentences
     reach = float(numpy.nanquantile(values.abs(), 0.9))
     options = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach, "linewidths": 0.5, "annot_kws": {"fontsize": 9}}
     seaborn.heatmap(values, ax=axes, annot=texts.fillna(""), fmt="", cbar_kws={"label": "%"}, **options)
-    axes.axhline(len(values) - 1, color="0.2", linewidth=1.5)
+    axes.axhline(len(values) - 1, color=RULE, linewidth=1.5)
     axes.set(xlabel="", ylabel="", title=f"{measure[0].upper()}{measure[1:]}: perplexity over that of {to} (%)")
     plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)

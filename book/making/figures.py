@@ -11,8 +11,10 @@ from making import compared, fooling, results
 from making.diagrams import DIAGRAMS, PAPERS
 from making.figures_fooling import FOOLING
 from making.figures_inside import INSIDE
+from making.rows import dot, legend_above, set_rows
 from ssetools import plots
-from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE
+from ssetools.plots import ACCENT, AFTER, BEFORE, RULE
+from ssetools.plots_compare import LOOKS
 
 THEMES = ("light", "dark")
 
@@ -78,17 +80,10 @@ def gains() -> Figure | None:
         same = [summary[kind]["target"]["percent"] for kind in found[code]["same_kind"] if kind in summary]
         other = summary[kinds[code]]
         axes.plot(same, [row] * len(same), "o", mfc="none", mec=BEFORE, mew=1.8, ms=8, label="its text, trained kind")
-        axes.plot([other["target"]["low"], other["target"]["high"]], [row, row], color=AFTER, linewidth=2)
-        axes.plot(other["target"]["percent"], row, "o", color=AFTER, ms=9, label="its text, another kind")
+        dot(axes, row, other["target"], AFTER, size=9, label="its text, another kind")
         axes.plot(other["mean_of_others"], row, "D", color=ACCENT, ms=6, label="other languages, another kind")
-    axes.axvline(0, color=RULE, linewidth=1)
-    axes.set_yticks(range(len(order)), [results.name_of(code) for code in order])
-    axes.set_ylim(len(order) - 0.5, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity (%); left is better")
-    handles, labels = axes.get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
+    set_rows(axes, [results.name_of(code) for code in order], "change of perplexity (%); left is better")
+    legend_above(figure)
     return figure
 
 
@@ -126,32 +121,19 @@ def methods() -> Figure | None:
         for row, name in enumerate(names):
             mine = found["languages"][lang]["methods"].get(name)
             if mine:
-                colour = PALETTE[names.index(name) % len(PALETTE)]
-                _interval(left, mine["changes"]["target, articles"], row + 0.2, BEFORE, "s", hollow=True)
-                _interval(left, mine["changes"]["target, sentences"], row, colour, "o")
-                _interval(right, mine["changes"]["others, sentences"], row, colour, "o")
-        left.set_title(f"{results.name_of(lang)}: gain", fontsize=11)
-        right.set_title("other languages", fontsize=11)
-        left.set_yticks(range(len(names)), names)
-        left.set_ylim(len(names) - 0.4, -0.6)
-        for axes in (left, right):
-            axes.axvline(0, color=RULE, linewidth=1)
-            axes.grid(axis="y", visible=False)
-    for axes in grid[-1]:
-        axes.set_xlabel("change of perplexity (%)")
+                (colour, marker), moved = LOOKS[name], mine["changes"]
+                dot(left, row + 0.2, moved["target, articles"], BEFORE, "s", 5, mfc="none", mew=1.5)
+                dot(left, row, moved["target, sentences"], colour, marker, 7)
+                dot(right, row, moved["others, sentences"], colour, marker, 7)
+        for axes, title in ((left, f"{results.name_of(lang)}: gain"), (right, "other languages")):
+            set_rows(axes, names, "change of perplexity (%)" if lang == languages[-1] else "")
+            axes.set_title(title, fontsize=11)
     handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=RULE, label="sentences, another kind"),
-        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="articles, trained kind"),
+        plt.Line2D([], [], marker="o", linestyle="", color=RULE, label="filled: sentences, another kind"),
+        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="open: articles, trained kind"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
-
-
-def _interval(axes, moved, row, colour, marker, hollow=False):
-    if moved["low"] is not None:
-        axes.plot([moved["low"], moved["high"]], [row, row], color=colour, linewidth=1.5)
-    fill = {"mfc": "none", "mew": 1.5} if hollow else {}
-    axes.plot(moved["value"], row, marker, color=colour, ms=5 if hollow else 7, **fill)
 
 
 def methods_in_words() -> str:

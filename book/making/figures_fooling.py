@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from making.fooling import bos_changes, target
 from making.results import PAGE_WIDTH, name_of, percent, rate
+from making.rows import dot, legend_above, set_rows
 from ssetools import plots
 from ssetools.evaluation import change
 from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE
@@ -29,14 +30,9 @@ def bos(found: dict) -> Figure:
         axes.plot(ends, [row, row], color=BEFORE, linewidth=1.2)
         axes.plot(ends[0], row, "o", color=ACCENT, ms=8, label="measured without BOS")
         axes.plot(ends[1], row, "o", color=AFTER, ms=8, label="measured with BOS")
-    axes.axvline(0, color=RULE, linewidth=1)
     names = [f"{name_of(code)} (trained)" if code == target() else name_of(code) for code in codes]
-    axes.set_yticks(range(len(codes)), names)
-    axes.set_ylim(len(codes) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity (%); left is better")
-    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(named.values(), named, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
+    set_rows(axes, names, "change of perplexity (%); left is better")
+    legend_above(figure)
     return figure
 
 
@@ -78,17 +74,11 @@ def rates(found: dict) -> Figure:
     """Both methods at both rates, each with its interval."""
     figure, axes = _axes(2.6)
     runs = sorted(found["runs"], key=lambda run: -run["learning_rate"])
+    looks = {"lape": (AFTER, "o", "the language's neurons"), "random": (ACCENT, "^", "random neurons")}
     for row, run in enumerate(runs):
-        moved = change(found["base"], run["scores"])
-        colour, marker = (AFTER, "o") if run["method"] == "lape" else (ACCENT, "^")
-        axes.plot([moved["low"], moved["high"]], [row, row], color=colour, linewidth=2)
-        axes.plot(moved["percent"], row, marker, color=colour, ms=8)
-    names = {"lape": "the language's neurons", "random": "random neurons"}
-    axes.set_yticks(range(len(runs)), [f"{names[run['method']]}, {rate(run['learning_rate'])}" for run in runs])
-    axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.axvline(0, color=RULE, linewidth=1)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity (%)")
+        dot(axes, row, change(found["base"], run["scores"]), *looks[run["method"]][:2])
+    names = [f"{looks[run['method']][2]}, {rate(run['learning_rate'])}" for run in runs]
+    set_rows(axes, names, "change of perplexity (%)")
     return figure
 
 
@@ -128,31 +118,21 @@ def padding_in_words(found: dict) -> str:
     return f"Left, loss over steps; right, perplexity of held-out words before and after. {'; '.join(said)}."
 
 
+_MERGES = {"delta beside 8-bit": "8-bit base", "merged into int8": "8-bit base", "merged into 16-bit": "16-bit base"}
+
+
 def merging(found: dict) -> Figure:
     """The change from each base: the delta beside int8, merged into int8, merged into 16 bits."""
     figure, axes = _axes(2.2)
-    rows = (
-        ("delta beside 8-bit", "8-bit base"),
-        ("merged into int8", "8-bit base"),
-        ("merged into 16-bit", "16-bit base"),
-    )
-    for row, (name, base) in enumerate(rows):
-        moved = change(found[base], found[name])
-        colour = ACCENT if name == "merged into int8" else AFTER
-        axes.plot([moved["low"], moved["high"]], [row, row], color=colour, linewidth=2)
-        axes.plot(moved["percent"], row, "o", color=colour, ms=8)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.axvline(0, color=RULE, linewidth=1)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("change of perplexity (%)")
+    for row, (name, base) in enumerate(_MERGES.items()):
+        dot(axes, row, change(found[base], found[name]), ACCENT if name == "merged into int8" else AFTER)
+    set_rows(axes, list(_MERGES), "change of perplexity (%)")
     return figure
 
 
 def merging_in_words(found: dict) -> str:
     """Says what the figure shows."""
-    pairs = {"delta beside 8-bit": "8-bit base", "merged into int8": "8-bit base", "merged into 16-bit": "16-bit base"}
-    said = [f"{name} {percent(change(found[base], found[name])['percent'])}" for name, base in pairs.items()]
+    said = [f"{name} {percent(change(found[base], found[name])['percent'])}" for name, base in _MERGES.items()]
     return f"Change of perplexity from the base: {', '.join(said)}."
 
 

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from making.results import PAGE_WIDTH, name_of, read
+from making.rows import legend_above, set_rows
 from ssetools import plots
 from ssetools.languages import CONTRAST_LANGUAGES
 from ssetools.plots import ACCENT, AFTER, BEFORE, RULE
@@ -25,15 +26,10 @@ def same_text() -> Figure | None:
         axes.plot(ends, [row, row], color=BEFORE, linewidth=1.2, zorder=1)
         axes.plot(ends[0], row, "s", color=ACCENT, ms=6, label="tokens")
         axes.plot(ends[1], row, "o", color=AFTER, ms=7, label="bits that the model needs")
-    axes.axvline(1, color=RULE, linewidth=1)
-    axes.set_yticks(range(len(order)), [name_of(code) for code in order], fontsize=10)
+    set_rows(axes, [name_of(code) for code in order], "times as many as for English", mark=1)
     for label, code in zip(axes.get_yticklabels(), order, strict=True):
-        label.set_fontweight("bold" if code in CONTRAST_LANGUAGES else "normal")
-    axes.set_ylim(len(order) - 0.5, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("times as many as for English")
-    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(named.values(), named, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
+        label.set(fontsize=10, fontweight="bold" if code in CONTRAST_LANGUAGES else "normal")
+    legend_above(figure)
     return figure
 
 
