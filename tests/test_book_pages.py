@@ -179,15 +179,16 @@ def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
     assert "Icelandic: fine-tune" in toc
     monkeypatch.setattr(contents, "BOOK", tmp_path)
     assert contents.links()["link_atlas"] == "the atlas"
-    for name in ("languages/yo/06_compare", "languages/ka/03_finetune", "atlas/07_atlas"):
+    for name in ("compare/06_compare", "languages/ka/03_finetune", "atlas/07_atlas"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.ipynb").touch()
     few = contents.with_notebooks(toc)
-    assert re.findall(r"file: book/((?:languages|atlas)/\S+)", few) == [
-        *("languages/yo/06_compare", "atlas/07_atlas", "languages/ka/03_finetune"),
+    assert re.findall(r"file: book/((?:languages|compare|atlas)/\S+)", few) == [
+        *("compare/06_compare", "atlas/07_atlas", "languages/ka/03_finetune"),
     ]
     assert contents.with_notebooks(few) == few
     assert contents.links()["link_atlas"] == "[the atlas](atlas/07_atlas.ipynb)"
+    assert contents.links()["link_compare"] == "[every method compared](compare/06_compare.ipynb)"
 
 
 def test_the_readme_shows_the_diagram_as_it_is_drawn():

@@ -13,7 +13,7 @@ from ssetools.languages import TARGET_LANGUAGES
 TOC = BOOK / "_toc.yml"
 WALKTHROUGH = "yo"
 LINKS = {
-    "compare": ("every method compared", "languages/yo/06_compare.ipynb"),
+    "compare": ("every method compared", "compare/06_compare.ipynb"),
     "atlas": ("the atlas", "atlas/07_atlas.ipynb"),
 }
 _TITLES = {"03_finetune": "fine-tune", "04_evaluate": "evaluate"}
@@ -29,7 +29,10 @@ def links() -> dict[str, str]:
 
 def with_notebooks(toc: str) -> str:
     """Returns the table of contents with the entries after each of its marks made anew from what has been executed."""
-    steps = [_entry(path) for path in sorted((BOOK / "languages" / WALKTHROUGH).glob("*.ipynb"))]
+    walked = [
+        path for where in (f"languages/{WALKTHROUGH}", "compare") for path in sorted((BOOK / where).glob("*.ipynb"))
+    ]
+    steps = [_entry(path) for path in walked]
     atlas = [_entry(path) for path in sorted((BOOK / "atlas").glob("*.ipynb"))]
     others = [
         _entry(path, f"{name_of(code)}: {title}")
