@@ -43,12 +43,44 @@ class _Slice(nn.Module):
     def _add(self, module, args, output):
         if not self.active:
             return None
-        x = args[0]
+        x, delta = args[0], self.delta.to(args[0].dtype)
         if self.projection.name == "down":
-            return output + F.linear(x.index_select(-1, self.columns), self.delta.to(x.dtype)).to(output.dtype)
-        change = F.linear(x, self.delta.to(x.dtype)).to(output.dtype)
-        # Not in place: an 8-bit layer's output is a view made inside a custom autograd function.
-        return output.index_add(-1, self.columns, change)
+            return output + F.linear(_Taken.apply(x, self.columns), delta).to(output.dtype)
+        return _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns)
+
+
+class _Added(torch.autograd.Function):
+    """A projection's output with a change added at some columns, in the output's own memory.
+
+    A copy of the output costs more than all the rest of a slice. No layer keeps its output for the backward pass, so
+    writing into it is safe; plain autograd forbids it, as an 8-bit layer's output is a view made by a custom function.
+    """
+
+    @staticmethod
+    def forward(ctx, output, change, columns):
+        ctx.save_for_backward(columns)
+        output[..., columns] += change
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.index_select(-1, *ctx.saved_tensors), None
+
+
+class _Taken(torch.autograd.Function):
+    """Some columns of a tensor, none of them twice: that is why the gradient can be written in place of added."""
+
+    @staticmethod
+    def forward(ctx, x, columns):
+        ctx.save_for_backward(columns)
+        ctx.shape = x.shape
+        return x.index_select(-1, columns)
+
+    @staticmethod
+    def backward(ctx, grad):
+        whole = grad.new_zeros(ctx.shape)
+        whole[..., ctx.saved_tensors[0]] = grad
+        return whole, None
 
 
 class Subnetwork(Adapter):
