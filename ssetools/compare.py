@@ -86,7 +86,8 @@ class Comparison:
     Results lie in `<results>/<model>/<lang>/<arm>.json` (one per run, with the base's scores in `base-8bit.json` and
     `base-16bit.json`), adapters under `<runs>/<model>/<lang>/compare/` until they are scored. What is there is
     never run again, so that a comparison can be stopped anywhere; the model is loaded when the first run needs it.
-    Several processes may work in the same folders: one that comes to what another is making waits for its file.
+    Several processes may work in the same folders, on other languages or other methods: one that comes to a run that
+    another is making waits for its file.
 
     Training text: declaration and messages. The rate and the number of steps are chosen by the loss on validation
     text of another kind (SIB-200). Tested on the declaration's test articles, on SIB-200's test sentences, and by
@@ -132,7 +133,7 @@ class Comparison:
             rate = self.chosen_rate(method, like or [lang])
             scored += [self.scored(lang, Arm(method, rate, seed)) for seed in seeds]
             for tried in METHODS[method].search:  # other methods' adapters may still wait to be scored
-                with self._alone(lang):
+                with self._alone(lang, Arm(method, tried).name):
                     shutil.rmtree(self._folder(lang, Arm(method, tried)), ignore_errors=True)
         return scored
 
@@ -174,12 +175,12 @@ class Comparison:
 
     def trained(self, lang: str, arm: Arm) -> dict:
         """Returns a run's result, training it when there is none."""
-        with self._alone(lang):
+        with self._alone(lang, arm.name):
             return self._found(lang, arm) or self._train(lang, arm)
 
     def scored(self, lang: str, arm: Arm) -> dict:
         """Returns a run's result with its scores on test text, training and scoring as needed."""
-        with self._alone(lang):
+        with self._alone(lang, arm.name):
             return self._scored(lang, arm)
 
     def _scored(self, lang, arm):
@@ -254,9 +255,10 @@ class Comparison:
         """Scores the loaded base, once for each language and precision, and returns its file's name."""
         model, tokenizer = self._loaded
         path = self.results / lang / f"base-{'8bit' if has_8bit_layers(model) else '16bit'}.json"
-        if not path.exists():
-            scores = score_languages(model, tokenizer, texts, budgets)
-            write_json(path, {"scores": scores, "protocol": self._protocol(), **provenance()})
+        with self._alone(lang, path.stem):
+            if not path.exists():
+                scores = score_languages(model, tokenizer, texts, budgets)
+                write_json(path, {"scores": scores, "protocol": self._protocol(), **provenance()})
         return path.name
 
     # --- what the runs share ---
@@ -306,9 +308,9 @@ class Comparison:
         per_neuron = find_ffn_blocks(model)[0].weights_per_neuron
         return select_budget(self._profile, round(arm.budget * num_parameters(model) / per_neuron))
 
-    def _alone(self, what):
+    def _alone(self, *what):
         """A lock for what several processes may make; it is let go when its process ends, however it ends."""
-        path = model_dir(self.model, self.runs) / f"compare-{what}.lock"
+        path = model_dir(self.model, self.runs) / "locks" / f"compare-{'-'.join(what)}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 

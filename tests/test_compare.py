@@ -156,3 +156,12 @@ def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeyp
     other.join()
     assert trained == [0]
     assert found["arm"] == second.trained("yo", arm)["arm"]
+
+
+def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path):
+    second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
+    with comparison._alone("yo", Arm("lape", 1e-3).name):
+        other = threading.Thread(target=second.scored, args=("yo", Arm("random", 1e-3, max_tokens=160)), daemon=True)
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive()
