@@ -36,6 +36,10 @@ _TRAINING = {
 _VALIDATION_DOCUMENTS = 45
 _ABLATED = ("lape", "random")
 
+TRACED = ("lape", "random", "lora-equal", "full")
+"""Methods scored at every rate of their search, one seed: a higher rate gains more and harms more, and the search, which
+looks at the target language alone, does not see the harm."""
+
 ABLATIONS = {
     "top_rate": (0.01, 0.02, 0.05, 0.10),
     "max_tokens": (4096, 8192, 16_384, 32_768),
@@ -132,10 +136,16 @@ class Comparison:
         for method in sorted(methods, key=lambda m: not METHODS[m].on_8bit):  # each base is loaded once
             rate = self.chosen_rate(method, like or [lang])
             scored += [self.scored(lang, Arm(method, rate, seed)) for seed in seeds]
+            if method in TRACED and not like:
+                self.traced(lang, method)
             for tried in METHODS[method].search:  # other methods' adapters may still wait to be scored
                 with self._alone(lang, Arm(method, tried).name):
                     shutil.rmtree(self._folder(lang, Arm(method, tried)), ignore_errors=True)
         return scored
+
+    def traced(self, lang: str, method: str) -> list[dict]:
+        """Scores a method at every rate of its grid, with the seed of the search; returns the runs, lowest rate first."""
+        return [self.scored(lang, Arm(method, rate)) for rate in METHODS[method].search]
 
     def ablations(self, lang: str) -> list[dict]:
         """Runs `lape` and its control with other shares, other amounts of text and a budget, one seed each.

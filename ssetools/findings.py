@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from ssetools.compare import SEEDS, Arm, ablations_of
+from ssetools.compare import SEEDS, TRACED, Arm, ablations_of
 from ssetools.effects import KINDS, by_method
 from ssetools.languages import get_language
 from ssetools.methods import METHODS
@@ -29,6 +29,7 @@ class Findings:
         bases: Scores of the bases by file name, as the runs name them.
         search: A row for each rate tried: method, learning_rate, best_step, validation_loss, `chosen`, and `at_edge`
             of the grid. Empty for a language that took its rates from others.
+        traced: By method, scored runs of the seed of the search at two rates or more, lowest first.
         ablations: Scored runs of `lape` and its control at the rate chosen for `lape`, seed 0, which differ in one thing
             from the comparison's own (that are among them).
         missing: A sentence for what is not there yet, with the command that makes it.
@@ -38,6 +39,7 @@ class Findings:
     runs: list[dict]
     bases: dict[str, dict]
     search: pandas.DataFrame
+    traced: dict[str, list[dict]]
     ablations: list[dict]
     missing: list[str]
 
@@ -83,8 +85,9 @@ def read_findings(results: str | Path, model: str, lang: str) -> Findings:
     if all(run in own for run in ablated):
         ablated = []
     search = _search(own, rates)
-    missing = _missing(lang, runs, search, [arm for arm in wanted if arm not in scored])
-    return Findings(lang, runs, bases, search, ablated, missing)
+    traced = _traced([run for run in own if "after" in run])
+    missing = _missing(lang, runs, search, traced, [arm for arm in wanted if arm not in scored])
+    return Findings(lang, runs, bases, search, traced, ablated, missing)
 
 
 def comparable(every: Iterable[Findings]) -> dict[str, Findings]:
@@ -132,12 +135,16 @@ def _search(runs, rates) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=_SEARCH)
 
 
-def _missing(lang, runs, search, ablations) -> list[str]:
+def _traced(scored) -> dict[str, list[dict]]:
+    first = [run for run in scored if run["arm"]["seed"] == 0]
+    found = by_method(sorted(first, key=lambda run: run["arm"]["learning_rate"]))
+    return {method: found[method] for method in METHODS if len(found.get(method, [])) > 1}
+
+
+def _missing(lang, runs, search, traced, ablations) -> list[str]:
     name = get_language(lang).name
     if not runs:
-        return [
-            f"{name}: no scored run. `ssetools compare {lang}` makes all, in about an hour and a half on two cores."
-        ]
+        return [f"{name}: no scored run. `ssetools compare {lang}` makes all, in about two hours on two cores."]
     searched = not search.empty
     seeds = set(SEEDS) if searched else {run["arm"]["seed"] for run in runs}
     have = {method: {run["arm"]["seed"] for run in mine} for method, mine in by_method(runs).items()}
@@ -153,7 +160,10 @@ def _missing(lang, runs, search, ablations) -> list[str]:
         for rate in METHODS[method].search
         if searched and (method, rate) not in tried and method in have
     ]
+    short = [x for x in TRACED if searched and x in have and len(traced.get(x, [])) < len(METHODS[x].search)]
     said = []
+    if short:
+        said.append(f"not scored at every rate: {', '.join(short)}")
     if lacks:
         said.append(f"not scored: {', '.join(lacks)}")
     if untried:

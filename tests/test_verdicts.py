@@ -62,10 +62,10 @@ def add(folder, lang, arm, validation=5.0, scored=True):
     (path.parent / "base-8bit.json").write_text(json.dumps({"scores": scores(lang)}))
 
 
-def searched(folder, lang, methods=tuple(GAIN), chosen=1, seeds=(0, 1, 2)):
+def searched(folder, lang, methods=tuple(GAIN), chosen=1, seeds=(0, 1, 2), traced=True):
     for method in methods:
         for place, rate in enumerate(METHODS[method].search):
-            add(folder, lang, Arm(method, rate), 5.0 + abs(place - chosen), scored=False)
+            add(folder, lang, Arm(method, rate), 5.0 + abs(place - chosen), scored=traced)
         for seed in seeds:
             add(folder, lang, Arm(method, METHODS[method].search[chosen], seed))
 
@@ -101,8 +101,21 @@ def test_a_language_is_read_at_the_chosen_rates(results):
     assert like.search.empty
     assert edges(like) == ["It took its rates from other languages."]
     assert plots_compare.search({"mt": like}).axes == []
+    assert plots_compare.along_rates({"mt": like}).axes == []
     assert like.methods == yo.methods
     assert languages_found(results, "tiny") == ["af", "cy", "is", "mt", "yo"]
+
+
+def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path):
+    yo = read_findings(results, "tiny", "yo")
+    assert [*yo.traced] == ["lape", "random", "full", "lora-equal"]
+    assert [run["arm"]["learning_rate"] for run in yo.traced["full"]] == [*METHODS["full"].search]
+    axes = plots_compare.along_rates({"yo": yo}).axes[0]
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.traced] == [4] * 4
+    searched(tmp_path, "ka", ["lape"], traced=False)
+    other = read_findings(tmp_path, "tiny", "ka")
+    assert other.traced == {}
+    assert "not scored at every rate: lape;" in other.missing[0]
 
 
 def test_a_rate_at_the_edge_is_named(tmp_path):
