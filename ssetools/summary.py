@@ -22,7 +22,7 @@ def write_summary(results: str | Path, model: str) -> Path:
     """Writes `<results>/<model>/summary.json` from every run that lies there, and returns its path.
 
     It has, by language: the search; by method the rate, steps, sizes, changes with intervals and paired differences to
-    `lape`; the ablations; the verdict in sentences; and what is missing. And the means over languages.
+    `lape`; the methods that were scored at every rate; the ablations; the verdict in sentences; and what is missing. And the means over languages.
     A language without a run of `lape` is left out.
     """
     every = [read_findings(results, model, lang) for lang in languages_found(results, model)]
@@ -62,6 +62,7 @@ def _language(found: Findings) -> dict:
         },
         "search": found.search.to_dict("records"),
         "methods": methods,
+        "traced": {method: [_at_rate(run, found) for run in runs] for method, runs in found.traced.items()},
         "ablations": [_ablation(run, found) for run in found.ablations],
         "verdict": {"best": best(found), "lape_against": against(found), "lape_loses": losses(found)},
     }
@@ -74,6 +75,11 @@ def _of_run(run) -> dict:
         **{key: run[key] for key in sizes},
         "base": run["base"].removesuffix(".json"),
     }
+
+
+def _at_rate(run, found) -> dict:
+    moved = _by_key(effects([run], found.bases, found.lang))
+    return {"learning_rate": run["arm"]["learning_rate"], "changes": moved[run["arm"]["method"]]}
 
 
 def _ablation(run, found) -> dict:

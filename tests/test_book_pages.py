@@ -45,6 +45,7 @@ def made_up(tmp_path, monkeypatch):
             "lape": {**method, "minus_lape": None},
             "random": {**method, "minus_lape": {measure: apart for measure in measures}},
         },
+        "traced": {"lape": [{"learning_rate": x, "changes": method["changes"]} for x in (3e-5, 1e-4)]},
         "verdict": {"lape_loses": ["Yoruba articles: lape loses to random."]},
     }
     over = {"lape": {measure: cell for measure in measures}, "random": {measure: cell for measure in measures}}

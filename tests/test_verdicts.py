@@ -202,6 +202,8 @@ def test_the_summary_holds_every_language_and_is_json(results):
     assert yo["methods"]["lape"]["steps"] == [8, 8, 8]
     assert summary["over_languages"]["lape"]["target, sentences"]["units"] == 5
     assert [row["chosen"] for row in yo["search"][:3]] == [False, True, False]
+    assert [one["learning_rate"] for one in yo["traced"]["full"]] == [*METHODS["full"].search]
+    assert yo["traced"]["full"][0]["changes"]["target, sentences"]["value"] < -30
     assert len(yo["ablations"]) == 16
     assert summary["over_languages_minus_lape"]["full"]["target, sentences"]["verdict"] == "worse"
     assert str(results) not in path.read_text()

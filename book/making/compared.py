@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from making.results import MODEL, in_cell, listed, name_of, percent, read
+from making.results import MODEL, in_cell, listed, name_of, percent, rate, read
 from ssetools.methods import METHODS
 
 TITLES = {
@@ -12,6 +12,8 @@ TITLES = {
     "others, sentences": "others' sentences",
     "drift": "drift (nats)",
 }
+_ALONG = ("target, sentences", "others, sentences", "drift")
+_FRAGMENTS = ("compare-tables", "compare-rates", "compare-mean", "compare-loses", "compare-each")
 _TODO = "```{note}\nThe comparison has not been run yet: `make compare` runs it.\n```\n"
 
 
@@ -19,13 +21,14 @@ def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that pages include."""
     found = summary()
     if found is None:
-        return dict.fromkeys(("compare-tables", "compare-mean", "compare-loses", "compare-each"), _TODO) | {
+        return dict.fromkeys(_FRAGMENTS, _TODO) | {
             "compare-costs": costs({}, benchmark()),
             "compare-missing": "",
             "clone": clone(),
         }
     return {
         "compare-tables": "\n".join(table(lang, found["languages"][lang]) for lang in leading(found)),
+        "compare-rates": "\n".join(rates(lang, found["languages"][lang]) for lang in leading(found)),
         "compare-mean": mean(found),
         "compare-loses": loses(found),
         "compare-each": each(found),
@@ -98,6 +101,20 @@ def _cell(moved: dict | None, measure: str) -> str:
     if measure == "drift":
         return f"{moved['value']:.4f}"
     return in_cell({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
+
+
+def rates(lang: str, one: dict) -> str:
+    """Writes one language's table of the methods scored at every rate, a row a rate; the chosen one is set in bold."""
+    lines = ["| method | peak rate | " + " | ".join(TITLES[measure] for measure in _ALONG) + " |"]
+    lines = [f"### {name_of(lang)}, rate by rate", "", *lines, "|:--|--:|" + "--:|" * len(_ALONG)]
+    for name, runs in one["traced"].items():
+        for run in runs:
+            chosen = run["learning_rate"] == one["methods"][name]["learning_rate"]
+            cells = [_cell(run["changes"].get(measure), measure) for measure in _ALONG]
+            lines.append(
+                f"| {name} | {'**' * chosen}{rate(run['learning_rate'])}{'**' * chosen} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines) + "\n" if one["traced"] else ""
 
 
 def mean(found: dict) -> str:
