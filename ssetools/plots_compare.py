@@ -75,15 +75,14 @@ def plane(found: Mapping[str, Findings], gain: str = "target, sentences", kept: 
     return figure
 
 
-def along_rates(
-    found: Mapping[str, Findings], gain: str = "target, sentences", kept: str = "others, sentences"
-) -> Figure:
-    """Draws gain against retention at every rate of a method's grid: a line each, one seed, a ring at the chosen rate.
+def along_rates(found: Mapping[str, Findings], gain: str = "target, sentences") -> Figure:
+    """Draws gain against drift at every rate of a method's grid: a line each, one seed, a ring at the chosen rate.
+
+    Drift is on a logarithmic scale: from one end of a grid to the other it grows a thousandfold.
 
     Args:
         found: Results by language.
         gain: Measure on the horizontal axis, one of `effects.MEASURES`.
-        kept: Measure on the vertical axis.
     """
     traced = {lang: one for lang, one in found.items() if one.traced}
     if not traced:
@@ -94,15 +93,15 @@ def along_rates(
         for method, runs in one.traced.items():
             colour, marker = LOOKS[method]
             at = [effects([run], one.bases, lang).set_index("measure").value for run in runs]
-            axes.plot([x[gain] for x in at], [x[kept] for x in at], color=colour, marker=marker, label=method)
+            axes.plot([x[gain] for x in at], [x["drift"] for x in at], color=colour, marker=marker, label=method)
             for x, run in zip(at, runs, strict=True):
                 if run["arm"]["learning_rate"] == chosen[method]:
-                    axes.plot(x[gain], x[kept], "o", markersize=14, mfc="none", mec=colour, mew=1.4)
+                    axes.plot(x[gain], x["drift"], "o", markersize=14, mfc="none", mec=colour, mew=1.4)
         axes.axvline(0, color=RULE, linewidth=0.8)
-        axes.axhline(0, color=RULE, linewidth=0.8)
+        axes.set_yscale("log")
         axes.set_xlabel(_label(gain, lang))
         axes.locator_params(axis="x", nbins=5)
-    panels[0].set_ylabel(_label(kept, "en"))
+    panels[0].set_ylabel("drift from the base (nats per token)")
     _legend(figure)
     return figure
 
