@@ -108,6 +108,7 @@ def test_numbers_are_written_as_a_reader_expects():
     assert results.percent(0.04) == results.percent(-0.04) == "0.0%"
     assert results.percent(10.04) == "+10.0%"
     assert results.rate(3e-5) == "3e-5"
+    assert results.rate(27e-4) == "2.7e-3"
     assert results.with_interval({"percent": 1.0, "low": -0.26, "high": 2.0}) == "+1.0% (−0.3\u00a0to\u00a0+2.0)"
     assert results.with_interval({"percent": 1.0, "low": None, "high": None}) == "+1.0%"
     assert results.listed(["a", "b", "c"]) == "a, b and c"
@@ -144,7 +145,7 @@ def test_a_book_without_results_says_so(tmp_path, monkeypatch):
 
 def test_tables_and_sentences_say_what_was_measured(made_up):
     made = fragments()
-    assert "| lape | 1,000 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> |" in made["compare-tables.md"]
+    assert "| lape | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> |" in made["compare-tables.md"]
     assert (
         "| random | 9 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> | +3.0% worse |" in made["compare-mean.md"]
     )

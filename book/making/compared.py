@@ -77,12 +77,12 @@ def methods_in(one: dict) -> list[str]:
 
 def table(lang: str, one: dict) -> str:
     """Writes one language's table, a row a method."""
-    lines = [f"### {name_of(lang)}", "", "| method | trains | " + " | ".join(TITLES.values()) + " |"]
-    lines.append("|:--|--:|" + "--:|" * len(TITLES))
+    lines = [f"### {name_of(lang)}", "", "| method | " + " | ".join(TITLES.values()) + " |"]
+    lines.append("|:--|" + "--:|" * len(TITLES))
     for name in methods_in(one):
         mine = one["methods"][name]
         cells = [_cell(mine["changes"].get(measure), measure) for measure in TITLES]
-        lines.append(f"| {name} | {mine['parameters']:,} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = sorted({len(mine["seeds"]) for mine in one["methods"].values()})
     lines += ["", f"Seeds for each method: {listed([str(x) for x in seeds])}. Base: {_bases(lang, one)}."]
     return "\n".join(lines) + "\n"

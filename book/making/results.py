@@ -69,8 +69,8 @@ def in_cell(moved: dict | None) -> str:
 
 
 def rate(value: float) -> str:
-    """Writes a learning rate: "1e-4"."""
-    return f"{value:.0e}".replace("e-0", "e-")
+    """Writes a learning rate: "1e-4", "2.7e-3"."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def name_of(code: str) -> str:
