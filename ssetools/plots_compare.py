@@ -96,7 +96,7 @@ def along_rates(found: Mapping[str, Findings], gain: str = "target, sentences") 
             axes.plot([x[gain] for x in at], [x["drift"] for x in at], color=colour, marker=marker, label=method)
             for x, run in zip(at, runs, strict=True):
                 if run["arm"]["learning_rate"] == chosen[method]:
-                    axes.plot(x[gain], x["drift"], "o", markersize=14, mfc="none", mec=colour, mew=1.4)
+                    _ring(axes, x[gain], x["drift"], colour)
         axes.axvline(0, color=RULE, linewidth=0.8)
         axes.set_yscale("log")
         axes.set_xlabel(_label(gain, lang))
@@ -104,6 +104,11 @@ def along_rates(found: Mapping[str, Findings], gain: str = "target, sentences") 
     panels[0].set_ylabel("drift from the base (nats per token)")
     _legend(figure)
     return figure
+
+
+def _ring(axes: Axes, x, y, colour) -> None:
+    """Marks what the search chose."""
+    axes.plot(x, y, "o", markersize=14, mfc="none", mec=colour, mew=1.4)
 
 
 def _label(measure: str, lang: str) -> str:
@@ -129,7 +134,7 @@ def search(found: Mapping[str, Findings]) -> Figure:
             colour, marker = LOOKS[method]
             axes.plot(part.learning_rate, part.above, color=colour, marker=marker, label=method)
             chosen = part[part.chosen]
-            axes.plot(chosen.learning_rate, chosen.above, "o", markersize=14, mfc="none", mec=colour, mew=1.4)
+            _ring(axes, chosen.learning_rate, chosen.above, colour)
         axes.set(xscale="log", xlabel="peak learning rate")
         axes.margins(0.1)
     panels[0].set_ylabel("validation loss,\nabove the best (nats)")

@@ -78,13 +78,15 @@ def _of_run(run) -> dict:
 
 
 def _at_rate(run, found) -> dict:
-    moved = _by_key(effects([run], found.bases, found.lang))
-    return {"learning_rate": run["arm"]["learning_rate"], "changes": moved[run["arm"]["method"]]}
+    return {"learning_rate": run["arm"]["learning_rate"], "changes": _changes(run, found)}
 
 
 def _ablation(run, found) -> dict:
-    moved = _by_key(effects([run], found.bases, found.lang))
-    return {**run["arm"], **_of_run(run), "best_step": run["best_step"], "changes": moved[run["arm"]["method"]]}
+    return {**run["arm"], **_of_run(run), "best_step": run["best_step"], "changes": _changes(run, found)}
+
+
+def _changes(run, found) -> dict:
+    return _by_key(effects([run], found.bases, found.lang))[run["arm"]["method"]]
 
 
 def _by_key(table) -> dict:

@@ -66,6 +66,8 @@ def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp
     assert len({run["history"][-1]["tokens"] for run in runs}) == 1, "as much text for each"
     assert {run["load_in_8bit"] for run in runs if run["arm"]["method"] == "full"} == {False}
     assert not list((tmp_path / "runs").rglob("adapter.json")), "scored adapters are cleared away"
+    scored = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("*-seed0.json")]
+    assert sum("after" in run for run in scored) == 3 * 4, "every rate of the search, to set gain against harm"
     assert "folder" not in next((tmp_path / "results").rglob("lape-*.json")).read_text(), "no paths in results"
 
     monkeypatch.setattr("ssetools.compare.finetune", lambda *a, **k: pytest.fail("trained twice"))
@@ -158,10 +160,18 @@ def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeyp
     assert found["arm"] == second.trained("yo", arm)["arm"]
 
 
-def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path):
+def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path, monkeypatch):
+    both, met, real = threading.Barrier(2, timeout=30), [], compare.finetune
+
+    def finetune(*args, **kwargs):
+        both.wait()  # breaks unless the other run trains at the same time
+        met.append(True)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("ssetools.compare.finetune", finetune)
     second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
-    with comparison._alone("yo", Arm("lape", 1e-3).name):
-        other = threading.Thread(target=second.scored, args=("yo", Arm("random", 1e-3, max_tokens=160)), daemon=True)
-        other.start()
-        other.join(timeout=60)
-        assert not other.is_alive()
+    other = threading.Thread(target=second.trained, args=("yo", Arm("random", 1e-3, max_tokens=160)))
+    other.start()
+    comparison.trained("yo", Arm("lape", 1e-3, max_tokens=160))
+    other.join()
+    assert met == [True, True]

@@ -105,16 +105,17 @@ def _cell(moved: dict | None, measure: str) -> str:
 
 def rates(lang: str, one: dict) -> str:
     """Writes one language's table of the methods scored at every rate, a row a rate; the chosen one is set in bold."""
-    lines = ["| method | peak rate | " + " | ".join(TITLES[measure] for measure in _ALONG) + " |"]
-    lines = [f"### {name_of(lang)}, rate by rate", "", *lines, "|:--|--:|" + "--:|" * len(_ALONG)]
+    if not one["traced"]:
+        return ""
+    titles = " | ".join(TITLES[measure] for measure in _ALONG)
+    lines = [f"### {name_of(lang)}, rate by rate", "", f"| method | peak rate | {titles} |"]
+    lines.append("|:--|--:|" + "--:|" * len(_ALONG))
     for name, runs in one["traced"].items():
         for run in runs:
-            chosen = run["learning_rate"] == one["methods"][name]["learning_rate"]
+            bold = "**" if run["learning_rate"] == one["methods"][name]["learning_rate"] else ""
             cells = [_cell(run["changes"].get(measure), measure) for measure in _ALONG]
-            lines.append(
-                f"| {name} | {'**' * chosen}{rate(run['learning_rate'])}{'**' * chosen} | {' | '.join(cells)} |"
-            )
-    return "\n".join(lines) + "\n" if one["traced"] else ""
+            lines.append(f"| {name} | {bold}{rate(run['learning_rate'])}{bold} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def mean(found: dict) -> str:
