@@ -113,8 +113,9 @@ def rates(lang: str, one: dict) -> str:
     for name, runs in one["traced"].items():
         for run in runs:
             bold = "**" if run["learning_rate"] == one["methods"][name]["learning_rate"] else ""
+            peak = rate(run["learning_rate"]).replace("-", "\N{NON-BREAKING HYPHEN}")
             cells = [_cell(run["changes"].get(measure), measure) for measure in _ALONG]
-            lines.append(f"| {name} | {bold}{rate(run['learning_rate'])}{bold} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {bold}{peak}{bold} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
