@@ -185,17 +185,17 @@ def keep_numbers(lang: str, runs: str) -> None:
 
 def with_results_table(readme: str) -> str:
     """Returns the README with what stands between its markers made anew from book/results/."""
-    lines = ["| language | weights trained | text | target | English | 21 others, mean |", "|---|---|---|---|---|---|"]
-    for path in sorted((BOOK / "results").glob("??.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        about = metrics["adapter"]
-        label = f"{get_language(about['language']).name} ({about['neurons']} neurons) | "
-        label += f"{percent_trained(about):.2f}%"
-        for kind, found in metrics["summary"].items():
-            relation = "" if kind in metrics["same_kind"] else " (another kind)"
-            cells = [f"{found[who]['percent']:+.1f}%" for who in ("target", "english")]
-            lines.append(f"| {label} | {kind}{relation} | {' | '.join(cells)} | {found['mean_of_others']:+.1f}% |")
-            label = " | "
+    runs = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BOOK / "results").glob("??.json"))}
+    kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["summary"]))
+    other = next(kind for kind in reversed(kinds) if any(kind not in run["same_kind"] for run in runs.values()))
+    columns = ["language", "neurons", "weights trained", *kinds, f"English, {other}", f"21 others, {other}"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for lang, run in runs.items():
+        summary, about = run["summary"], run["adapter"]
+        moved = [f"{summary[kind]['target']['percent']:+.1f}%" if kind in summary else "" for kind in kinds]
+        kept = [f"{summary[other]['english']['percent']:+.1f}%", f"{summary[other]['mean_of_others']:+.1f}%"]
+        cells = [get_language(lang).name, str(about["neurons"]), f"{percent_trained(about):.2f}%", *moved, *kept]
+        lines.append(f"| {' | '.join(cells)} |")
     made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
     for mark, text in made.items():
         pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"

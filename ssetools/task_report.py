@@ -27,8 +27,9 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
 
     Returns:
         By task that both have: "difference" of the measure (positive is better) and, for questions, its 95% interval
-        "low" and "high" (bootstrap over what the questions are about; None with fewer than five) and how many answers
-        were "gained" and "lost"; for translation "p", from sacrebleu's paired bootstrap, and the same for BLEU.
+        "low" and "high" (bootstrap over what the questions are about; None with fewer than five, or when no answer
+        changed) and how many answers were "gained" and "lost"; for translation "p", from sacrebleu's paired
+        bootstrap, and the same for BLEU.
 
     Raises:
         ValueError: If the questions were not the same.
@@ -56,8 +57,9 @@ def _compare_answers(one: Mapping, other: Mapping) -> dict:
     counts = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add_(0, places, torch.ones_like(moved))
     means = torch.zeros_like(counts).index_add_(0, places, moved) / counts
     difference, low, high = interval(means[None], counts)
-    low, high = (None if math.isnan(x) else x for x in (low, high))
     gained, lost = int((moved > 0).sum()), int((moved < 0).sum())
+    if math.isnan(low) or not gained + lost:  # resampling nothing but zeros would claim certainty
+        low = high = None
     return {"difference": difference, "low": low, "high": high, "gained": gained, "lost": lost}
 
 
@@ -137,6 +139,8 @@ def task_table(scores: Mapping) -> pandas.DataFrame:
 
 
 def _span(change, scale):
+    if not change["gained"] + change["lost"]:
+        return "no answer changed"
     if change["low"] is None:
         return "too few to say"
     return f"{scale * change['low']:+.1f} to {scale * change['high']:+.1f}"

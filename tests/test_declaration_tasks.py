@@ -179,6 +179,8 @@ def test_answers_are_compared_question_by_question():
     assert clustered["difference"] == pytest.approx(16 / 40)
     assert clustered["low"] != change["low"]
     assert compare_tasks(row_of([1, 0]), row_of([1, 1]))["t"]["low"] is None, "two questions are too few"
+    still = compare_tasks(row_of(before), row_of(before))["t"]
+    assert (still["difference"], still["low"], still["high"]) == (0, None, None), "no change is not certainty"
     missing = {"tasks": {"t": {"unavailable": "gone"}}}
     assert compare_tasks(missing, row_of([1])) == compare_tasks(row_of([1]), missing) == {}
     with pytest.raises(ValueError, match="t was asked with other questions"):
