@@ -90,13 +90,18 @@ def interval(values: torch.Tensor, weights: torch.Tensor, seed: int = 0) -> tupl
 
 
 def _widening(values: torch.Tensor) -> float:
-    """The 97.5% point of Student's t over that of the normal, for the spread over seeds and units together."""
+    """How much wider Student's t is than the normal, for the spread over seeds and units together."""
     parts = [values.mean(1 - axis) for axis in (0, 1) if values.shape[axis] > 1]
     spreads = [(part.var() / len(part)).item() for part in parts]
     if not sum(spreads):
         return 1.0
     uncertain = sum(spread**2 / (len(part) - 1) for spread, part in zip(spreads, parts, strict=True))
-    free, z = sum(spreads) ** 2 / uncertain, NormalDist().inv_cdf(0.975)
+    return student_over_normal(sum(spreads) ** 2 / uncertain)
+
+
+def student_over_normal(free: float) -> float:
+    """Returns the 97.5% point of Student's t with `free` degrees of freedom over that of the normal distribution."""
+    z = NormalDist().inv_cdf(0.975)
     # Abramowitz and Stegun 26.7.5: within 4% of the exact point at two degrees of freedom, 0.3% from four on.
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return 1 + sum(term / free ** (i + 1) for i, term in enumerate(terms)) / z

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from ssetools.effects import across_languages, by_method, differences, effects
+from ssetools.equal_gain import cost_of_gain
 from ssetools.findings import Findings, languages_found, read_findings
 from ssetools.languages import get_language
 from ssetools.paths import model_dir, write_json
@@ -22,8 +23,8 @@ def write_summary(results: str | Path, model: str) -> Path:
     """Writes `<results>/<model>/summary.json` from every run that lies there, and returns its path.
 
     It has, by language: the search; by method the rate, steps, sizes, changes with intervals and paired differences to
-    `lape`; the methods that were scored at every rate; the ablations; the verdict in sentences; and what is missing. And the means over languages.
-    A language without a run of `lape` is left out.
+    `lape`; the methods that were scored at every rate; the ablations; the verdict in sentences; and what is missing.
+    And the means over languages. A language without a run of `lape` is left out.
     """
     every = [read_findings(results, model, lang) for lang in languages_found(results, model)]
     found = {one.lang: one for one in every if "lape" in one.methods}
@@ -64,7 +65,12 @@ def _language(found: Findings) -> dict:
         "methods": methods,
         "traced": {method: [_at_rate(run, found) for run in runs] for method, runs in found.traced.items()},
         "ablations": [_ablation(run, found) for run in found.ablations],
-        "verdict": {"best": best(found), "lape_against": against(found), "lape_loses": losses(found)},
+        "verdict": {
+            "best": best(found),
+            "lape_against": against(found),
+            "lape_loses": losses(found),
+            "cost_of_gain": cost_of_gain(found),
+        },
     }
 
 

@@ -46,7 +46,10 @@ def made_up(tmp_path, monkeypatch):
             "random": {**method, "minus_lape": {measure: apart for measure in measures}},
         },
         "traced": {"lape": [{"learning_rate": x, "changes": method["changes"]} for x in (3e-5, 1e-4)]},
-        "verdict": {"lape_loses": ["Yoruba articles: lape loses to random."]},
+        "verdict": {
+            "lape_loses": ["Yoruba articles: lape loses to random."],
+            "cost_of_gain": ["Yoruba -3.0%, as lape: random drifts twice as far."],
+        },
     }
     over = {"lape": {measure: cell for measure in measures}, "random": {measure: cell for measure in measures}}
     minus = {"random": {measure: apart for measure in measures}}

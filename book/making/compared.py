@@ -116,7 +116,8 @@ def rates(lang: str, one: dict) -> str:
             peak = rate(run["learning_rate"]).replace("-", "\N{NON-BREAKING HYPHEN}")
             cells = [_cell(run["changes"].get(measure), measure) for measure in _ALONG]
             lines.append(f"| {name} | {bold}{peak}{bold} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    said = one["verdict"]["cost_of_gain"]
+    return "\n".join([*lines, "", *[f"- {x}" for x in said], ""]) + "\n"
 
 
 def mean(found: dict) -> str:

@@ -1,0 +1,111 @@
+"""What the same gain costs by each method, whatever its rate: how far the model has moved, read off along the grids."""
+
+from __future__ import annotations
+
+import math
+
+import pandas
+import torch
+
+from ssetools.effects import student_over_normal, values_of
+from ssetools.findings import Findings
+from ssetools.languages import get_language
+
+BETWEEN, AT_MOST, NEVER = "between", "at most", "never"
+
+_RESAMPLES = 2000
+_COLUMNS = ["learning_rate", "gain", "drift", "method", "where", "times", "low", "high"]
+
+
+def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
+    """Reads off how far each method drifts where it gains as much on sentences as `to` does at each of its rates.
+
+    At the rates that a search chooses, methods differ in rate first. Here a method is read off between the rates of
+    its grid, the logarithm of its drift being taken as linear in its gain. The interval is from resampling windows and
+    languages together, one less than there are and widened as in `effects.interval`; it is over text alone, since
+    there is one seed.
+
+    Args:
+        found: Results of a language whose methods were scored at every rate.
+        to: The method whose rates are the rows.
+
+    Returns:
+        A row per rate of `to` and other method: learning_rate, gain (percent of perplexity, negative is better) and
+        drift (nats per token) of `to`; method; times, its drift over that of `to` at the same gain; low, high, the
+        95% interval; and where that was read: `BETWEEN` two rates; `AT_MOST`, when its lowest rate gains more
+        already, so that times is an upper bound; `NEVER`, when no rate gains as much, and times is NaN. Empty when
+        `to` was not scored at every rate.
+    """
+    if to not in found.traced:
+        return pandas.DataFrame(columns=_COLUMNS)
+    along = {method: _along(runs, found) for method, runs in found.traced.items()}
+    (own_gain, own_drift, free), rows = along.pop(to), []
+    wider = student_over_normal(free)
+    for place, run in enumerate(found.traced[to]):
+        wanted = own_gain[:, place]
+        about = [run["arm"]["learning_rate"], 100 * math.expm1(wanted[0].item()), own_drift[0, place].exp().item()]
+        for method, (gains, drifts, _) in along.items():
+            there, reached = _read_off(gains, drifts, wanted)
+            apart = there - own_drift[:, place]
+            if not reached[0]:
+                rows.append([*about, method, NEVER, math.nan, math.nan, math.nan])
+                continue
+            ends = apart[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+            low, high = (apart[0] + wider * (ends - apart[0])).exp().tolist()
+            where = AT_MOST if gains[0, 0] <= wanted[0] else BETWEEN
+            rows.append([*about, method, where, apart[0].exp().item(), low, high])
+    return pandas.DataFrame(rows, columns=_COLUMNS)
+
+
+def cost_of_gain(found: Findings, to: str = "lape") -> list[str]:
+    """Says the same in words, a sentence for each rate of `to`."""
+    sentences = []
+    for (rate, gain, drift), rows in at_equal_gain(found, to).groupby(["learning_rate", "gain", "drift"]):
+        parts = []
+        for row in rows.itertuples():
+            if row.where == NEVER:
+                parts.append(f"{row.method} gains as much at none of its rates")
+            elif row.where == AT_MOST:
+                parts.append(f"{row.method} gains more already at its lowest rate, drifting {_span(row)} times as far")
+            else:
+                parts.append(f"{row.method} drifts {_span(row)} times as far")
+        name = get_language(found.lang).name
+        sentences.append(f"{name} {gain:+.1f}%, as {to} at {rate:g} with drift {drift:.4f}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _span(row) -> str:
+    times, low, high = (f"{x:.0f}" if x > 9.5 else f"{x:.1f}" if x > 0.95 else f"{x:.2f}" for x in row[-3:])
+    return f"{times} ({low} to {high})"
+
+
+def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Gain (nats per token) and log drift [1 + resamples, rates], the first row as measured; and degrees of freedom."""
+    gains, drifts = [], []
+    for run in runs:
+        base = found.bases[run["base"]]
+        moved, tokens = values_of([run], base, found.lang, "target, sentences")
+        kl, weights = values_of([run], base, found.lang, "drift")
+        gains.append(_resampled(moved[0], tokens))
+        drifts.append(_resampled(kl[0], weights).log())
+    return torch.stack(gains, 1), torch.stack(drifts, 1), min(len(tokens), len(weights)) - 1
+
+
+def _resampled(values, weights):
+    """Weighted means: of all, then of resamples. The draws are the same in every run, which makes the runs paired."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(values), (_RESAMPLES, max(1, len(values) - 1)), generator=generator)
+    drawn = (values * weights)[picks].sum(1) / weights[picks].sum(1)
+    return torch.cat([((values * weights).sum() / weights.sum())[None], drawn])
+
+
+def _read_off(gains, drifts, wanted):
+    """Log drift where a grid first gains what is wanted (its lowest or its best rate, beyond the grid); and whether it does."""
+    reached, there = gains[:, 0] <= wanted, drifts[:, 0]
+    for place in range(1, gains.shape[1]):
+        here = ~reached & (gains[:, place] <= wanted)
+        share = (wanted - gains[:, place - 1]) / (gains[:, place] - gains[:, place - 1])
+        between = drifts[:, place - 1] + share * (drifts[:, place] - drifts[:, place - 1])
+        there, reached = torch.where(here, between, there), reached | here
+    most = drifts.gather(1, gains.argmin(1, keepdim=True)).squeeze(1)
+    return torch.where(reached, there, most), reached
