@@ -188,7 +188,8 @@ def with_results_table(readme: str) -> str:
     runs = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BOOK / "results").glob("??.json"))}
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["summary"]))
     other = next(kind for kind in reversed(kinds) if any(kind not in run["same_kind"] for run in runs.values()))
-    columns = ["language", "neurons", "weights trained", *kinds, f"English, {other}", f"21 others, {other}"]
+    titles = [f"{kind} (another kind)" if kind == other else kind for kind in kinds]
+    columns = ["language", "neurons", "weights trained", *titles, f"English, {other}", f"21 others, {other}"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for lang, run in runs.items():
         summary, about = run["summary"], run["adapter"]
