@@ -58,6 +58,12 @@ LOOK = """() => {
     faults.push(`the page is ${document.documentElement.scrollWidth} pixels wide, its window ${wide}`);
   for (const e of out.slice(0, 3))
     faults.push(`reaches over the edge: ${e.outerHTML.slice(0, 100)}`);
+  // On a phone a table may scroll. On a desktop its last column would be out of sight, and nobody would miss it.
+  for (const table of wide < 1000 ? [] : document.querySelectorAll("article table")) {
+    const box = table.parentElement;
+    if (!table.closest(".cell_output") && box.scrollWidth > box.clientWidth + 1)
+      faults.push(`a table ends out of sight: ${table.rows[0].innerText.replace(/\\s+/g, " ")}`);
+  }
   for (const image of document.images)
     if (!image.complete || !image.naturalWidth) faults.push(`the image ${image.getAttribute("src")} is missing`);
   for (const math of document.querySelectorAll(".math"))

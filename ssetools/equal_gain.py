@@ -27,10 +27,10 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
 
     Args:
         found: Results of a language whose methods were scored at every rate.
-        to: The method whose rates are the rows.
+        to: The method whose rates are the rows; rates that gain nothing, or no more than a lower one, are left out.
 
     Returns:
-        A row per rate of `to` and other method: learning_rate, gain (percent of perplexity, negative is better) and
+        A row per such rate and other method: learning_rate, gain (percent of perplexity, negative is better) and
         drift (nats per token) of `to`; method; times, its drift over that of `to` at the same gain; low, high, the
         95% interval; and where that was read: `BETWEEN` two rates; `AT_MOST`, when its lowest rate gains more
         already, so that times is an upper bound; `NEVER`, when no rate gains as much, and times is NaN. Empty when
@@ -43,6 +43,8 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
     wider = student_over_normal(free)
     for place, run in enumerate(found.traced[to]):
         wanted = own_gain[:, place]
+        if wanted[0] >= min([0.0, *own_gain[0, :place].tolist()]):
+            continue
         about = [run["arm"]["learning_rate"], 100 * math.expm1(wanted[0].item()), own_drift[0, place].exp().item()]
         for method, (gains, drifts, _) in along.items():
             there, reached = _read_off(gains, drifts, wanted)

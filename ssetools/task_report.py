@@ -11,7 +11,7 @@ import pandas
 import torch
 
 from ssetools.adapter import Adapter, adapter_facts
-from ssetools.effects import interval
+from ssetools.effects import MIN_UNITS, interval
 from ssetools.paths import write_json
 from ssetools.task_evaluation import evaluate
 from ssetools.tasks import OFFLINE_TASKS
@@ -29,7 +29,7 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
         By task that both have: "difference" of the measure (positive is better) and, for questions, its 95% interval
         "low" and "high" (bootstrap over what the questions are about; None with fewer than five, or when no answer
         changed) and how many answers were "gained" and "lost"; for translation "p", from sacrebleu's paired
-        bootstrap, and the same for BLEU.
+        bootstrap (None with fewer than five texts), and the same for BLEU.
 
     Raises:
         ValueError: If the questions were not the same.
@@ -43,6 +43,8 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
             raise ValueError(f"{name} was asked with other questions or prompts before and after: they do not compare.")
         if "hypotheses" in one:
             scores = compare_translations(one["hypotheses"], other["hypotheses"], one["references"], one["target"])
+            if len(one["hypotheses"]) < MIN_UNITS:  # resampling so few texts calls chance significant
+                scores = {metric: {**score, "p": None} for metric, score in scores.items()}
             found[name] = {**scores["chrF++"], "BLEU": scores["BLEU"]}
         else:
             found[name] = _compare_answers(one, other)
@@ -124,30 +126,36 @@ def task_table(scores: Mapping) -> pandas.DataFrame:
             rows[name] = {"language": after["language"], "measure": "cannot be had"}
             continue
         scale = 1 if "hypotheses" in after else 100
-        doubt = f"p {change['p']:.2f}" if "p" in change else _span(change, scale)
         rows[name] = {
             "language": after["language"],
             "measure": after["measure"],
             "chance": f"{scale * after['chance']:.1f}",
             "base": f"{scale * before['value']:.1f}",
             "tuned": f"{scale * after['value']:.1f}",
-            "change": f"{scale * change['difference']:+.1f} ({doubt})",
+            "change": f"{scale * change['difference']:+.1f} ({_doubt(change, scale)})",
             "questions": str(after["items"]),
         }
     columns = ["language", "measure", "chance", "base", "tuned", "change", "questions"]
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("")
 
 
-def _span(change, scale):
-    if not change["gained"] + change["lost"]:
+def _doubt(change, scale):
+    if "gained" in change and not change["gained"] + change["lost"]:
         return "no answer changed"
-    if change["low"] is None:
+    if change.get("p", change.get("low")) is None:
         return "too few to say"
+    if "p" in change:
+        return f"p {change['p']:.2f}"
     return f"{scale * change['low']:+.1f} to {scale * change['high']:+.1f}"
+
+
+def unavailable(scores: Mapping) -> dict[str, str]:
+    """Returns, by task that could not be had, the reason and the remedy."""
+    rows = {**scores["before"]["tasks"], **scores["after"]["tasks"]}
+    return {name: row["unavailable"] for name, row in rows.items() if "unavailable" in row}
 
 
 def task_report(scores: Mapping) -> str:
     """Writes the table, and below it why a task could not be had."""
-    rows = {**scores["before"]["tasks"], **scores["after"]["tasks"]}
-    missing = [f"{name}: {row['unavailable']}" for name, row in rows.items() if "unavailable" in row]
+    missing = [f"{name}: {why}" for name, why in unavailable(scores).items()]
     return "\n".join([task_table(scores).to_string(), *missing])

@@ -181,6 +181,11 @@ def test_answers_are_compared_question_by_question():
     assert compare_tasks(row_of([1, 0]), row_of([1, 1]))["t"]["low"] is None, "two questions are too few"
     still = compare_tasks(row_of(before), row_of(before))["t"]
     assert (still["difference"], still["low"], still["high"]) == (0, None, None), "no change is not certainty"
+    texts = {"references": ["all are free"] * 4, "hypotheses": ["all are"] * 4, "target": "en", "digest": "x"}
+    translated = {"tasks": {"t": texts}}, {"tasks": {"t": {**texts, "hypotheses": texts["references"]}}}
+    change = compare_tasks(*translated)["t"]
+    assert change["difference"] > 10
+    assert change["p"] is change["BLEU"]["p"] is None, "four texts are too few"
     missing = {"tasks": {"t": {"unavailable": "gone"}}}
     assert compare_tasks(missing, row_of([1])) == compare_tasks(row_of([1]), missing) == {}
     with pytest.raises(ValueError, match="t was asked with other questions"):

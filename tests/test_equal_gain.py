@@ -59,6 +59,12 @@ def test_beyond_the_grid_there_is_a_bound_or_nothing():
     assert "as lape at 0.0001" in said
 
 
+def test_a_rate_that_only_harms_is_no_gain_to_compare():
+    one = found(lape=[(0.1, 0.01), (0.05, 0.1), (0.2, 0.3)], random=[(0.3, 0.2)])
+    assert [*at_equal_gain(one).learning_rate] == [1e-4, 9e-4]
+    assert at_equal_gain(found(lape=[(-0.1, 0.01)], random=[(0.3, 0.2)])).empty
+
+
 def test_runs_that_do_not_move_alike_have_an_interval():
     one = found(lape=[(0.2, 0.01)], random=[(0.1, 0.01), (0.3, 0.16)])
     for code, entry in one.traced["random"][1]["drift"].items():

@@ -135,6 +135,8 @@ def merging(found: dict) -> str:
     ):
         moved = in_cell(change(found[base], found[name])) if base else ""
         lines.append(f"| {name} | {found[name]['perplexity']:.2f} | {moved} |")
+    apart = change(found["delta beside 8-bit"], found["merged into int8"])
+    lines += ["", f"Merged into int8, the perplexity is {with_interval(apart)} against the delta beside the weights."]
     lines += ["", "| projection | int8 step | delta | error of the merged delta |", "|:--|--:|--:|--:|"]
     for row in found["projections"]:
         lines.append(f"| {row['projection']} | {row['step']:.1e} | {row['delta']:.1e} | {100 * row['error']:.0f}% |")

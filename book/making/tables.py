@@ -42,12 +42,13 @@ def languages_table() -> str:
     kinds = list(dict.fromkeys(kind for metrics in found.values() for kind in metrics["summary"]))
     other = {other_kind(metrics) for metrics in found.values()}
     titles = [f"{kind},<br>another kind" if kind in other else kind for kind in kinds]
-    lines = ["| language | neurons | " + " | ".join(titles) + " | English | others |"]
-    lines.append("|:--|--:|" + "--:|" * (len(kinds) + 2))
+    lines = ["| language | " + " | ".join(titles) + " | English | others |"]
+    lines.append("|:--|" + "--:|" * (len(kinds) + 2))
     for code, metrics in found.items():
         about, summary = metrics["adapter"], metrics["summary"]
         kept = summary[other_kind(metrics) or next(iter(summary))]
-        cells = [name_of(code), f"{about['neurons']:,}<br><small>{percent_trained(about):.2f}%</small>"]
+        size = f"{about['neurons']:,} neurons, {percent_trained(about):.2f}%"
+        cells = [f"{name_of(code)}<br><small>{size}</small>"]
         cells += [in_cell(summary[kind]["target"]) if kind in summary else "" for kind in kinds]
         cells += [in_cell(kept["english"]), percent(kept["mean_of_others"])]
         lines.append("| " + " | ".join(cells) + " |")
