@@ -37,7 +37,7 @@ def not_yet() -> str:
 
 
 def languages_table() -> str:
-    """Writes one row a language: neurons, weights, and the change of perplexity on each kind of text."""
+    """Writes one row a language: neurons, and the change of perplexity on each kind of text."""
     found = measured()
     kinds = list(dict.fromkeys(kind for metrics in found.values() for kind in metrics["summary"]))
     other = {other_kind(metrics) for metrics in found.values()}
@@ -47,8 +47,7 @@ def languages_table() -> str:
     for code, metrics in found.items():
         about, summary = metrics["adapter"], metrics["summary"]
         kept = summary[other_kind(metrics) or next(iter(summary))]
-        size = f"{about['neurons']:,} neurons, {percent_trained(about):.2f}%"
-        cells = [f"{name_of(code)}<br><small>{size}</small>"]
+        cells = [f"{name_of(code)}<br><small>{about['neurons']:,} neurons</small>"]
         cells += [in_cell(summary[kind]["target"]) if kind in summary else "" for kind in kinds]
         cells += [in_cell(kept["english"]), percent(kept["mean_of_others"])]
         lines.append("| " + " | ".join(cells) + " |")
