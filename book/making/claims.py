@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from making.compared import leading, summary
-from making.results import listed, measured, name_of, other_kind, percent, percent_trained, read
+from making.results import listed, measured, name_of, other_kind, percent, percent_trained, rate, read, with_interval
 from ssetools.languages import get_language
 
 _RIVALS = {
@@ -71,7 +71,26 @@ def kept() -> str:
     return (
         f"With the default recipe, the mean change over other languages on text of another kind lies between "
         f"{percent(means[least])} ({name_of(least)} trained) and {percent(means[most])} ({name_of(most)} trained); {said}. "
-        "A mean hides single languages that lost: they are named in [What it gains and what it costs](gains.md).\n"
+        "A mean hides single languages that lost: they are named in [What it gains and what it costs](gains.md)."
+        f"{kept_at_chosen_rates()}\n"
+    )
+
+
+def kept_at_chosen_rates() -> str:
+    """Says what other languages lost under `lape` at the rates that the comparison chose; empty before there is one."""
+    found = summary()
+    if found is None:
+        return ""
+    parts = []
+    for lang in leading(found):
+        own = found["languages"][lang]["methods"]["lape"]
+        moved = own["changes"]["others, sentences"]
+        moved = with_interval({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
+        parts.append(f"{moved} with {name_of(lang)} trained at {rate(own['learning_rate'])}")
+    return (
+        " In the comparison the rate is chosen by text of the trained language alone, and then the same neurons changed "
+        f"the others' sentences by {listed(parts)}: what keeps the rest of the model is a low rate, not the choice of "
+        "neurons alone."
     )
 
 
