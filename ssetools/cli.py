@@ -228,6 +228,7 @@ def _evaluate_tasks(arguments):
 
     parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
     model, tokenizer, folder, _ = _attached(arguments)
+    print(f"Answers of the tuned model and of its base: {' '.join(arguments.tasks)} ...", flush=True)
     asked = (arguments.tasks, arguments.limit, arguments.translations, arguments.shots)
     print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
 

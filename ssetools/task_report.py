@@ -100,7 +100,6 @@ def get_task_scores(
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):
             return kept
-    print(f"Asking {' '.join(tasks)}, after and before ...", flush=True)
     after = evaluate(model, tokenizer, lang, **options)
     with Adapter.attached_to(model).switched_off():
         before = evaluate(model, tokenizer, lang, **options)
