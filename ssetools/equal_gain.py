@@ -7,7 +7,7 @@ import math
 import pandas
 import torch
 
-from ssetools.effects import student_over_normal, values_of
+from ssetools.effects import MIN_UNITS, student_over_normal, values_of
 from ssetools.findings import Findings
 from ssetools.languages import get_language
 
@@ -32,15 +32,15 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
     Returns:
         A row per such rate and other method: learning_rate, gain (percent of perplexity, negative is better) and
         drift (nats per token) of `to`; method; times, its drift over that of `to` at the same gain; low, high, the
-        95% interval; and where that was read: `BETWEEN` two rates; `AT_MOST`, when its lowest rate gains more
-        already, so that times is an upper bound; `NEVER`, when no rate gains as much, and times is NaN. Empty when
-        `to` was not scored at every rate.
+        95% interval, NaN with fewer than `MIN_UNITS` windows or languages; and where that was read: `BETWEEN` two
+        rates; `AT_MOST`, when its lowest rate gains more already, so that times is an upper bound; `NEVER`, when no
+        rate gains as much, and times is NaN. Empty when `to` was not scored at every rate.
     """
     if to not in found.traced:
         return pandas.DataFrame(columns=_COLUMNS)
     along = {method: _along(runs, found) for method, runs in found.traced.items()}
-    (own_gain, own_drift, free), rows = along.pop(to), []
-    wider = student_over_normal(free)
+    (own_gain, own_drift, units), rows = along.pop(to), []
+    wider = student_over_normal(units - 1) if units >= MIN_UNITS else math.nan
     for place, run in enumerate(found.traced[to]):
         wanted = own_gain[:, place]
         if wanted[0] >= min([0.0, *own_gain[0, :place].tolist()]):
@@ -78,11 +78,11 @@ def cost_of_gain(found: Findings, to: str = "lape") -> list[str]:
 
 def _span(row) -> str:
     times, low, high = (f"{x:.0f}" if x > 9.5 else f"{x:.1f}" if x > 0.95 else f"{x:.2f}" for x in row[-3:])
-    return f"{times} ({low} to {high})"
+    return f"{times} ({low} to {high})" if not math.isnan(row.high) else times
 
 
 def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Gain (nats per token) and log drift [1 + resamples, rates], the first row as measured; and degrees of freedom."""
+    """Gain (nats per token) and log drift [1 + resamples, rates], the first as measured; and the fewer of windows and languages."""
     gains, drifts = [], []
     for run in runs:
         base = found.bases[run["base"]]
@@ -90,7 +90,7 @@ def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
         kl, weights = values_of([run], base, found.lang, "drift")
         gains.append(_resampled(moved[0], tokens))
         drifts.append(_resampled(kl[0], weights).log())
-    return torch.stack(gains, 1), torch.stack(drifts, 1), min(len(tokens), len(weights)) - 1
+    return torch.stack(gains, 1), torch.stack(drifts, 1), min(len(tokens), len(weights))
 
 
 def _resampled(values, weights):

@@ -73,5 +73,16 @@ def test_runs_that_do_not_move_alike_have_an_interval():
     assert row.low < row.times < row.high
 
 
+def test_few_languages_give_no_interval():
+    one = found(lape=[(0.2, 0.01)], random=[(0.1, 0.01), (0.3, 0.16)])
+    for runs in one.traced.values():
+        for each in runs:
+            each["drift"] = {"a": each["drift"]["a"]}
+    row = at_equal_gain(one).iloc[0]
+    assert row.times == pytest.approx(4.0)
+    assert math.isnan(row.low)
+    assert "random drifts 4.0 times as far." in cost_of_gain(one)[0]
+
+
 def test_without_runs_at_every_rate_there_is_nothing_to_say():
     assert cost_of_gain(found(random=[(0.1, 0.01)])) == []
