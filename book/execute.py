@@ -189,7 +189,7 @@ def with_results_table(readme: str) -> str:
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["summary"]))
     other = next(kind for kind in reversed(kinds) if any(kind not in run["same_kind"] for run in runs.values()))
     titles = [f"{kind} (another kind)" if kind == other else kind for kind in kinds]
-    columns = ["language", "neurons", "weights trained", *titles, f"English, {other}", f"21 others, {other}"]
+    columns = ["language", "neurons", "weights trained", *titles, f"English, {other}", f"other languages, {other}"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for lang, run in runs.items():
         summary, about = run["summary"], run["adapter"]

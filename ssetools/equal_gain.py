@@ -82,7 +82,10 @@ def _span(row) -> str:
 
 
 def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Gain (nats per token) and log drift [1 + resamples, rates], the first as measured; and the fewer of windows and languages."""
+    """Gain (nats per token) and log drift [1 + resamples, rates], the first row as measured; and how many units.
+
+    Units are windows or languages, whichever are fewer.
+    """
     gains, drifts = [], []
     for run in runs:
         base = found.bases[run["base"]]
@@ -102,7 +105,10 @@ def _resampled(values, weights):
 
 
 def _read_off(gains, drifts, wanted):
-    """Log drift where a grid first gains what is wanted (its lowest or its best rate, beyond the grid); and whether it does."""
+    """Log drift where a grid first gains what is wanted, and whether it does.
+
+    A grid whose lowest rate gains more gives the drift of that rate; one that never gains as much, that of its best.
+    """
     reached, there = gains[:, 0] <= wanted, drifts[:, 0]
     for place in range(1, gains.shape[1]):
         here = ~reached & (gains[:, place] <= wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from making.compared import leading, summary
+from making.compared import as_change, leading, summary
 from making.results import listed, measured, name_of, other_kind, percent, percent_trained, rate, read, with_interval
 from ssetools.languages import get_language
 
@@ -81,16 +81,16 @@ def kept_at_chosen_rates() -> str:
     found = summary()
     if found is None:
         return ""
-    parts = []
+    parts, lost = [], False
     for lang in leading(found):
         own = found["languages"][lang]["methods"]["lape"]
-        moved = own["changes"]["others, sentences"]
-        moved = with_interval({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
-        parts.append(f"{moved} with {name_of(lang)} trained at {rate(own['learning_rate'])}")
+        moved = as_change(own["changes"]["others, sentences"])
+        lost |= moved["low"] is not None and moved["low"] > 0
+        parts.append(f"{with_interval(moved)} with {name_of(lang)} trained at {rate(own['learning_rate'])}")
     return (
         " In the comparison the rate is chosen by text of the trained language alone, and then the same neurons changed "
-        f"the others' sentences by {listed(parts)}: what keeps the rest of the model is a low rate, not the choice of "
-        "neurons alone."
+        f"the others' sentences by {listed(parts)}"
+        + (": what keeps the rest of the model is a low rate, not the choice of neurons alone." if lost else ".")
     )
 
 

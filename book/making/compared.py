@@ -100,7 +100,12 @@ def _cell(moved: dict | None, measure: str) -> str:
         return ""
     if measure == "drift":
         return f"{moved['value']:.4f}"
-    return in_cell({"percent": moved["value"], "low": moved["low"], "high": moved["high"]})
+    return in_cell(as_change(moved))
+
+
+def as_change(cell: dict) -> dict:
+    """Returns a cell of the summary as the change in percent that `results` writes."""
+    return {"percent": cell["value"], "low": cell["low"], "high": cell["high"]}
 
 
 def rates(lang: str, one: dict) -> str:
