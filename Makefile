@@ -53,10 +53,10 @@ notebooks: setup
 	@$(PY) book/execute.py $(lang) --runs $(runs)/book --other-text $(other_text)
 
 # Every method on equal terms: three languages in full with ablations, the other ten at the rates chosen there with one
-# seed, and the summary of all. May be stopped and started again.
+# seed of its own each, and the summary of all. May be stopped and started again.
 compare: setup
 	@$(VENV)/bin/ssetools compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
-	@$(VENV)/bin/ssetools compare mt af cy mk lv lt sl sk et ne --like yo is ka --seeds 0 --runs $(runs) \
+	@$(VENV)/bin/ssetools compare mt af cy mk lv lt sl sk et ne --like yo is ka --runs $(runs) \
 	  --other-text $(other_text)
 
 book: setup

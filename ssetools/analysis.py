@@ -192,8 +192,10 @@ class WeightDelta:
 def weight_deltas(adapter: Adapter) -> Iterator[WeightDelta]:
     """Yields what an attached adapter adds to each FFN projection of each layer; nothing is merged.
 
+    IA3 multiplies activations, which is to add a share of a weight's own rows or columns.
+
     Raises:
-        ValueError: For IA3, which multiplies activations and adds nothing to a weight.
+        ValueError: If the adapter touches no FFN projection.
     """
     blocks = find_ffn_blocks(adapter.model)
     if isinstance(adapter, Subnetwork):
@@ -203,19 +205,31 @@ def weight_deltas(adapter: Adapter) -> Iterator[WeightDelta]:
             rows = delta.T if piece.projection.name == "down" else delta
             yield WeightDelta(layer, piece.projection, adapter.neurons[layer], rows)
         return
-    every = torch.arange(blocks[0].num_neurons)
+    every, touched = torch.arange(blocks[0].num_neurons), False
     for layer, block in enumerate(blocks):
         for projection in block.projections:
-            yield WeightDelta(layer, projection, every, _rows(projection, _change_of(adapter, projection), every))
+            delta = _change_of(adapter, projection, every)
+            if delta is not None:
+                touched = True
+                yield WeightDelta(layer, projection, every, delta)
+    if not touched:
+        raise ValueError(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
 
 
-def _change_of(adapter: Adapter, projection: Projection) -> torch.Tensor:
+def _change_of(adapter: Adapter, projection: Projection, every: torch.Tensor) -> torch.Tensor | None:
+    """The change of one projection [neurons, hidden], or None where the adapter leaves it alone."""
     module = projection.module
     if isinstance(adapter, WholeWeights):
-        return (module.weight - adapter.base_value(module.weight)).detach().float()
-    if not hasattr(module, "get_delta_weight"):
-        raise ValueError("IA3 multiplies activations and adds nothing to a weight: there is no change to measure.")
-    return module.get_delta_weight("default").detach().float()
+        return _rows(projection, (module.weight - adapter.base_value(module.weight)).detach().float(), every)
+    if hasattr(module, "get_delta_weight"):
+        return _rows(projection, module.get_delta_weight("default").detach().float(), every)
+    if not hasattr(module, "ia3_l"):
+        return None
+    factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
+    of_neurons = module.is_feedforward == (projection.name == "down")  # else a factor for each hidden dimension
+    if of_neurons:
+        factors = factors[every + projection.offset][:, None]
+    return neuron_weights(projection, every) * factors
 
 
 def weight_change(adapter: Adapter | nn.Module):
@@ -232,7 +246,7 @@ def weight_change(adapter: Adapter | nn.Module):
         whole base matrix) and `relative_to_matrix`.
 
     Raises:
-        ValueError: If no adapter is attached to the model, or it changes no weight (IA3).
+        ValueError: If no adapter is attached to the model, or it changes no FFN projection.
     """
     import pandas
 

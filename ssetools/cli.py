@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
     one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
     one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
-    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument(
+        "--seeds", nargs="+", type=int, default=None, help="default: 0 1 2, or with --like one of the language's own"
+    )
     one.add_argument(
         "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
     )

@@ -6,12 +6,14 @@ import gc
 import json
 import shutil
 import statistics
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 import pandas
 from filelock import FileLock
 
+from ssetools.arms import SEEDS, Arm, ablations_of, own_seed
 from ssetools.corpora import load_texts
 from ssetools.divergence import drift, sample_from_base
 from ssetools.evaluation import change, score_languages
@@ -26,7 +28,6 @@ from ssetools.provenance import provenance
 from ssetools.text_plan import default_source
 from ssetools.training import finetune
 
-SEEDS = (0, 1, 2)
 _TRAINING = {
     "window": 256,
     "batch_size": 2,
@@ -39,49 +40,6 @@ _ABLATED = ("lape", "random")
 TRACED = ("lape", "random", "lora-equal", "full")
 """Methods scored at every rate of their search, one seed: a higher rate gains more and harms more, and the search, which
 looks at the target language alone, does not see the harm."""
-
-ABLATIONS = {
-    "top_rate": (0.01, 0.02, 0.05, 0.10),
-    "max_tokens": (4096, 8192, 16_384, 32_768),
-    "budget": (None, 0.01),
-}
-"""What the ablations change, one at a time: fields of `Arm`, and their values, the comparison's own among them."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training run of the comparison.
-
-    Attributes:
-        method: A name of `METHODS`.
-        learning_rate: Peak rate.
-        seed: Of the order of the text, of LoRA's start, and of the random neurons.
-        max_tokens: Training tokens.
-        top_rate: Share of all neurons selected, over all languages.
-        budget: None, or the share of all weights that the language's own lowest-entropy neurons make up, in place of
-            the pooled selection.
-    """
-
-    method: str
-    learning_rate: float
-    seed: int = 0
-    max_tokens: int = 16_384
-    top_rate: float = 0.05
-    budget: float | None = None
-
-    @property
-    def name(self) -> str:
-        """File name: method, what differs from the defaults, rate and seed."""
-        special = f"-{self.max_tokens}tokens" if self.max_tokens != Arm.max_tokens else ""
-        special += f"-top{self.top_rate:g}" if self.top_rate != Arm.top_rate else ""
-        special += f"-budget{self.budget:g}" if self.budget else ""
-        return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
-
-
-def ablations_of(method: str, learning_rate: float) -> list[Arm]:
-    """Returns the runs that differ from the comparison's own in one of `ABLATIONS`, and that one, each once."""
-    base = Arm(method, learning_rate)
-    return list(dict.fromkeys(replace(base, **{key: x}) for key, values in ABLATIONS.items() for x in values))
 
 
 class Comparison:
@@ -114,7 +72,7 @@ class Comparison:
         self,
         lang: str,
         methods: Iterable[str] = tuple(METHODS),
-        seeds: Sequence[int] = SEEDS,
+        seeds: Sequence[int] | None = None,
         like: Sequence[str] = (),
     ) -> list[dict]:
         """Runs every method on a language.
@@ -122,7 +80,7 @@ class Comparison:
         Args:
             lang: Language code.
             methods: Names of `METHODS`.
-            seeds: Seeds to run at the chosen rate.
+            seeds: Seeds to run at the chosen rate; None: `SEEDS`, or with `like` the one of `own_seed`.
             like: Languages whose search chooses the rate; none searches for this language itself.
 
         Returns:
@@ -132,6 +90,7 @@ class Comparison:
             get_language(code)
         for method in methods:
             check_method(method)
+        seeds = seeds or ([own_seed(lang)] if like else SEEDS)
         scored = []
         for method in sorted(methods, key=lambda m: not METHODS[m].on_8bit):  # each base is loaded once
             rate = self.chosen_rate(method, like or [lang])
@@ -204,10 +163,12 @@ class Comparison:
         with self._alone("shared"):
             samples = sample_from_base(model, tokenizer, CONTRAST_LANGUAGES, self.results / "samples.safetensors")
         texts, budgets = self._test(lang)
+        began = time.perf_counter()
         result["base"] = self._score_base(lang, texts, budgets)
         adapter = load_adapter(folder, model)
         result["after"] = score_languages(model, tokenizer, texts, budgets)
         result["drift"] = drift(model, samples)
+        result["scoring_seconds"] = round(time.perf_counter() - began, 1)
         adapter.detach()
         write_json(self._path(lang, arm), result)
         shutil.rmtree(folder)
@@ -226,7 +187,7 @@ class Comparison:
 
     def _train(self, lang, arm):
         model, tokenizer = self._load(METHODS[arm.method].on_8bit)
-        folder = self._folder(lang, arm)
+        folder, began = self._folder(lang, arm), time.perf_counter()
         shutil.rmtree(folder, ignore_errors=True)
         result = finetune(
             model,
@@ -252,6 +213,7 @@ class Comparison:
             "peak_memory_gib": round(result.peak_memory_gib, 2),
             "adapter_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
             "seconds_per_step": round(statistics.median(seconds), 3),
+            "seconds": round(time.perf_counter() - began, 1),
             "best_step": result.best_step,
             "validation_loss": min(row["validation_loss"] for row in result.history if "validation_loss" in row),
             "history": [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in result.history],
@@ -262,13 +224,17 @@ class Comparison:
         return found
 
     def _score_base(self, lang, texts, budgets):
-        """Scores the loaded base, once for each language and precision, and returns its file's name."""
+        """Scores the loaded base, once for each language, precision and kind of hardware; returns its file's name."""
         model, tokenizer = self._loaded
-        path = self.results / lang / f"base-{'8bit' if has_8bit_layers(model) else '16bit'}.json"
-        with self._alone(lang, path.stem):
-            if not path.exists():
-                scores = score_languages(model, tokenizer, texts, budgets)
-                write_json(path, {"scores": scores, "protocol": self._protocol(), **provenance()})
+        about, stem = provenance(), f"base-{'8bit' if has_8bit_layers(model) else '16bit'}"
+        with self._alone(lang, stem):
+            have = sorted((self.results / lang).glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name))
+            for path in have:
+                if json.loads(path.read_text(encoding="utf-8"))["hardware"] == about["hardware"]:
+                    return path.name
+            path = self.results / lang / (f"{stem}-{len(have) + 1}.json" if have else f"{stem}.json")
+            scores = score_languages(model, tokenizer, texts, budgets)
+            write_json(path, {"scores": scores, "protocol": self._protocol(), **about})
         return path.name
 
     # --- what the runs share ---

@@ -18,12 +18,14 @@ _COLUMNS = ["method", "measure", "value", "low", "high", "seeds", "units"]
 _RESAMPLES = 4000
 
 
-def values_of(runs: Sequence[Mapping], base: Mapping, lang: str, measure: str) -> tuple[torch.Tensor, torch.Tensor]:
+def values_of(
+    runs: Sequence[Mapping], bases: Mapping[str, Mapping], lang: str, measure: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Lays out one measure of the runs of one method, seed by seed and unit by unit.
 
     Args:
         runs: Scored runs, one per seed.
-        base: Scores of the base by kind and language.
+        bases: Scores of the bases, by kind and language, by the file name that the runs give them.
         lang: The target language.
         measure: One of `MEASURES`.
 
@@ -39,10 +41,11 @@ def values_of(runs: Sequence[Mapping], base: Mapping, lang: str, measure: str) -
         values = [[one["kl"] for one in run["drift"].values()] for run in runs]
         return torch.tensor(values, dtype=torch.float64), torch.ones(len(values[0]), dtype=torch.float64)
     who, kind = measure.split(", ")
-    codes = {"target": [lang], "English": ["en"], "others": [x for x in base[kind] if x != lang]}[who]
+    others = [x for x in runs[0]["after"][kind] if x != lang]
+    codes = {"target": [lang], "English": ["en"], "others": others}[who]
     moved = []
     for run in runs:
-        after, before = ([scores[kind][x] for x in codes] for scores in (run["after"], base))
+        after, before = ([scores[kind][x] for x in codes] for scores in (run["after"], bases[run["base"]]))
         if any(a["window_tokens"] != b["window_tokens"] for a, b in zip(after, before, strict=True)):
             raise ValueError(f"The runs of {lang!r} were scored on other text than their base: {measure}.")
         moved.append([_moved(a, b) for a, b in zip(after, before, strict=True)])
@@ -138,7 +141,7 @@ def differences(runs: Sequence[Mapping], bases: Mapping[str, Mapping], lang: str
 def _changes(runs, bases, lang):
     for method, mine in by_method(runs).items():
         for measure in MEASURES:
-            yield method, measure, *values_of(mine, bases[mine[0]["base"]], lang, measure)
+            yield method, measure, *values_of(mine, bases, lang, measure)
 
 
 def _pairs(runs, bases, lang, to):
@@ -151,10 +154,7 @@ def _pairs(runs, bases, lang, to):
         if not shared:
             raise ValueError(f"{method} and {to} were run with different seeds in {lang!r}: they cannot be paired.")
         for measure in MEASURES:
-            theirs, ours = (
-                values_of([some[seed] for seed in shared], bases[some[shared[0]]["base"]], lang, measure)
-                for some in (mine, own)
-            )
+            theirs, ours = (values_of([some[seed] for seed in shared], bases, lang, measure) for some in (mine, own))
             yield method, measure, theirs[0] - ours[0], ours[1]
 
 
@@ -169,7 +169,8 @@ def across_languages(
 
     Returns:
         Columns as in `effects`, `units` being languages and `seeds` 1: the means of a language's seeds are its value.
-        A method counts in the languages in which it was run.
+        A method counts in the languages in which it was run. What English lost has no interval: it is measured on the
+        same windows whatever language was trained, and these do not become more by training more languages.
     """
     means: dict[tuple, list[float]] = {}
     for lang, (runs, bases) in found.items():
@@ -177,7 +178,9 @@ def across_languages(
             mean = ((values * weights).sum(1) / weights.sum()).mean().item()
             means.setdefault((method, measure), []).append(mean)
     tables = {key: torch.tensor([values], dtype=torch.float64) for key, values in means.items()}
-    return _table((*key, values, torch.ones_like(values[0])) for key, values in tables.items())
+    table = _table((*key, values, torch.ones_like(values[0])) for key, values in tables.items())
+    table.loc[table.measure.str.startswith("English"), ["low", "high"]] = math.nan
+    return table
 
 
 def _table(cells) -> pandas.DataFrame:

@@ -14,16 +14,16 @@ from ssetools.languages import get_language
 BETWEEN, AT_MOST, NEVER = "between", "at most", "never"
 
 _RESAMPLES = 2000
-_COLUMNS = ["learning_rate", "gain", "drift", "method", "where", "times", "low", "high"]
+_COLUMNS = ["learning_rate", "gain", "drift", "method", "where", "times", "low", "high", "reached"]
 
 
 def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
     """Reads off how far each method drifts where it gains as much on sentences as `to` does at each of its rates.
 
     At the rates that a search chooses, methods differ in rate first. Here a method is read off between the rates of
-    its grid, the logarithm of its drift being taken as linear in its gain. The interval is from resampling windows and
-    languages together, one less than there are and widened as in `effects.interval`; it is over text alone, since
-    there is one seed.
+    its grid, the logarithm of its drift being taken as linear in its gain. The interval is from resampling windows and,
+    with other draws, languages, one less than there are of each and widened as in `effects.interval`; it is over text
+    alone, since there is one seed. A resample that lies beyond the grid has no bound on that side.
 
     Args:
         found: Results of a language whose methods were scored at every rate.
@@ -32,9 +32,10 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
     Returns:
         A row per such rate and other method: learning_rate, gain (percent of perplexity, negative is better) and
         drift (nats per token) of `to`; method; times, its drift over that of `to` at the same gain; low, high, the
-        95% interval, NaN with fewer than `MIN_UNITS` windows or languages; and where that was read: `BETWEEN` two
-        rates; `AT_MOST`, when its lowest rate gains more already, so that times is an upper bound; `NEVER`, when no
-        rate gains as much, and times is NaN. Empty when `to` was not scored at every rate.
+        95% interval (0 and inf where it is open), NaN with fewer than `MIN_UNITS` windows or languages; reached, the
+        share of resamples in which a rate gains as much; and where it was read: `BETWEEN` two rates; `AT_MOST`, when
+        its lowest rate gains more already, so that times is an upper bound; `NEVER`, when no rate gains as much, and
+        times is NaN. Empty when `to` was not scored at every rate.
     """
     if to not in found.traced:
         return pandas.DataFrame(columns=_COLUMNS)
@@ -47,15 +48,17 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
             continue
         about = [run["arm"]["learning_rate"], 100 * math.expm1(wanted[0].item()), own_drift[0, place].exp().item()]
         for method, (gains, drifts, _) in along.items():
-            there, reached = _read_off(gains, drifts, wanted)
-            apart = there - own_drift[:, place]
+            there, reached, already = _read_off(gains, drifts, wanted)
+            share = reached[1:].double().mean().item()
             if not reached[0]:
-                rows.append([*about, method, NEVER, math.nan, math.nan, math.nan])
+                rows.append([*about, method, NEVER, math.nan, math.nan, math.nan, share])
                 continue
-            ends = apart[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-            low, high = (apart[0] + wider * (ends - apart[0])).exp().tolist()
-            where = AT_MOST if gains[0, 0] <= wanted[0] else BETWEEN
-            rows.append([*about, method, where, apart[0].exp().item(), low, high])
+            where = AT_MOST if already[0] else BETWEEN
+            if where == BETWEEN:
+                there = there.masked_fill(already, -math.inf)
+            apart = there - own_drift[:, place]
+            low, high = (_widened(apart, share, wider) for share in (0.025, 0.975))
+            rows.append([*about, method, where, apart[0].exp().item(), low, high, share])
     return pandas.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -66,9 +69,11 @@ def cost_of_gain(found: Findings, to: str = "lape") -> list[str]:
         parts = []
         for row in rows.itertuples():
             if row.where == NEVER:
-                parts.append(f"{row.method} gains as much at none of its rates")
+                parts.append(
+                    f"{row.method} gains as much at none of its rates (at one of them in {row.reached:.0%} of resamples)"
+                )
             elif row.where == AT_MOST:
-                parts.append(f"{row.method} gains more already at its lowest rate, drifting {_span(row)} times as far")
+                parts.append(f"{row.method} at most {_span(row)} times, read at its lowest rate, which gains more")
             else:
                 parts.append(f"{row.method} drifts {_span(row)} times as far")
         name = get_language(found.lang).name
@@ -77,8 +82,20 @@ def cost_of_gain(found: Findings, to: str = "lape") -> list[str]:
 
 
 def _span(row) -> str:
-    times, low, high = (f"{x:.0f}" if x > 9.5 else f"{x:.1f}" if x > 0.95 else f"{x:.2f}" for x in row[-3:])
+    times, low, high = (_times(x) for x in (row.times, row.low, row.high))
     return f"{times} ({low} to {high})" if not math.isnan(row.high) else times
+
+
+def _times(x: float) -> str:
+    if x in (0, math.inf):
+        return "open"
+    return f"{x:.0f}" if x > 9.5 else f"{x:.1f}" if x > 0.95 else f"{x:.2f}"
+
+
+def _widened(apart: torch.Tensor, share: float, wider: float) -> float:
+    """A quantile of the resamples, as far from the measured value as `wider` says; 0 or inf where they have no bound."""
+    end = apart[1:].sort().values[round(share * (len(apart) - 2))]
+    return (apart[0] + wider * (end - apart[0])).exp().item()
 
 
 def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -88,32 +105,29 @@ def _along(runs, found) -> tuple[torch.Tensor, torch.Tensor, int]:
     """
     gains, drifts = [], []
     for run in runs:
-        base = found.bases[run["base"]]
-        moved, tokens = values_of([run], base, found.lang, "target, sentences")
-        kl, weights = values_of([run], base, found.lang, "drift")
-        gains.append(_resampled(moved[0], tokens))
-        drifts.append(_resampled(kl[0], weights).log())
+        moved, tokens = values_of([run], found.bases, found.lang, "target, sentences")
+        kl, weights = values_of([run], found.bases, found.lang, "drift")
+        gains.append(_resampled(moved[0], tokens, seed=0))
+        drifts.append(_resampled(kl[0], weights, seed=1).log())
     return torch.stack(gains, 1), torch.stack(drifts, 1), min(len(tokens), len(weights))
 
 
-def _resampled(values, weights):
+def _resampled(values, weights, seed):
     """Weighted means: of all, then of resamples. The draws are the same in every run, which makes the runs paired."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (_RESAMPLES, max(1, len(values) - 1)), generator=generator)
     drawn = (values * weights)[picks].sum(1) / weights[picks].sum(1)
     return torch.cat([((values * weights).sum() / weights.sum())[None], drawn])
 
 
 def _read_off(gains, drifts, wanted):
-    """Log drift where a grid first gains what is wanted, and whether it does.
-
-    A grid whose lowest rate gains more gives the drift of that rate; one that never gains as much, that of its best.
-    """
-    reached, there = gains[:, 0] <= wanted, drifts[:, 0]
+    """Log drift where a grid first gains what is wanted, infinite where it never does; whether it does; and whether its
+    lowest rate gains as much or more already, whose drift is a bound from above."""
+    already = gains[:, 0] <= wanted
+    reached, there = already, drifts[:, 0]
     for place in range(1, gains.shape[1]):
         here = ~reached & (gains[:, place] <= wanted)
         share = (wanted - gains[:, place - 1]) / (gains[:, place] - gains[:, place - 1])
         between = drifts[:, place - 1] + share * (drifts[:, place] - drifts[:, place - 1])
         there, reached = torch.where(here, between, there), reached | here
-    most = drifts.gather(1, gains.argmin(1, keepdim=True)).squeeze(1)
-    return torch.where(reached, there, most), reached
+    return there.masked_fill(~reached, math.inf), reached, already

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
-from ssetools.compare import SEEDS, TRACED, Arm, ablations_of
+from ssetools.arms import SEEDS, Arm, ablations_of
+from ssetools.compare import TRACED
 from ssetools.effects import KINDS, by_method
 from ssetools.languages import get_language
 from ssetools.methods import METHODS
@@ -168,7 +170,8 @@ def _missing(lang, runs, search, traced, ablations) -> list[str]:
         said.append(f"not scored: {', '.join(lacks)}")
     if untried:
         said.append(f"rates not tried: {', '.join(untried)}")
-    sentences = [f"{name} is not complete, {'; '.join(said)}. `ssetools compare {lang}` goes on."] if said else []
+    goes_on = f"ssetools compare {lang}" if searched else "make compare"
+    sentences = [f"{name} is not complete, {'; '.join(said)}. `{goes_on}` goes on."] if said else []
     if searched and ablations:
         makes = f"`ssetools compare {lang} --ablations` makes those for which it has neurons."
         sentences.append(f"{name} lacks {len(ablations)} ablations. {makes}")
@@ -209,15 +212,22 @@ def step_costs(path: str | Path, model: str) -> pandas.DataFrame:
 
 
 def base_perplexities(found: Mapping[str, Findings]) -> pandas.DataFrame:
-    """Tabulates the perplexity of the bases in each language: rows language and kind of text, columns the bases."""
-    rows = {
-        (get_language(lang).name, kind): {
-            name.removesuffix(".json"): round(base[kind][lang]["perplexity"], 2) for name, base in one.bases.items()
-        }
-        for lang, one in found.items()
-        for kind in KINDS
-    }
-    return pandas.DataFrame.from_dict(rows, orient="index").sort_index(axis=1)
+    """Tabulates the perplexity of the bases in each language, and the tokens that all is measured on.
+
+    Returns:
+        Rows language and kind of text; a column for each base, then the tokens of the language, of English, and the
+        median of those of each other language.
+    """
+    rows = {}
+    for lang, one in found.items():
+        for kind in KINDS:
+            texts = {name.removesuffix(".json"): base[kind] for name, base in sorted(one.bases.items())}
+            row = {name: round(text[lang]["perplexity"], 2) for name, text in texts.items()}
+            tokens = {code: sum(score["window_tokens"]) for code, score in next(iter(texts.values())).items()}
+            each = statistics.median_low(n for code, n in tokens.items() if code not in (lang, "en"))
+            row |= {"tokens": tokens[lang], "English": tokens["en"], "each other language": each}
+            rows[get_language(lang).name, kind] = row
+    return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def costs(found: Findings, steps: pandas.DataFrame) -> pandas.DataFrame:

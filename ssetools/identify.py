@@ -167,10 +167,30 @@ def _identifier():
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+def can_identify(lang: str) -> bool:
+    """Says whether the identifier knows a language."""
+    return lang in _identifier().labels
+
+
 def _check_known(lang: str) -> None:
     known = _identifier().labels
-    if lang not in known:
+    if not can_identify(lang):
         raise ValueError(f"The language identifier does not know {lang!r}; it knows {' '.join(known)}.")
+
+
+def identified_most(effect, neurons: str, most: int = 4):
+    """Counts what the texts of `amplification_effect` were identified as, the commonest first.
+
+    Args:
+        effect: What `amplification_effect` returned.
+        neurons: Which neurons were turned up: the language's code, or "random".
+        most: How many codes to name at each factor.
+
+    Returns:
+        DataFrame, a row per factor: a dict of codes and counts.
+    """
+    mine = effect[effect.neurons == neurons].groupby("factor").identified
+    return mine.agg(lambda codes: dict(codes.value_counts().head(most))).to_frame("identified as")
 
 
 def _pieces(text: str, characters: int) -> list[str]:

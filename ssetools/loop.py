@@ -39,7 +39,8 @@ class TrainingSettings:
         gradient_accumulation: Forward passes per optimiser step.
         window: Tokens per window, BOS included.
         warmup: Share of the steps.
-        weight_decay: AdamW's; pulls deltas to zero, that is the weights to their pretrained values.
+        weight_decay: AdamW's; pulls what is trained to zero: deltas and LoRA, and with them the weights to their
+            pretrained values; but whole weights ("ffn", "full") and IA3's factors, which start at 1, as well.
         clip: Largest norm of the gradient.
         validate_every: Steps between validations; the best weights seen are the ones kept.
         checkpoint_every: Steps between checkpoints.

@@ -35,19 +35,20 @@ class Method:
     on_8bit: bool = True
 
 
+_NEURON_RATES = (3.3e-5, 1e-4, 3e-4, 9e-4, 27e-4, 81e-4)
+_WEIGHT_RATES = (3.3e-6, 1e-5, 3e-5, 9e-5, 27e-5, 81e-5)
+
 METHODS = {
-    "lape": Method("the weights of the language's neurons", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True),
-    "random": Method("as many other neurons, matched in depth", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True),
-    "random-uniform": Method(
-        "as many other neurons, at any depth", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True
-    ),
-    "ffn": Method("all gate, up and down projections", 3e-5, (1e-5, 3e-5, 9e-5, 27e-5), on_8bit=False),
-    "full": Method("all weights", 3e-5, (1e-5, 3e-5, 9e-5, 27e-5), on_8bit=False),
-    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4)),
+    "lape": Method("the weights of the language's neurons", 1e-4, _NEURON_RATES, needs_neurons=True),
+    "random": Method("as many other neurons, matched in depth", 1e-4, _NEURON_RATES, needs_neurons=True),
+    "random-uniform": Method("as many other neurons, at any depth", 1e-4, _NEURON_RATES, needs_neurons=True),
+    "ffn": Method("all gate, up and down projections", 3e-5, _WEIGHT_RATES, on_8bit=False),
+    "full": Method("all weights", 3e-5, _WEIGHT_RATES, on_8bit=False),
+    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, _NEURON_RATES),
     "lora-equal": Method(
-        "LoRA with as many parameters as the language's neurons", 1e-4, (1e-4, 3e-4, 9e-4, 27e-4), needs_neurons=True
+        "LoRA with as many parameters as the language's neurons", 1e-4, _NEURON_RATES, needs_neurons=True
     ),
-    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (2e-3, 6e-3, 18e-3, 54e-3)),
+    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (6.7e-4, 2e-3, 6e-3, 18e-3, 54e-3, 162e-3)),
 }
 """The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one."""
 

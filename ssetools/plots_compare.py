@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -11,8 +12,8 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssetools.compare import ABLATIONS, Arm
-from ssetools.effects import across_languages, by_method, differences, effects
+from ssetools.arms import ABLATIONS, Arm
+from ssetools.effects import across_languages, by_method, differences, effects, values_of
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
 from ssetools.plots import PALETTE, RULE, WIDTH, style
@@ -25,6 +26,7 @@ LOOKS = dict(
     )
 )
 """Colour and marker of each method, the same in every figure."""
+_MOST_LOST, _WORST_SHOWN = 10, 0.5
 _SMALL = {"markersize": 3, "alpha": 0.7}
 
 
@@ -78,7 +80,8 @@ def plane(found: Mapping[str, Findings], gain: str = "target, sentences", kept: 
 def along_rates(found: Mapping[str, Findings], gain: str = "target, sentences") -> Figure:
     """Draws gain against drift at every rate of a method's grid: a line each, one seed, a ring at the chosen rate.
 
-    Drift is on a logarithmic scale: from one end of a grid to the other it grows a thousandfold.
+    Drift is on a logarithmic scale: from one end of a grid to the other it grows a thousandfold. Rates that make the
+    language itself worse by more than `_MOST_LOST` percent lie outside; lines lead to them.
 
     Args:
         found: Results by language.
@@ -95,8 +98,12 @@ def along_rates(found: Mapping[str, Findings], gain: str = "target, sentences") 
             at = [effects([run], one.bases, lang).set_index("measure").value for run in runs]
             axes.plot([x[gain] for x in at], [x["drift"] for x in at], color=colour, marker=marker, label=method)
             for x, run in zip(at, runs, strict=True):
-                if run["arm"]["learning_rate"] == chosen[method]:
+                if run["arm"]["learning_rate"] == chosen.get(method):
                     _ring(axes, x[gain], x["drift"], colour)
+        points = [(x, y) for line in axes.lines for x, y in zip(*line.get_data(), strict=True) if x <= _MOST_LOST]
+        gains, drifts = zip(*points, strict=True)
+        axes.set_xlim(min(gains) - 2, min(max(gains) + 2, _MOST_LOST))
+        axes.set_ylim(min(drifts) / 1.6, max(drifts) * 1.6)
         axes.axvline(0, color=RULE, linewidth=0.8)
         axes.set_yscale("log")
         axes.set_xlabel(_label(gain, lang))
@@ -137,6 +144,9 @@ def search(found: Mapping[str, Findings]) -> Figure:
             _ring(axes, chosen.learning_rate, chosen.above, colour)
         axes.set(xscale="log", xlabel="peak learning rate")
         axes.margins(0.1)
+    panels[0].set_ylim(
+        -0.03, min(_WORST_SHOWN, panels[0].get_ylim()[1])
+    )  # of a rate far too high the height says nothing
     panels[0].set_ylabel("validation loss,\nabove the best (nats)")
     _legend(figure)
     return figure
@@ -272,10 +282,35 @@ def _size(run):
     return f"({run['parameters'] / 1e6:.2f}M)"
 
 
+def other_languages(found: Findings, measure: str = "others, sentences") -> Axes:
+    """Draws what each other language lost, by method, in the mean over seeds; orange is a loss, purple a gain.
+
+    Args:
+        found: Results of one language.
+        measure: "others, sentences" or "others, articles".
+    """
+    style()
+    rows = {}
+    for method, runs in by_method(found.runs).items():
+        moved = values_of(runs, found.bases, found.lang, measure)[0].mean(0)
+        codes = [code for code in runs[0]["after"][measure.split(", ")[1]] if code != found.lang]
+        rows[method] = {code: 100 * math.expm1(x) for code, x in zip(codes, moved.tolist(), strict=True)}
+    values = pandas.DataFrame.from_dict(rows, orient="index").reindex([x for x in LOOKS if x in rows])
+    axes = plt.subplots(figsize=(WIDTH, 0.34 * len(values) + 1.6), layout="constrained")[1]
+    reach = float(numpy.nanquantile(values.abs(), 0.9))
+    options = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach, "linewidths": 0.5, "annot_kws": {"fontsize": 7}}
+    seaborn.heatmap(values, ax=axes, annot=True, fmt=".0f", cbar_kws={"label": "%"}, **options)
+    name = get_language(found.lang).name
+    axes.set(xlabel="", ylabel="", title=f"{name} trained: change of perplexity of other languages' text (%)")
+    axes.tick_params(axis="both", rotation=0)
+    return axes
+
+
 def by_language(found: Mapping[str, Findings], measure: str = "target, sentences", to: str = "lape") -> Axes:
     """Draws the paired difference of every method to one of them, in every language and in their mean.
 
-    Orange is worse than `to`, purple better. A star marks an interval clear of zero; the mean's is over languages.
+    Orange is worse than `to`, purple better. A star marks an interval clear of zero, where there are several seeds; the
+    mean's is over languages.
 
     Args:
         found: Results by language.
@@ -286,7 +321,8 @@ def by_language(found: Mapping[str, Findings], measure: str = "target, sentences
     tables = {get_language(lang).name: differences(*one.pair, lang, to) for lang, one in found.items()}
     tables["mean"] = across_languages({lang: one.pair for lang, one in found.items()}, to)
     every = pandas.concat(tables, names=["language", None]).query("measure == @measure").reset_index("language")
-    every["text"] = [f"{row.value:+.1f}{'*' if row.low * row.high > 0 else ''}" for row in every.itertuples()]
+    clear = (every.low * every.high > 0) & ((every.seeds > 1) | (every.language == "mean"))
+    every["text"] = [f"{x:+.1f}{'*' if star else ''}" for x, star in zip(every.value, clear, strict=True)]
     columns = [method for method in LOOKS if method in set(every.method)]
     values, texts = (
         every.pivot(index="language", columns="method", values=name).reindex(index=list(tables), columns=columns)

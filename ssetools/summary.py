@@ -11,7 +11,7 @@ from ssetools.findings import Findings, languages_found, read_findings
 from ssetools.languages import get_language
 from ssetools.paths import model_dir, write_json
 from ssetools.provenance import provenance
-from ssetools.verdicts import against, against_on_average, best, judged, losses
+from ssetools.verdicts import against, against_on_average, best, judged, losses, spread_over_seeds
 
 _UNITS = (
     "value, low, high: change of perplexity in percent (drift: nats per token), with its 95% interval; lower is better. "
@@ -33,7 +33,7 @@ def write_summary(results: str | Path, model: str) -> Path:
         "units": _UNITS,
         "languages": {lang: _language(one) for lang, one in found.items()},
         "over_languages": _by_key(across_languages(pairs, to=None)),
-        "over_languages_minus_lape": _by_key(judged(across_languages(pairs))),
+        "over_languages_minus_lape": _by_key(judged(across_languages(pairs), over_languages=True)),
         "verdict_over_languages": against_on_average(found),
     }
     return write_json(model_dir(model, results) / "summary.json", {**facts, **provenance()})
@@ -70,6 +70,7 @@ def _language(found: Findings) -> dict:
             "lape_against": against(found),
             "lape_loses": losses(found),
             "cost_of_gain": cost_of_gain(found),
+            "over_seeds": spread_over_seeds(found),
         },
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas
 
-from ssetools.compare import Arm
+from ssetools.arms import Arm
 from ssetools.effects import MEASURES, MIN_UNITS, across_languages, differences, effects
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
@@ -14,16 +14,23 @@ from ssetools.languages import get_language
 RIVALS = ("random", "lora-equal", "full")
 """The methods that `lape` has to beat: its control in the same layers, LoRA of equal size, and all weights."""
 
-BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not told apart", "no interval"
+BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not told apart", "no verdict"
 
 
-def judged(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Adds `verdict` to a table of `effects.differences`: is the method compared with better than each, or worse?
+def judged(table: pandas.DataFrame, over_languages: bool = False) -> pandas.DataFrame:
+    """Adds `verdict` to a table of differences: is the method compared with better than each, or worse?
 
-    An interval that crosses zero tells nothing apart; without an interval (too few windows) nothing is said at all.
+    An interval that crosses zero tells nothing apart. Without an interval (too few windows) nothing is said at all, nor
+    of one seed: its interval is over text alone, and seeds differ by more than that.
+
+    Args:
+        table: From `effects.differences`, or `effects.across_languages`.
+        over_languages: The latter, whose units are languages: one seed in each is enough.
     """
     verdict = pandas.Series(EQUAL, table.index)
     verdict[table.low > 0], verdict[table.high < 0], verdict[table.low.isna()] = BETTER, WORSE, UNKNOWN
+    if not over_languages:
+        verdict[table.seeds == 1] = UNKNOWN
     return table.assign(verdict=verdict)
 
 
@@ -38,7 +45,7 @@ def best(found: Findings) -> list[str]:
         others = compared[top.method].query("measure == @measure")
         said = f"{name_of(measure, found)}: best is {top.method}, {number(top)}."
         if (others.verdict == UNKNOWN).any():
-            said += f" {top.units} windows are too few for an interval: nobody is told apart."
+            said += f" One seed or fewer than {MIN_UNITS} units: nobody is told apart."
         elif (others.verdict == EQUAL).any():
             said += f" Not told apart from it: {', '.join(others.method[others.verdict == EQUAL])}."
         elif len(others):
@@ -56,14 +63,13 @@ def against(found: Findings, rivals: Sequence[str] = RIVALS, to: str = "lape") -
     sentences = []
     for rival in rivals:
         rows = table[table.method == rival]
-        said = _against(rows, rival, to, lambda measure: name_of(measure, found))
-        sentences.append(said + (" (One seed.)" if rows.seeds.max() == 1 else ""))
+        sentences.append(_against(rows, rival, to, lambda measure: name_of(measure, found)))
     return sentences
 
 
 def against_on_average(found: Mapping[str, Findings], rivals: Sequence[str] = RIVALS, to: str = "lape") -> list[str]:
     """Says the same of the means over languages, with intervals over languages."""
-    table = judged(across_languages({lang: one.pair for lang, one in found.items()}, to))
+    table = judged(across_languages({lang: one.pair for lang, one in found.items()}, to), over_languages=True)
     return [_against(table[table.method == rival], rival, to, str) for rival in rivals]
 
 
@@ -77,7 +83,7 @@ def _against(rows, rival, to, name) -> str:
     unknown = rows[rows.verdict == UNKNOWN]
     if len(unknown):
         where = "; ".join(f"{name(row.measure)} {number(row)}" for row in unknown.itertuples())
-        parts.append(f"Fewer than {MIN_UNITS} units, no interval: {where}.")
+        parts.append(f"No verdict (one seed, fewer than {MIN_UNITS} units, or one text for all): {where}.")
     return f"{to} against {rival}: {' '.join(parts)}"
 
 
@@ -112,7 +118,7 @@ def ablated(found: Findings, measure: str = "target, sentences") -> pandas.DataF
 
     Returns:
         A row per setting: what is set, numbers trained, the changes of both, and the paired difference (control less
-        `lape`) in words and judged.
+        `lape`), with intervals over text alone. One seed is judged no further: `spread_over_seeds` says why.
     """
     rows, settings = [], {}
     for run in found.ablations:
@@ -122,10 +128,21 @@ def ablated(found: Findings, measure: str = "target, sentences") -> pandas.DataF
         row = {"setting": _setting(arm), "numbers trained": pair[min(pair)]["parameters"]}
         row |= {method: number(changes.loc[method]) for method in ("lape", CONTROL) if method in pair}
         if len(pair) == 2:
-            table = judged(differences(list(pair.values()), found.bases, found.lang)).query("measure == @measure")
-            row |= {"difference": number(table.iloc[0]), "lape is": table.iloc[0].verdict}
+            table = differences(list(pair.values()), found.bases, found.lang).query("measure == @measure")
+            row["difference"] = number(table.iloc[0])
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def spread_over_seeds(found: Findings, measure: str = "target, sentences") -> list[str]:
+    """Says how the control lies to `lape` seed by seed, at the settings of the comparison: what one seed may hide."""
+    parts = []
+    for seed in sorted({run["arm"]["seed"] for run in found.runs}):
+        pair = [run for run in found.runs if run["arm"]["seed"] == seed and run["arm"]["method"] in ("lape", CONTROL)]
+        if len(pair) == 2:
+            table = differences(pair, found.bases, found.lang).query("measure == @measure")
+            parts.append(f"{table.iloc[0].value:+.1f}% with seed {seed}")
+    return [f"{name_of(measure, found)}: {CONTROL} against lape {', '.join(parts)}."] if parts else []
 
 
 def _setting(arm: Arm) -> str:
@@ -147,13 +164,18 @@ def listed(found: Mapping[str, Findings], say: Callable[[Findings], list[str]]) 
 def edges(found: Findings) -> list[str]:
     """Says which rate each method chose, and which lie at the edge of their grid, where a better one may lie beyond."""
     if found.search.empty:
-        return ["It took its rates from other languages."]
+        rates = {run["arm"]["method"]: run["arm"]["learning_rate"] for run in found.runs}
+        listed_rates = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
+        return [f"It took its rates from other languages: {listed_rates}."]
     chosen = found.search[found.search.chosen.astype(bool)]
     sentences = [", ".join(f"{row.method} {row.learning_rate:g}" for row in chosen.itertuples()) + "."]
     edge = ", ".join(chosen.method[chosen.at_edge.astype(bool)])
+    last = max(row["step"] for run in found.runs for row in run["history"]) if found.runs else None
+    longest = ", ".join(chosen.method[chosen.best_step == last])
     return [
         *sentences,
         f"At the edge of the grid, a better rate may lie beyond: {edge}." if edge else "None at the edge.",
+        *([f"Best at the last of {last} steps, more may help: {longest}."] if longest else []),
     ]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import families
 import pandas
 import pytest
 import torch
 
 from ssetools import plots_analysis
-from ssetools.adapter import Adapter
 from ssetools.analysis import align_passages, alignment, change_by_depth, training_logs, weight_change
 from ssetools.ffn import find_ffn_blocks
-from ssetools.identify import amplification_effect, identified_shares, identify_language
+from ssetools.identify import amplification_effect, can_identify, identified_most, identified_shares, identify_language
 from ssetools.methods import attach_method
 from ssetools.neurons import NeuronSets
 
@@ -64,8 +65,10 @@ def test_alignment_refuses_what_it_cannot_compare(word_tokenizer):
         align_passages(model, word_tokenizer, PASSAGES[:1], PASSAGES[:1])
 
 
-@pytest.mark.parametrize("method", ["lape", "ffn", "full", "lora"])
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*itertools.product(["llama", "phi3", "gpt2"], ["lape", "ffn", "full", "lora"]), ("llama", "ia3")],
+)
 def test_weight_change_is_that_of_the_merged_weights(family, method):
     model = families.tiny_model(family)
     blocks = find_ffn_blocks(model)
@@ -75,7 +78,7 @@ def test_weight_change_is_that_of_the_merged_weights(family, method):
     if method == "lape":
         adapter.merge()
         after = {p.path: p.module.weight.detach() for block in blocks for p in block.projections}
-    elif method == "lora":
+    elif method in ("lora", "ia3"):
         merged = adapter.wrapped.merge_and_unload()
         after = {path: merged.get_submodule(path).weight.detach() for path in before}
     else:
@@ -86,6 +89,10 @@ def test_weight_change_is_that_of_the_merged_weights(family, method):
             if len(block.inputs) == 2 and projection.path == block.inputs[0].path == block.inputs[1].path:
                 rows = slice(projection.offset, projection.offset + block.num_neurons)
                 difference, base = difference[rows], base[rows]
+            if (layer, projection.name) not in found.index:
+                assert method == "ia3", "PEFT scales what enters the down projection, and no other of the FFN"
+                assert not difference.any()
+                continue
             row = found.loc[(layer, projection.name)]
             assert row.delta == pytest.approx(difference.norm().item(), rel=1e-4)
             assert row.matrix == pytest.approx(base.norm().item(), rel=1e-4)
@@ -101,12 +108,15 @@ def test_weight_change_over_an_8bit_base_uses_what_it_computes_with():
     assert list(depth.index) == ["gate", "up", "down"]
 
 
-def test_ia3_has_no_weight_change_to_measure():
+def test_an_adapter_beside_the_ffn_has_no_change_to_measure():
     model = families.tiny_model("llama")
-    attach_method(model, "ia3")
-    with pytest.raises(ValueError, match="IA3 multiplies activations"):
-        weight_change(model)
-    Adapter.attached_to(model).detach()
+    adapter = attach_method(model, "ia3")
+    for block in find_ffn_blocks(model):
+        parent, _, name = block.down.path.rpartition(".")
+        setattr(model.get_submodule(parent), name, model.get_submodule(block.down.path).get_base_layer())
+    with pytest.raises(ValueError, match="changes no FFN projection"):
+        weight_change(adapter)
+    adapter.detach()
     with pytest.raises(ValueError, match="No adapter is attached"):
         weight_change(model)
 
@@ -147,6 +157,10 @@ def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
     shares = identified_shares(effect.assign(identified=["yo", "und"] * 12), "yo")
     assert shares.share.tolist() == [0.5] * 4
     assert (shares.low < 0.5).all()
+    counted = identified_most(effect.assign(identified=["yo", "und", "und"] * 8), "yo")
+    assert counted.loc[4, "identified as"] == {"und": 4, "yo": 2}
+    assert can_identify("yo")
+    assert not can_identify("qq")
     with pytest.raises(ValueError, match="does not know 'qq'"):
         amplification_effect(model, word_tokenizer, sets, "qq")
 

@@ -10,7 +10,8 @@ import families
 import pytest
 
 from ssetools import cli, compare, profiling
-from ssetools.compare import Arm, Comparison
+from ssetools.arms import Arm
+from ssetools.compare import Comparison
 from ssetools.effects import differences, effects
 from ssetools.methods import METHODS
 
@@ -52,7 +53,7 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
 
 
 def test_every_method_may_try_as_many_rates():
-    assert {len(method.search) for method in METHODS.values()} == {4}
+    assert {len(method.search) for method in METHODS.values()} == {6}
     assert {round(method.search[3] / method.search[0]) for method in METHODS.values()} == {27}
 
 
@@ -67,7 +68,7 @@ def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp
     assert {run["load_in_8bit"] for run in runs if run["arm"]["method"] == "full"} == {False}
     assert not list((tmp_path / "runs").rglob("adapter.json")), "scored adapters are cleared away"
     scored = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("*-seed0.json")]
-    assert sum("after" in run for run in scored) == 3 * 4, "every rate of the search, to set gain against harm"
+    assert sum("after" in run for run in scored) == 3 * 6, "every rate of the search, to set gain against harm"
     assert "folder" not in next((tmp_path / "results").rglob("lape-*.json")).read_text(), "no paths in results"
 
     monkeypatch.setattr("ssetools.compare.finetune", lambda *a, **k: pytest.fail("trained twice"))
@@ -117,11 +118,11 @@ def test_ablations_train_other_neurons_under_other_names(comparison):
 
 def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison, tmp_path, monkeypatch, capsys):
     few = {"top_rate": (0.01, 0.05), "max_tokens": (16_384,), "budget": (None, 0.01)}
-    monkeypatch.setattr("ssetools.compare.ABLATIONS", few)
+    monkeypatch.setattr("ssetools.arms.ABLATIONS", few)
     folders = ["--model", "tiny", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     methods = ["--methods", "lape", "random", "--other-text", "sib200:folder"]
     assert cli.main(["compare", "yo", "--ablations", *folders, *methods, "--seeds", "0", "1"]) == 0
-    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods, "--seeds", "0"]) == 0
+    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods]) == 0
     said = capsys.readouterr().out
     assert "top0.01-lr" in said
     assert "left out, no neuron of 'yo'" in said
@@ -131,7 +132,7 @@ def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison,
     assert {path.name for path in (tmp_path / "runs" / "tiny" / "yo" / "compare").iterdir()} == set()
 
     monkeypatch.setattr("ssetools.compare.finetune", lambda *a, **k: pytest.fail("trained twice"))
-    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods, "--seeds", "0"]) == 0
+    assert cli.main(["compare", "is", "--like", "yo", *folders, *methods]) == 0
     assert cli.main(["compare", "yo", "--ablations", *folders, *methods, "--seeds", "0", "1"]) == 0
     assert cli.main(["compare", *folders]) == 0, "no language: only the summary"
     assert {path: path.read_bytes() for path in files} == files

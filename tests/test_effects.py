@@ -65,17 +65,17 @@ def test_the_widening_is_that_of_students_t():
 
 def test_units_are_windows_of_the_target_and_languages_of_the_others_and_of_drift():
     runs, base = [made_run("lape", s, MOVED) for s in (0, 1)], made_base(MOVED)
-    values, weights = values_of(runs, base, "yo", "target, sentences")
+    values, weights = values_of(runs, {"base": base}, "yo", "target, sentences")
     assert values.shape == (2, 9)
     assert values[0].tolist() == pytest.approx([-0.2] * 9)
     assert weights.tolist() == [100] * 9
-    others, _ = values_of(runs, base, "yo", "others, articles")
+    others, _ = values_of(runs, {"base": base}, "yo", "others, articles")
     assert others.shape == (2, 5), "English and four more, not the target"
     assert others[0, 1:].tolist() == pytest.approx([0, 0.01, 0.02, 0.03])
-    assert values_of(runs, base, "yo", "drift")[0].shape == (2, 6)
+    assert values_of(runs, {"base": base}, "yo", "drift")[0].shape == (2, 6)
     short = made_base({**MOVED, "yo": (0, 8)})
     with pytest.raises(ValueError, match="scored on other text"):
-        values_of(runs, short, "yo", "target, sentences")
+        values_of(runs, {"base": short}, "yo", "target, sentences")
 
 
 def test_three_windows_have_no_interval():

@@ -18,7 +18,7 @@ def run(method, rate, gain, drift):
     """A scored run that gains `gain` nats per token and drifts by `drift`, in every window and language about so."""
     losses = [100 * (3 - gain * (1 + x)) for x in NOISE]
     score = {"window_losses": losses, "window_tokens": [100] * 9}
-    kl = {code: {"kl": drift * (1 + x)} for code, x in zip("abcdefg", NOISE, strict=False)}
+    kl = {code: {"kl": drift * (1 + x)} for code, x in zip("abcdefghi", NOISE, strict=True)}
     arm = {"method": method, "learning_rate": rate, "seed": 0}
     return {"arm": arm, "base": "base", "after": {"sentences": {"yo": score}}, "drift": kl}
 
@@ -53,8 +53,8 @@ def test_beyond_the_grid_there_is_a_bound_or_nothing():
     assert rows.times["full"] == pytest.approx(5.0)
     assert math.isnan(rows.times["random"])
     (said,) = cost_of_gain(one)
-    assert "full gains more already at its lowest rate, drifting 5.0 (5.0 to 5.0) times as far" in said
-    assert "random gains as much at none of its rates" in said
+    assert "full at most 5.0 (5.0 to 5.0) times, read at its lowest rate, which gains more" in said
+    assert "random gains as much at none of its rates (at one of them in 0% of resamples)" in said
     assert said.startswith("Yoruba -")
     assert "as lape at 0.0001" in said
 
@@ -71,6 +71,39 @@ def test_runs_that_do_not_move_alike_have_an_interval():
         entry["kl"] *= 1 + (ord(code) - ord("a")) / 3
     row = at_equal_gain(one).iloc[0]
     assert row.low < row.times < row.high
+
+
+def uneven(one, method, place, by):
+    """Makes a run's windows gain unevenly, the mean as it was."""
+    losses = one.traced[method][place]["after"]["sentences"]["yo"]["window_losses"]
+    losses[:] = [x + by * (i - 4) for i, x in enumerate(losses)]
+
+
+def test_resamples_beyond_the_grid_have_no_bound_on_that_side():
+    one = found(lape=[(0.2, 0.01)], random=[(0.1, 0.01), (0.21, 0.16)])
+    uneven(one, "random", 1, by=2)
+    row = at_equal_gain(one).iloc[0]
+    assert row["where"] == BETWEEN
+    assert 0.5 < row.reached < 0.95
+    assert row.high == math.inf
+    assert "to open) times as far" in cost_of_gain(one)[0]
+    below = found(lape=[(0.2, 0.01)], random=[(0.19, 0.01), (0.4, 0.16)])
+    uneven(below, "random", 0, by=2)
+    row = at_equal_gain(below).iloc[0]
+    assert (row["where"], row.low, row.reached) == (BETWEEN, 0, 1)
+
+
+def test_windows_and_languages_are_drawn_apart():
+    """With as many windows as languages, one draw for both would pair window i with language i."""
+    alike, opposite = (found(lape=[(0.2, 0.01)], random=[(0.1, 0.01), (0.3, 0.16)]) for _ in range(2))
+    widths = []
+    for one, sign in ((alike, 1), (opposite, -1)):
+        uneven(one, "random", 1, by=1)
+        for i, entry in enumerate(one.traced["random"][1]["drift"].values()):
+            entry["kl"] *= 1 + sign * (i - 4) / 6
+        row = at_equal_gain(one).iloc[0]
+        widths.append(math.log(row.high / row.low))
+    assert widths[0] == pytest.approx(widths[1], rel=0.15)
 
 
 def test_few_languages_give_no_interval():

@@ -10,11 +10,22 @@ import matplotlib
 import pytest
 
 from ssetools import plots_compare
-from ssetools.compare import Arm, ablations_of
+from ssetools.arms import Arm, ablations_of
 from ssetools.findings import base_perplexities, comparable, costs, languages_found, read_findings, step_costs
 from ssetools.methods import METHODS
 from ssetools.summary import write_summary
-from ssetools.verdicts import ablated, against, against_on_average, best, edges, judged, listed, losses, tally
+from ssetools.verdicts import (
+    ablated,
+    against,
+    against_on_average,
+    best,
+    edges,
+    judged,
+    listed,
+    losses,
+    spread_over_seeds,
+    tally,
+)
 
 matplotlib.use("Agg")
 KINDS = ("articles", "sentences")
@@ -62,7 +73,7 @@ def add(folder, lang, arm, validation=5.0, scored=True):
     (path.parent / "base-8bit.json").write_text(json.dumps({"scores": scores(lang)}))
 
 
-def searched(folder, lang, methods=tuple(GAIN), chosen=1, seeds=(0, 1, 2), traced=True):
+def searched(folder, lang, methods=tuple(GAIN), chosen=2, seeds=(0, 1, 2), traced=True):
     for method in methods:
         for place, rate in enumerate(METHODS[method].search):
             add(folder, lang, Arm(method, rate), 5.0 + abs(place - chosen), scored=traced)
@@ -74,7 +85,7 @@ def searched(folder, lang, methods=tuple(GAIN), chosen=1, seeds=(0, 1, 2), trace
 def results(tmp_path):
     searched(tmp_path, "yo")
     for method in ("lape", "random"):
-        for arm in ablations_of(method, METHODS["lape"].search[1]):
+        for arm in ablations_of(method, METHODS["lape"].search[2]):
             if arm.name != Arm(method, arm.learning_rate).name:
                 add(tmp_path, "yo", arm)
     for lang in ("mt", "af", "cy", "is"):
@@ -99,7 +110,8 @@ def test_a_language_is_read_at_the_chosen_rates(results):
     ]
     like = read_findings(results, "tiny", "mt")
     assert like.search.empty
-    assert edges(like) == ["It took its rates from other languages."]
+    assert edges(like)[0].startswith("It took its rates from other languages: lape 3.3e-05, random 3.3e-05, full")
+    assert like.missing[0].endswith("`make compare` goes on."), "`ssetools compare mt` would begin a search"
     assert plots_compare.search({"mt": like}).axes == []
     assert plots_compare.along_rates({"mt": like}).axes == []
     assert like.methods == yo.methods
@@ -111,7 +123,8 @@ def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path):
     assert [*yo.traced] == ["lape", "random", "full", "lora-equal"]
     assert [run["arm"]["learning_rate"] for run in yo.traced["full"]] == [*METHODS["full"].search]
     axes = plots_compare.along_rates({"yo": yo}).axes[0]
-    assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.traced] == [4] * 4
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.traced] == [6] * 4
+    assert axes.get_xlim()[1] < 10
     searched(tmp_path, "ka", ["lape"], traced=False)
     other = read_findings(tmp_path, "tiny", "ka")
     assert other.traced == {}
@@ -121,7 +134,8 @@ def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path):
 def test_a_rate_at_the_edge_is_named(tmp_path):
     searched(tmp_path, "yo", ["lape", "random"], chosen=len(METHODS["lape"].search) - 1)
     said = edges(read_findings(tmp_path, "tiny", "yo"))
-    assert said[-1] == "At the edge of the grid, a better rate may lie beyond: lape, random."
+    assert said[1] == "At the edge of the grid, a better rate may lie beyond: lape, random."
+    assert said[2] == "Best at the last of 8 steps, more may help: lape, random."
 
 
 def test_what_is_missing_is_said_with_the_command(tmp_path):
@@ -129,13 +143,13 @@ def test_what_is_missing_is_said_with_the_command(tmp_path):
     assert "Georgian: no scored run. `ssetools compare ka`" in nothing.missing[0]
     with pytest.raises(ValueError, match="nothing to compare yet: Georgian: no scored run"):
         comparable([nothing])
-    for rate in METHODS["lape"].search[:2]:
+    for rate in (1e-4, 3e-4):
         add(tmp_path, "ka", Arm("lape", rate), scored=rate > 1e-4)
     add(tmp_path, "ka", Arm("random", 3e-4, seed=1))
     some = read_findings(tmp_path, "tiny", "ka")
     assert "lape (seeds 1, 2)" in some.missing[0]
     assert "random (seeds 0, 2)" in some.missing[0]
-    assert "rates not tried: lape 0.0009, lape 0.0027" in some.missing[0]
+    assert "rates not tried: lape 3.3e-05, lape 0.0009, lape 0.0027, lape 0.0081" in some.missing[0]
     assert "lacks 15 ablations. `ssetools compare ka --ablations`" in some.missing[1]
     assert some.ablations == []
     assert [*some.search.learning_rate[some.search.chosen]] == [3e-4]
@@ -155,23 +169,26 @@ def test_the_verdict_says_who_wins_who_loses_and_who_cannot_be_told_apart(result
     said = best(yo)
     assert said[0].startswith("Yoruba, sentences: best is full, -39")
     assert said[0].endswith("All others are worse.")
-    assert "3 windows are too few for an interval: nobody is told apart." in said[3]
+    assert "One seed or fewer than 5 units: nobody is told apart." in said[3]
     versus = dict(zip(("random", "lora-equal", "full"), against(yo), strict=True))
     better, worse, equal = versus["random"].replace("Worse on", "|").replace("Not told apart on", "|").split("|")
     assert "6 other languages, sentences +1.9%" in better
     assert "drift +0.0" in better
     assert "nothing" in worse
     assert "Yoruba, sentences" in equal
-    assert "Fewer than 5 units, no interval: English, articles +" in equal
+    assert "fewer than 5 units, or one text for all): English, articles +" in equal
     assert "Worse on Yoruba, sentences -2" in versus["full"]
     assert losses(yo)[0].startswith("Yoruba, sentences: lape loses to full -2")
     assert "lora-equal" not in " ".join(losses(yo))
     counts = tally({"yo": yo})
     assert counts.loc[("full", "target, sentences"), "worse"] == 1
-    assert counts.loc[("full", "English, articles"), "no interval"] == 1
+    assert counts.loc[("full", "English, articles"), "no verdict"] == 1
     assert listed({"yo": yo}, losses).startswith("**Yoruba**\n\n- Yoruba, sentences: lape loses")
     alone = read_findings(results, "tiny", "mt")
-    assert all(line.endswith("(One seed.)") for line in against(alone))
+    assert all("Better on nothing. Worse on nothing." in line for line in against(alone)), "one seed"
+    assert losses(alone) == ["lape loses to no method on any measure, as far as the intervals can say."]
+    assert spread_over_seeds(yo)[0].count("with seed") == 3
+    assert spread_over_seeds(alone)[0].endswith("with seed 0.")
     assert against(alone, ["ffn"]) == ["lape against ffn: ffn is not scored yet."]
 
 
@@ -179,16 +196,18 @@ def test_the_mean_over_languages_is_put_into_words(results):
     everywhere = comparable(read_findings(results, "tiny", x) for x in languages_found(results, "tiny"))
     said = against_on_average(everywhere)
     assert "Worse on target, sentences -2" in said[2]
-    assert "One seed" not in said[2], "a mean over languages is not one seed's"
+    assert "No verdict" in said[2]
+    assert said[2].index("English, articles") > said[2].index("No verdict"), "the same windows in every language"
     assert len(everywhere) == 5
 
 
 def test_an_interval_across_zero_tells_nothing_apart():
     import pandas
 
-    rows = [[0.5, 2.0], [-2.0, -0.5], [-1.0, 1.0], [float("nan")] * 2]
-    verdicts = judged(pandas.DataFrame(rows, columns=["low", "high"])).verdict
-    assert [*verdicts] == ["better", "worse", "not told apart", "no interval"]
+    rows = [[0.5, 2.0, 3], [-2.0, -0.5, 3], [-1.0, 1.0, 3], [float("nan")] * 2 + [3], [0.5, 2.0, 1]]
+    table = pandas.DataFrame(rows, columns=["low", "high", "seeds"])
+    assert [*judged(table).verdict] == ["better", "worse", "not told apart", "no verdict", "no verdict"]
+    assert judged(table, over_languages=True).verdict[4] == "better"
 
 
 def test_the_summary_holds_every_language_and_is_json(results):
@@ -201,7 +220,7 @@ def test_the_summary_holds_every_language_and_is_json(results):
     assert yo["methods"]["lape"]["changes"]["English, articles"]["low"] is None
     assert yo["methods"]["lape"]["steps"] == [8, 8, 8]
     assert summary["over_languages"]["lape"]["target, sentences"]["units"] == 5
-    assert [row["chosen"] for row in yo["search"][:3]] == [False, True, False]
+    assert [row["chosen"] for row in yo["search"][:4]] == [False, False, True, False]
     assert [one["learning_rate"] for one in yo["traced"]["full"]] == [*METHODS["full"].search]
     assert yo["traced"]["full"][0]["changes"]["target, sentences"]["value"] < -30
     assert len(yo["ablations"]) == 16
@@ -234,7 +253,8 @@ def test_costs_come_from_the_benchmark_or_are_left_out_aloud(results, tmp_path, 
 
 def test_the_figures_show_every_method_and_language(results):
     found = comparable([read_findings(results, "tiny", "yo"), read_findings(results, "tiny", "is")])
-    assert base_perplexities(found).loc[("Yoruba", "sentences"), "base-8bit"] == 20
+    bases = base_perplexities(found).loc[("Yoruba", "articles")]
+    assert [*bases] == [20, 900, 300, 200]
     steps = step_costs(results / "none.json", "tiny")
     for figure in (
         plots_compare.plane(found),
@@ -243,6 +263,7 @@ def test_the_figures_show_every_method_and_language(results):
         plots_compare.search(found),
         plots_compare.dynamics(found["yo"], steps),
         plots_compare.by_language(found).figure,
+        plots_compare.other_languages(found["yo"]).figure,
     ):
         text = " ".join(t.get_text() for t in figure.findobj(lambda x: hasattr(x, "get_text")))
         assert "Yoruba" in text
