@@ -28,6 +28,7 @@ from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_f
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.paths import model_dir, run_dir, whole_file
 from ssetools.report import percent_trained
+from ssetools.summary import results_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -79,6 +80,8 @@ class Job:
             return "current" if made.metadata.get("executed_code") == noise.code_digest(made) else "stale"
         if noise.code_digest(made) != noise.code_digest(wanted):
             return "stale"
+        if self.source.stem == "06_compare" and made.metadata.get("results") != compared():
+            return "stale"
         if self.source.stem == "03_finetune" and not (BOOK / "results" / f"{self.lang}.json").is_file():
             return "stale"
         return "current" if texts(made) == texts(wanted) else "prose"
@@ -91,6 +94,7 @@ class Job:
             if cell.cell_type == "code":
                 old = next(outputs)
                 cell.outputs, cell.execution_count = old.outputs, old.execution_count
+        wanted.metadata |= {key: made.metadata[key] for key in ("results",) if key in made.metadata}
         write(noise.without_noise(wanted), self.output)
 
     def product(self, runs: str) -> Path:
@@ -108,6 +112,8 @@ class Job:
         made = executed(self.wanted(), {"runs": runs, "other_text": other_text, "lang": self.lang})
         if self.source == self.output:
             made.metadata["executed_code"] = noise.code_digest(made)
+        if self.source.stem == "06_compare":
+            made.metadata["results"] = compared()
         if found := noise.problems(made):
             raise ValueError(f"{self.source.name} ran, but is not fit for the book: {'; '.join(found)}.")
         if self.source.stem == "03_finetune":
@@ -172,6 +178,11 @@ def write(notebook: NotebookNode, path: Path) -> None:
     """Writes a notebook whole or not at all."""
     with whole_file(path) as scratch:
         nbformat.write(notebook, scratch)
+
+
+def compared() -> str:
+    """Returns the digest of the comparison's results, as they lie in the book."""
+    return results_digest(model_dir(EMBEDDED_MODEL, BOOK / "results" / "compare"))
 
 
 def keep_numbers(lang: str, runs: str) -> None:

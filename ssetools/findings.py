@@ -74,7 +74,10 @@ def read_findings(results: str | Path, model: str, lang: str) -> Findings:
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
     if len({json.dumps(run["protocol"], sort_keys=True) for run in every}) > 1:
         raise ValueError(f"The runs in {folder} were made by different protocols: delete the old ones, and run again.")
-    bases = {path.name: json.loads(path.read_text(encoding="utf-8"))["scores"] for path in folder.glob("base-*.json")}
+    bases = {
+        path.name: json.loads(path.read_text(encoding="utf-8"))["scores"]
+        for path in sorted(folder.glob("base-*.json"), key=lambda path: path.stem)
+    }
     arms = [Arm(**run["arm"]) for run in every]
     own = [run for run, arm in zip(every, arms, strict=True) if arm == Arm(arm.method, arm.learning_rate, arm.seed)]
     rates = {method: _chosen(mine) for method, mine in by_method(own).items()}
@@ -221,7 +224,7 @@ def base_perplexities(found: Mapping[str, Findings]) -> pandas.DataFrame:
     rows = {}
     for lang, one in found.items():
         for kind in KINDS:
-            texts = {name.removesuffix(".json"): base[kind] for name, base in sorted(one.bases.items())}
+            texts = {name.removesuffix(".json"): base[kind] for name, base in one.bases.items()}
             row = {name: round(text[lang]["perplexity"], 2) for name, text in texts.items()}
             tokens = {code: sum(score["window_tokens"]) for code, score in next(iter(texts.values())).items()}
             each = statistics.median_low(n for code, n in tokens.items() if code not in (lang, "en"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -24,19 +25,28 @@ def write_summary(results: str | Path, model: str) -> Path:
 
     It has, by language: the search; by method the rate, steps, sizes, changes with intervals and paired differences to
     `lape`; the methods that were scored at every rate; the ablations; the verdict in sentences; and what is missing.
-    And the means over languages. A language without a run of `lape` is left out.
+    The means over languages, and a digest of the files that it was made of. A language without a run of `lape` is left out.
     """
     every = [read_findings(results, model, lang) for lang in languages_found(results, model)]
     found = {one.lang: one for one in every if "lape" in one.methods}
     pairs = {lang: one.pair for lang, one in found.items()}
     facts = {
         "units": _UNITS,
+        "of": results_digest(model_dir(model, results)),
         "languages": {lang: _language(one) for lang, one in found.items()},
         "over_languages": _by_key(across_languages(pairs, to=None)),
         "over_languages_minus_lape": _by_key(judged(across_languages(pairs), over_languages=True)),
         "verdict_over_languages": against_on_average(found),
     }
     return write_json(model_dir(model, results) / "summary.json", {**facts, **provenance()})
+
+
+def results_digest(folder: str | Path) -> str:
+    """Returns a SHA-256 of a model's results, run by run: what is made of them keeps it, and shows its age."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*/*.json")):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _language(found: Findings) -> dict:
@@ -59,7 +69,7 @@ def _language(found: Findings) -> dict:
                 kind: {code: round(scores[kind][code]["perplexity"], 3) for code in (found.lang, "en")}
                 for kind in scores
             }
-            for name, scores in sorted(found.bases.items())
+            for name, scores in found.bases.items()
         },
         "search": found.search.to_dict("records"),
         "methods": methods,

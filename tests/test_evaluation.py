@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ssetools import amplified, deactivated, perplexity, score_texts
 from ssetools.evaluation import change, continue_text
 from ssetools.ffn import find_ffn_blocks
+from ssetools.methods import attach_method
 from ssetools.models import evaluation_mode, load_model, model_source
 
 TEXTS = [" ".join(f"w{3 + (7 * i + k) % 90}" for k in range(9)) for i in range(8)]
@@ -92,6 +93,32 @@ def test_deactivation_zeroes_exactly_the_chosen_neurons(family):
     assert torch.equal(model(input_ids=ids).logits, base)
     with pytest.raises(ValueError, match="other model"), deactivated(model, neurons[:1]):
         pass
+
+
+@pytest.mark.parametrize("method", [None, "lape", "lora"])
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+def test_amplification_multiplies_the_chosen_neurons_and_leaves_no_trace(load_in_8bit, method):
+    model = families.tiny_model("llama", load_in_8bit)
+    neurons, ids = families.some_neurons(model), families.tokens()
+    if method:
+        adapter = attach_method(model, method, neurons)
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.add_(0.05)
+        adapter.publish()
+    base, seen = model(input_ids=ids).logits, {}
+    for layer, block in enumerate(find_ffn_blocks(model)):
+        block.down.module.register_forward_hook(lambda m, args, out, layer=layer: seen.update({layer: args[0]}))
+    model(input_ids=ids)
+    plain = seen[0].detach().clone()
+    with pytest.raises(RuntimeError, match="half-way"), amplified(model, neurons, factor=3.0):
+        assert not torch.equal(model(input_ids=ids).logits, base)
+        factors = seen[0] / plain
+        raise RuntimeError("half-way")
+    expected = torch.ones(plain.shape[-1])
+    expected[neurons[0]] = 3
+    torch.testing.assert_close(factors, expected.expand_as(factors), rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(input_ids=ids).logits, base)
 
 
 def test_continuation_is_deterministic(word_tokenizer):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ssetools.notebook import check_parameters
+from ssetools.summary import results_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -75,6 +76,14 @@ def test_executed_notebooks_are_the_sources_with_outputs(path):
     made = nbformat.read(path, as_version=4)
     assert execute.texts(made) == execute.texts(job.wanted()), f"{path} has drifted: run `make notebooks`"
     assert noise.problems(made) == []
+
+
+def test_the_comparison_is_told_from_the_results_that_are_there():
+    folder = ROOT / "book" / "results" / "compare" / "gemma-3-270m"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["of"] == results_digest(folder), "run `ssetools compare`"
+    copy = nbformat.read(ROOT / "book" / "compare" / "06_compare.ipynb", as_version=4)
+    assert copy.metadata["results"] == summary["of"], "run `python book/execute.py 06_compare`"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)

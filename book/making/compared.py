@@ -90,10 +90,12 @@ def table(lang: str, one: dict) -> str:
 
 
 def _bases(lang: str, one: dict) -> str:
-    return listed([
-        f"{base.removeprefix('base-')} perplexity {scores['sentences'][lang]:.1f} on sentences"
-        for base, scores in one["base_perplexity"].items()
-    ])  # fmt: skip
+    said = []
+    for base, scores in one["base_perplexity"].items():
+        bits, _, other = base.removeprefix("base-").partition("-")
+        where = " on another machine" if other else ""
+        said.append(f"{bits.replace('bit', ' bits')} perplexity {scores['sentences'][lang]:.1f}{where}")
+    return f"{listed(said)}, on sentences"
 
 
 def _cell(moved: dict | None, measure: str) -> str:
