@@ -218,6 +218,9 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", help="documents such as book/intro; none: all in _toc.yml")
     arguments = parser.parse_args()
     started = time.monotonic()
+    for page in arguments.pages:
+        if not (HTML / f"{page}.html").is_file():
+            parser.error(f"{HTML} has no page {page!r}; name a document as in book/_toc.yml, such as book/intro.")
     names = [f"{x}.html" for x in arguments.pages or check.contents(check.ROOT / "book" / "_toc.yml")]
     faults = asyncio.run(read_book(HTML, names, SCREENSHOTS))
     for fault in faults:

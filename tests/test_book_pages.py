@@ -110,6 +110,7 @@ def test_numbers_are_written_as_a_reader_expects():
     assert results.percent(-4.44) == "−4.4%"
     assert results.percent(0.04) == results.percent(-0.04) == "0.0%"
     assert results.percent(10.04) == "+10.0%"
+    assert results.percent(170141.03) == "+170,141%"
     assert results.rate(3e-5) == "3e-5"
     assert results.rate(27e-4) == "2.7e-3"
     assert results.with_interval({"percent": 1.0, "low": -0.26, "high": 2.0}) == "+1.0% (−0.3\u00a0to\u00a0+2.0)"

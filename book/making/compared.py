@@ -85,7 +85,10 @@ def table(lang: str, one: dict) -> str:
         cells = [_cell(mine["changes"].get(measure), measure) for measure in TITLES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = sorted({len(mine["seeds"]) for mine in one["methods"].values()})
-    lines += ["", f"Seeds for each method: {listed([str(x) for x in seeds])}. Base: {_bases(lang, one)}."]
+    lines += [
+        "",
+        f"Seeds for each method: {listed([str(x) for x in seeds])}. Perplexity of the base, on sentences: {_bases(lang, one)}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -93,9 +96,9 @@ def _bases(lang: str, one: dict) -> str:
     said = []
     for base, scores in one["base_perplexity"].items():
         bits, _, other = base.removeprefix("base-").partition("-")
-        where = " on another machine" if other else ""
-        said.append(f"{bits.replace('bit', ' bits')} perplexity {scores['sentences'][lang]:.1f}{where}")
-    return f"{listed(said)}, on sentences"
+        where = ", on another machine" if other else ""
+        said.append(f"{scores['sentences'][lang]:.1f} ({bits.replace('bit', '-bit')}{where})")
+    return listed(said)
 
 
 def _cell(moved: dict | None, measure: str) -> str:

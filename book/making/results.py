@@ -38,9 +38,9 @@ def other_kind(metrics: dict) -> str | None:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Writes a number with its sign, a proper minus: "−4.4"; what rounds to zero has none."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+    """Writes a number with its sign, a proper minus: "−4.4"; what rounds to zero has none, thousands no decimals."""
+    text = f"{value:+,.{0 if abs(value) >= 1000 else digits}f}"
+    return text.replace("-", "−") if text.strip("+-0.") else text[1:]
 
 
 def percent(value: float | None) -> str:
