@@ -94,7 +94,8 @@ class Job:
             if cell.cell_type == "code":
                 old = next(outputs)
                 cell.outputs, cell.execution_count = old.outputs, old.execution_count
-        wanted.metadata |= {key: made.metadata[key] for key in ("results",) if key in made.metadata}
+        if "results" in made.metadata:
+            wanted.metadata["results"] = made.metadata["results"]
         write(noise.without_noise(wanted), self.output)
 
     def product(self, runs: str) -> Path:

@@ -41,8 +41,7 @@ def values_of(
         values = [[one["kl"] for one in run["drift"].values()] for run in runs]
         return torch.tensor(values, dtype=torch.float64), torch.ones(len(values[0]), dtype=torch.float64)
     who, kind = measure.split(", ")
-    others = [x for x in runs[0]["after"][kind] if x != lang]
-    codes = {"target": [lang], "English": ["en"], "others": others}[who]
+    codes = {"target": [lang], "English": ["en"], "others": other_languages(runs[0], lang, kind)}[who]
     moved = []
     for run in runs:
         after, before = ([scores[kind][x] for x in codes] for scores in (run["after"], bases[run["base"]]))
@@ -54,6 +53,11 @@ def values_of(
         return torch.tensor(values, dtype=torch.float64), torch.ones(len(codes), dtype=torch.float64)
     tokens = moved[0][0][1]
     return torch.stack([run[0][0] for run in moved]) / tokens, tokens
+
+
+def other_languages(run: Mapping, lang: str, kind: str) -> list[str]:
+    """Returns the codes of all languages but the target that a run was scored in, in the order of `values_of`."""
+    return [code for code in run["after"][kind] if code != lang]
 
 
 def _moved(after, before):

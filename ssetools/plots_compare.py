@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ssetools.arms import ABLATIONS, Arm
-from ssetools.effects import across_languages, by_method, differences, effects, values_of
+from ssetools.effects import across_languages, by_method, differences, effects, other_languages, values_of
 from ssetools.findings import CONTROL, Findings
 from ssetools.languages import get_language
 from ssetools.plots import PALETTE, RULE, WIDTH, style
@@ -144,9 +144,8 @@ def search(found: Mapping[str, Findings]) -> Figure:
             _ring(axes, chosen.learning_rate, chosen.above, colour)
         axes.set(xscale="log", xlabel="peak learning rate")
         axes.margins(0.1)
-    panels[0].set_ylim(
-        -0.03, min(_WORST_SHOWN, panels[0].get_ylim()[1])
-    )  # of a rate far too high the height says nothing
+    # A rate far too high is as useless at any height, and would press all others flat.
+    panels[0].set_ylim(-0.03, min(_WORST_SHOWN, panels[0].get_ylim()[1]))
     panels[0].set_ylabel("validation loss,\nabove the best (nats)")
     _legend(figure)
     return figure
@@ -282,7 +281,7 @@ def _size(run):
     return f"({run['parameters'] / 1e6:.2f}M)"
 
 
-def other_languages(found: Findings, measure: str = "others, sentences") -> Axes:
+def others(found: Findings, measure: str = "others, sentences") -> Axes:
     """Draws what each other language lost, by method, in the mean over seeds; orange is a loss, purple a gain.
 
     Args:
@@ -293,17 +292,12 @@ def other_languages(found: Findings, measure: str = "others, sentences") -> Axes
     rows = {}
     for method, runs in by_method(found.runs).items():
         moved = values_of(runs, found.bases, found.lang, measure)[0].mean(0)
-        codes = [code for code in runs[0]["after"][measure.split(", ")[1]] if code != found.lang]
+        codes = other_languages(runs[0], found.lang, measure.split(", ")[1])
         rows[method] = {code: 100 * math.expm1(x) for code, x in zip(codes, moved.tolist(), strict=True)}
     values = pandas.DataFrame.from_dict(rows, orient="index").reindex([x for x in LOOKS if x in rows])
-    axes = plt.subplots(figsize=(WIDTH, 0.34 * len(values) + 1.6), layout="constrained")[1]
-    reach = float(numpy.nanquantile(values.abs(), 0.9))
-    options = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach, "linewidths": 0.5, "annot_kws": {"fontsize": 7}}
-    seaborn.heatmap(values, ax=axes, annot=True, fmt=".0f", cbar_kws={"label": "%"}, **options)
     name = get_language(found.lang).name
-    axes.set(xlabel="", ylabel="", title=f"{name} trained: change of perplexity of other languages' text (%)")
-    axes.tick_params(axis="both", rotation=0)
-    return axes
+    title = f"{name} trained: change of perplexity of other languages' text (%)"
+    return _squares(values, values.map("{:.0f}".format), title, fontsize=7)
 
 
 def by_language(found: Mapping[str, Findings], measure: str = "target, sentences", to: str = "lape") -> Axes:
@@ -328,12 +322,19 @@ def by_language(found: Mapping[str, Findings], measure: str = "target, sentences
         every.pivot(index="language", columns="method", values=name).reindex(index=list(tables), columns=columns)
         for name in ("value", "text")
     )
-    axes = plt.subplots(figsize=(WIDTH, 0.34 * len(values) + 1.4), layout="constrained")[1]
-    reach = float(numpy.nanquantile(values.abs(), 0.9))
-    options = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach, "linewidths": 0.5, "annot_kws": {"fontsize": 9}}
-    seaborn.heatmap(values, ax=axes, annot=texts.fillna(""), fmt="", cbar_kws={"label": "%"}, **options)
+    title = f"{measure[0].upper()}{measure[1:]}: perplexity over that of {to} (%)"
+    axes = _squares(values, texts.fillna(""), title, fontsize=9)
     axes.axhline(len(values) - 1, color=RULE, linewidth=1.5)
-    axes.set(xlabel="", ylabel="", title=f"{measure[0].upper()}{measure[1:]}: perplexity over that of {to} (%)")
     plt.setp(axes.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
-    axes.tick_params(axis="y", rotation=0)
+    return axes
+
+
+def _squares(values: pandas.DataFrame, texts: pandas.DataFrame, title: str, fontsize: int) -> Axes:
+    """Draws a table of percentages as squares: orange above zero, purple below."""
+    axes = plt.subplots(figsize=(WIDTH, 0.34 * len(values) + 1.5), layout="constrained")[1]
+    reach = float(numpy.nanquantile(values.abs(), 0.9))
+    options = {"cmap": "PuOr_r", "vmin": -reach, "vmax": reach, "linewidths": 0.5, "annot_kws": {"fontsize": fontsize}}
+    seaborn.heatmap(values, ax=axes, annot=texts, fmt="", cbar_kws={"label": "%"}, **options)
+    axes.set(xlabel="", ylabel="", title=title)
+    axes.tick_params(axis="both", rotation=0)
     return axes

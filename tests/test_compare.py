@@ -10,9 +10,9 @@ import families
 import pytest
 
 from ssetools import cli, compare, profiling
-from ssetools.arms import Arm
+from ssetools.arms import SEEDS, Arm, own_seed
 from ssetools.compare import Comparison
-from ssetools.effects import differences, effects
+from ssetools.effects import differences, effects, values_of
 from ssetools.methods import METHODS
 
 LANGS = ["yo", "is", "en"]
@@ -98,6 +98,19 @@ def test_another_protocol_is_not_mixed_in(comparison, monkeypatch):
         comparison.trained("yo", arm)
 
 
+def test_a_run_on_another_machine_is_held_against_a_base_of_that_machine(comparison, monkeypatch):
+    here = comparison.scored("yo", Arm("lape", 1e-3, seed=0, max_tokens=160))
+    other = compare.provenance() | {"hardware": "another"}
+    monkeypatch.setattr("ssetools.compare.provenance", lambda: other)
+    runs = [here, *(comparison.scored("yo", Arm("lape", 1e-3, seed, max_tokens=160)) for seed in (1, 2))]
+    assert [run["base"] for run in runs] == ["base-8bit.json", "base-8bit-2.json", "base-8bit-2.json"]
+    bases = comparison.bases("yo")
+    losses = bases["base-8bit-2.json"]["sentences"]["yo"]["window_losses"]
+    losses[:] = [window + 50 for window in losses]
+    values, _ = values_of(runs, bases, "yo", "target, sentences")
+    assert values[1:].max() < values[0].min() - 0.1, "each run is held against its own base"
+
+
 def test_a_lost_adapter_is_trained_again_to_the_same_loss(comparison):
     arm = Arm("lape", 1e-2, max_tokens=320)
     first = comparison.trained("yo", arm)
@@ -129,6 +142,7 @@ def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison,
     files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
     assert sum("budget0.01" in path.name for path in files) == 2
     assert len({path.name for path in files if path.parent.name == "is"}) == 2 + 1, "a run of each method, and the base"
+    assert own_seed("is") not in (*SEEDS, own_seed("mt")), "else every language would meet the same random neurons"
     assert {path.name for path in (tmp_path / "runs" / "tiny" / "yo" / "compare").iterdir()} == set()
 
     monkeypatch.setattr("ssetools.compare.finetune", lambda *a, **k: pytest.fail("trained twice"))
@@ -140,6 +154,7 @@ def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison,
     assert set(summary["languages"]) == {"yo", "is"}
     assert summary["languages"]["is"]["search"] == []
     assert summary["languages"]["yo"]["methods"]["random"]["seeds"] == [0, 1]
+    assert summary["languages"]["is"]["methods"]["random"]["seeds"] == [own_seed("is")]
 
 
 def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeypatch):

@@ -263,7 +263,7 @@ def test_the_figures_show_every_method_and_language(results):
         plots_compare.search(found),
         plots_compare.dynamics(found["yo"], steps),
         plots_compare.by_language(found).figure,
-        plots_compare.other_languages(found["yo"]).figure,
+        plots_compare.others(found["yo"]).figure,
     ):
         text = " ".join(t.get_text() for t in figure.findobj(lambda x: hasattr(x, "get_text")))
         assert "Yoruba" in text

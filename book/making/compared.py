@@ -85,10 +85,8 @@ def table(lang: str, one: dict) -> str:
         cells = [_cell(mine["changes"].get(measure), measure) for measure in TITLES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = sorted({len(mine["seeds"]) for mine in one["methods"].values()})
-    lines += [
-        "",
-        f"Seeds for each method: {listed([str(x) for x in seeds])}. Perplexity of the base, on sentences: {_bases(lang, one)}.",
-    ]
+    said = f"Seeds for each method: {listed([str(x) for x in seeds])}."
+    lines += ["", f"{said} Perplexity of the base, on sentences: {_bases(lang, one)}."]
     return "\n".join(lines) + "\n"
 
 
