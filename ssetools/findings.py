@@ -31,7 +31,8 @@ class Findings:
         bases: Scores of the bases by file name, as the runs name them.
         search: A row for each rate tried: method, learning_rate, best_step, validation_loss, `chosen`, and `at_edge`
             of the grid. Empty for a language that took its rates from others.
-        traced: By method, scored runs of the seed of the search at two rates or more, lowest first.
+        traced: By method of `TRACED`, scored runs of the seed of the search at two rates or more, lowest first. Any other
+            method may be scored at two rates as well, when its choice has moved: that is no line.
         ablations: Scored runs of `lape` and its control at the rate chosen for `lape`, seed 0, which differ in one thing
             from the comparison's own (that are among them).
         missing: A sentence for what is not there yet, with the command that makes it.
@@ -143,7 +144,7 @@ def _search(runs, rates) -> pandas.DataFrame:
 def _traced(scored) -> dict[str, list[dict]]:
     first = [run for run in scored if run["arm"]["seed"] == 0]
     found = by_method(sorted(first, key=lambda run: run["arm"]["learning_rate"]))
-    return {method: found[method] for method in METHODS if len(found.get(method, [])) > 1}
+    return {method: found[method] for method in METHODS if method in TRACED and len(found.get(method, [])) > 1}
 
 
 def _missing(lang, runs, search, traced, ablations) -> list[str]:
@@ -230,7 +231,7 @@ def base_perplexities(found: Mapping[str, Findings]) -> pandas.DataFrame:
             each = statistics.median_low(n for code, n in tokens.items() if code not in (lang, "en"))
             row |= {"tokens": tokens[lang], "English": tokens["en"], "each other language": each}
             rows[get_language(lang).name, kind] = row
-    return pandas.DataFrame.from_dict(rows, orient="index")
+    return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def costs(found: Findings, steps: pandas.DataFrame) -> pandas.DataFrame:

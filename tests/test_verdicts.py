@@ -125,6 +125,9 @@ def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path):
     axes = plots_compare.along_rates({"yo": yo}).axes[0]
     assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.traced] == [6] * 4
     assert axes.get_xlim()[1] < 10
+    add(results, "yo", Arm("lora", 1e-4))
+    add(results, "yo", Arm("lora", 3e-4))
+    assert "lora" not in read_findings(results, "tiny", "yo").traced, "scored twice because its choice moved"
     searched(tmp_path, "ka", ["lape"], traced=False)
     other = read_findings(tmp_path, "tiny", "ka")
     assert other.traced == {}
