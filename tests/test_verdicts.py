@@ -118,13 +118,15 @@ def test_a_language_is_read_at_the_chosen_rates(results):
     assert languages_found(results, "tiny") == ["af", "cy", "is", "mt", "yo"]
 
 
-def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path):
+def test_every_rate_of_the_search_is_there_lowest_first(results, tmp_path, monkeypatch):
     yo = read_findings(results, "tiny", "yo")
     assert [*yo.traced] == ["lape", "random", "full", "lora-equal"]
     assert [run["arm"]["learning_rate"] for run in yo.traced["full"]] == [*METHODS["full"].search]
     axes = plots_compare.along_rates({"yo": yo}).axes[0]
     assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.traced] == [6] * 4
     assert axes.get_xlim()[1] < 10
+    monkeypatch.setitem(GAIN, "lora", -0.1)
+    monkeypatch.setitem(HARM, "lora", 0.01)
     add(results, "yo", Arm("lora", 1e-4))
     add(results, "yo", Arm("lora", 3e-4))
     assert "lora" not in read_findings(results, "tiny", "yo").traced, "scored twice because its choice moved"
