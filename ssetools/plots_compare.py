@@ -297,7 +297,7 @@ def others(found: Findings, measure: str = "others, sentences") -> Axes:
     values = pandas.DataFrame.from_dict(rows, orient="index").reindex([x for x in LOOKS if x in rows])
     name = get_language(found.lang).name
     title = f"{name} trained: change of perplexity of other languages' text (%)"
-    return _squares(values, values.map("{:.0f}".format), title, fontsize=7)
+    return _squares(values, values.map(lambda x: str(round(x))), title, fontsize=7)
 
 
 def by_language(found: Mapping[str, Findings], measure: str = "target, sentences", to: str = "lape") -> Axes:
