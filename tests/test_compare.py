@@ -186,6 +186,8 @@ def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path,
 
     monkeypatch.setattr("ssetools.compare.finetune", finetune)
     second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
+    for one in (comparison, second):  # two threads drawing weights from one generator would draw other weights
+        one._load(True)
     other = threading.Thread(target=second.trained, args=("yo", Arm("random", 1e-3, max_tokens=160)))
     other.start()
     comparison.trained("yo", Arm("lape", 1e-3, max_tokens=160))
