@@ -7,8 +7,9 @@ import math
 import pandas
 import torch
 
-from ssetools.effects import MIN_UNITS, student_over_normal, values_of
+from ssetools.effects import values_of
 from ssetools.findings import Findings
+from ssetools.intervals import MIN_UNITS, student_over_normal
 from ssetools.languages import get_language
 
 BETWEEN, AT_MOST, NEVER = "between", "at most", "never"
@@ -22,7 +23,7 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
 
     At the rates that a search chooses, methods differ in rate first. Here a method is read off between the rates of
     its grid, the logarithm of its drift being taken as linear in its gain. The interval is from resampling windows and,
-    with other draws, languages, one less than there are of each and widened as in `effects.interval`; it is over text
+    with other draws, languages, one less than there are of each and widened as in `intervals.interval`; it is over text
     alone, since there is one seed. A resample that lies beyond the grid has no bound on that side.
 
     Args:

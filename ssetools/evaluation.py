@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from ssetools.corpora import pack_tokens
+from ssetools.intervals import interval
 from ssetools.loss import token_losses
 from ssetools.models import evaluation_mode
-
-_RESAMPLES = 2000
-_MIN_WINDOWS = 5
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def score_languages(
 
 
 def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
-    """Compares two scores of the same text, with a paired bootstrap over windows.
+    """Compares two scores of the same text, window by window, with the interval of `intervals.interval`.
 
     Args:
         before: A score's dict, from `score_languages`.
@@ -152,22 +150,18 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
         seed: Seed of the bootstrap.
 
     Returns:
-        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval. Fewer than
-        five windows are too few to resample, and the interval is None.
+        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval over windows.
+        Fewer than `MIN_UNITS` windows are too few to resample, and the interval is None.
     """
     if before["window_tokens"] != after["window_tokens"]:
         raise ValueError("These scores are of different texts: their windows differ.")
-    tokens = torch.tensor(before["window_tokens"], dtype=torch.float64)
-    moved = torch.tensor(after["window_losses"], dtype=torch.float64) - torch.tensor(
-        before["window_losses"], dtype=torch.float64
+    tokens, ours, theirs = (
+        torch.tensor(x, dtype=torch.float64)
+        for x in (before["window_tokens"], after["window_losses"], before["window_losses"])
     )
-    percent = 100 * math.expm1(moved.sum() / tokens.sum())
-    if len(tokens) < _MIN_WINDOWS:
-        return {"percent": percent, "low": None, "high": None}
-    picks = torch.randint(len(tokens), (_RESAMPLES, len(tokens)), generator=torch.Generator().manual_seed(seed))
-    resampled = 100 * torch.expm1(moved[picks].sum(1) / tokens[picks].sum(1))
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"percent": percent, "low": low, "high": high}
+    mean, *ends = interval((ours - theirs)[None] / tokens, tokens, seed)
+    low, high = (None if math.isnan(x) else 100 * math.expm1(x) for x in ends)
+    return {"percent": 100 * math.expm1(mean), "low": low, "high": high}
 
 
 def continue_text(model: nn.Module, tokenizer, prompt: str, new_tokens: int = 40) -> str:

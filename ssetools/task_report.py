@@ -11,7 +11,7 @@ import pandas
 import torch
 
 from ssetools.adapter import Adapter, adapter_facts
-from ssetools.effects import MIN_UNITS, interval
+from ssetools.intervals import MIN_UNITS, interval
 from ssetools.paths import write_json
 from ssetools.task_evaluation import evaluate
 from ssetools.tasks import OFFLINE_TASKS

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas
 
 from ssetools.arms import Arm
-from ssetools.effects import MEASURES, MIN_UNITS, across_languages, differences, effects
+from ssetools.effects import MEASURES, across_languages, differences, effects
 from ssetools.findings import CONTROL, Findings
+from ssetools.intervals import MIN_UNITS
 from ssetools.languages import get_language
 
 RIVALS = ("random", "lora-equal", "full")

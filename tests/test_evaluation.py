@@ -70,6 +70,10 @@ def test_change_and_its_interval():
     moved = change(score_dict(before, [10] * 40), score_dict(noisy, [10] * 40))
     assert moved["low"] < moved["percent"] < moved["high"]
     assert moved["low"] < -15
+    nine = change(score_dict(before[:9], [10] * 9), score_dict(noisy[:9], [10] * 9))
+    spread = torch.tensor([noisy[i] - before[i] for i in range(9)]).std().item() / 10 / 3
+    width = math.log1p(nine["high"] / 100) - math.log1p(nine["low"] / 100)
+    assert width == pytest.approx(2 * 2.306 * spread, rel=0.1), "a plain bootstrap is a fifth narrower"
     few = score_dict([1.0] * 4, [3] * 4)
     assert change(few, few) == {"percent": 0.0, "low": None, "high": None}, "four windows are too few to resample"
     with pytest.raises(ValueError, match="different texts"):
