@@ -22,6 +22,7 @@ import nbformat
 import noise
 import papermill
 from making import claims, contents
+from making.results import listed
 from nbformat import NotebookNode
 
 from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
@@ -209,11 +210,21 @@ def with_results_table(readme: str) -> str:
         kept = [f"{summary[other]['english']['percent']:+.1f}%", f"{summary[other]['mean_of_others']:+.1f}%"]
         cells = [get_language(lang).name, str(about["neurons"]), f"{percent_trained(about):.2f}%", *moved, *kept]
         lines.append(f"| {' | '.join(cells)} |")
+    unclear = [
+        get_language(lang).name for lang, run in runs.items() if not clear_of_zero(run["summary"][other]["target"])
+    ]
+    if unclear:
+        lines += ["", f"The 95% interval of the change on {other} includes zero in {listed(unclear)}."]
     made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
     for mark, text in made.items():
         pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"
         readme = re.sub(pattern, lambda found, text=text: found[1] + text + found[2], readme)
     return readme
+
+
+def clear_of_zero(moved: dict) -> bool:
+    """Says whether a change has an interval, and zero lies outside it."""
+    return moved["low"] is not None and not moved["low"] <= 0 <= moved["high"]
 
 
 def fetch_all() -> None:

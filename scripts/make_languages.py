@@ -129,7 +129,8 @@ def _rank(text: dict, iso: str) -> tuple:
 
 def _script(text: str, tag: langcodes.Language) -> str:
     """Returns the ISO 15924 code of the script that most letters are in; of Han, the kind that it is."""
-    letters = Counter(unicodedata.name(c, "?").split()[0].split("-")[0] for c in text if c.isalpha())
+    names = (unicodedata.name(c, "?") for c in text if c.isalpha())
+    letters = Counter("TAI VIET" if x.startswith("TAI VIET") else x.split()[0].split("-")[0] for x in names)
     most = letters.most_common(1)[0][0]
     likely = tag.maximize().script
     if most in ("CJK", "HIRAGANA", "KATAKANA"):
@@ -144,7 +145,8 @@ _NAMED = (  # noqa: SIM905
     "Cher Cans Syrc Thaa Tfng Vaii Yiii Adlm Cakm Java Lana Bali Gran Tglg Mong Nkoo Olck Lisu Hmnp Tavt Kali Bugi"
 ).split()
 _SCRIPTS = {langcodes.Language.make(script=x).script_name().upper().split()[0]: x for x in _NAMED}
-_SCRIPTS |= {"CANADIAN": "Cans", "MYANMAR": "Mymr", "TAI": "Lana", "YI": "Yiii", "ORIYA": "Orya", "BENGALI": "Beng"}
+_SCRIPTS |= {"CANADIAN": "Cans", "MYANMAR": "Mymr", "YI": "Yiii", "ORIYA": "Orya", "BENGALI": "Beng"}
+_SCRIPTS |= {"TAI": "Lana", "TAI VIET": "Tavt"}
 _SCRIPTS |= {"MODIFIER": "Latn"}
 
 

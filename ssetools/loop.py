@@ -46,8 +46,8 @@ class TrainingSettings:
         checkpoint_every: Steps between checkpoints.
         seed: Order of the windows.
         optimizer: "adamw", or "adamw8bit" (bitsandbytes: a quarter of the state, rounded).
-        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass: a
-            third more time, a fraction of the memory that grows with batch and window.
+        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass:
+            over a frozen base half as much work again, for a fraction of the memory that grows with batch and window.
     """
 
     learning_rate: float | None = None

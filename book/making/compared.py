@@ -23,6 +23,7 @@ def fragments() -> dict[str, str]:
     if found is None:
         return dict.fromkeys(_FRAGMENTS, _TODO) | {
             "compare-costs": costs({}, benchmark()),
+            "compare-methods": methods(),
             "compare-missing": "",
             "clone": clone(),
         }
@@ -33,6 +34,7 @@ def fragments() -> dict[str, str]:
         "compare-loses": loses(found),
         "compare-each": each(found),
         "compare-costs": costs(found["languages"][leading(found)[0]]["methods"], benchmark()),
+        "compare-methods": methods(),
         "compare-missing": missing(found),
         "clone": clone(),
     }
@@ -69,6 +71,13 @@ def benchmark() -> dict[str, dict]:
     bits = {name: 8 if METHODS[name].on_8bit else 16 for name in METHODS}
     found = {row["variant"]: row for row in rows if row["bits"] == bits.get(row["variant"], 8)}
     return found | ({"random-uniform": found["random"]} if "random" in found else {})  # as many numbers
+
+
+def methods() -> str:
+    """Lists the methods: what each trains, and on which base."""
+    lines = ["| method | trains | base |", "|:--|:--|:--|"]
+    lines += [f"| {name} | {one.trains} | {'8-bit' if one.on_8bit else '16-bit'} |" for name, one in METHODS.items()]
+    return "\n".join(lines) + "\n"
 
 
 def methods_in(one: dict) -> list[str]:
@@ -175,12 +184,11 @@ def costs(methods: dict, steps: dict) -> str:
     names = [name for name in METHODS if name in methods or name in steps]
     if not names:
         return "```{note}\nNot measured yet: `make bench` measures the time and memory of a step.\n```\n"
-    lines = ["| method | trains | numbers | optimiser | file | seconds a step | over the limit | peak memory |"]
-    lines.append("|:--|:--|--:|--:|--:|--:|--:|--:|")
+    lines = ["| method | numbers | optimiser | file | seconds a step | over the limit | peak memory |"]
+    lines.append("|:--|--:|--:|--:|--:|--:|--:|")
     for name in names:
         mine, step = methods.get(name), steps.get(name)
-        cells = [METHODS[name].trains]
-        cells += [f"{mine['parameters']:,}", *_megabytes(mine)] if mine else ["", "", ""]
+        cells = [f"{mine['parameters']:,}", *_megabytes(mine)] if mine else ["", "", ""]
         cells += (
             [f"{step['seconds']:.2f}", f"{step['over_limit']:.2f}", f"{step['peak_gib']:.2f} GiB"] if step else [""] * 3
         )
