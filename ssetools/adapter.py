@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssetools.models import model_source
+from ssetools.models import model_source, other_model
 from ssetools.paths import write_json
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
@@ -67,7 +67,15 @@ class Adapter(nn.Module):
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[nn.Module]:
-        """Gives the base model, exactly, for the length of a `with` block."""
+        """Gives the base model, exactly, for the length of a `with` block.
+
+        Raises:
+            ValueError: If the adapter was taken off the model.
+        """
+        self._check_attached()
+        if not self.active:  # within another such block
+            yield self.model
+            return
         self._switch(False)
         self.active = False
         try:
@@ -83,6 +91,10 @@ class Adapter(nn.Module):
             _ATTACHED.pop(self.model, None)
             self.attached = False
         return self.model
+
+    def _check_attached(self) -> None:
+        if not self.attached:
+            raise ValueError("This adapter was taken off its model: load it again, or train it anew.")
 
     def save(self, folder: str | Path, **facts) -> Path:
         """Writes the trained numbers and `adapter.json` into `folder`.
@@ -109,11 +121,8 @@ class Adapter(nn.Module):
         about = adapter_facts(folder)
         if about["format"] != cls.format:
             raise ValueError(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
-        source = model_source(model)
-        for key in ("model", "revision"):
-            trained_for = about["base"].get(key)
-            if None not in (trained_for, source[key]) and trained_for != source[key]:
-                raise ValueError(f"The adapter in {folder} was trained for {key} {trained_for!r}, not {source[key]!r}.")
+        if differs := other_model(about["base"], model):
+            raise ValueError(f"The adapter in {folder} was trained for {differs}.")
         return cls._read(Path(folder), model, about)
 
     # --- what the loop calls; most methods have nothing to do here ---

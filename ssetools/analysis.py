@@ -14,7 +14,7 @@ from ssetools.adapter import Adapter
 from ssetools.corpora import SPLITS, load_parallel
 from ssetools.ffn import Projection, find_ffn_blocks
 from ssetools.loss import body_of
-from ssetools.models import evaluation_mode
+from ssetools.models import evaluation_mode, int8_scales
 from ssetools.paths import model_dir
 from ssetools.subnetwork import Subnetwork
 from ssetools.weights import WholeWeights
@@ -30,7 +30,7 @@ _THIRDS = ("first third", "middle third", "last third")
 class Alignment:
     """How near a model holds the same passages in two languages, for each layer and each pair of passages.
 
-    Layer 0 is the embedding, layer *l* the output of the model's *l*-th block.
+    Layer 0 is the embedding, layer *l* the output of the model's *l*-th block, the last one after the final norm.
 
     Attributes:
         matched: FloatTensor [layers + 1, pairs], cosine of a passage and its translation.
@@ -284,9 +284,7 @@ def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tenso
     rows = _rows(projection, module.weight.data, neurons).float()
     if module.weight.dtype != torch.int8:
         return rows
-    # Each output has one scale, its largest weight, as 127; bitsandbytes moves the scales at the first forward.
-    largest = module.weight.SCB if getattr(module.weight, "SCB", None) is not None else module.state.SCB
-    scale = largest.float().cpu() / 127
+    scale = int8_scales(module).float().cpu() / 127
     return rows * (scale if projection.name == "down" else scale[neurons + projection.offset][:, None])
 
 

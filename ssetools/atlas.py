@@ -112,7 +112,8 @@ def profile_atlas(
         The languages that are still to be counted.
 
     Raises:
-        ValueError: If a language has too little text, or a shard more tokens than a byte counts.
+        ValueError: If a language has too little text, a shard more tokens than a byte counts, or a file is of another
+            model, text or size.
     """
     if shard_tokens > 255:
         raise ValueError(f"A shard holds at most 255 tokens, the most that a byte counts; got {shard_tokens}.")
@@ -122,6 +123,12 @@ def profile_atlas(
         for lang in languages:
             path = Path(folder) / f"{lang}.safetensors"
             if path.is_file():
+                kept = load_tensors(path, "counts of the atlas", ("counts",))[1]
+                differ = [f"{k} {kept.get(k)} (now {x})" for k, x in facts.items() if str(kept.get(k)) != str(x)]
+                if differ:
+                    raise ValueError(
+                        f"{path} was counted with other {', '.join(differ)}: delete the folder to count again."
+                    )
                 continue
             if seconds is not None and time.monotonic() - started > seconds:
                 left.append(lang)

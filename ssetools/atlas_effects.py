@@ -15,7 +15,7 @@ from ssetools.atlas import atlas_texts
 from ssetools.corpora import pack_tokens
 from ssetools.interventions import deactivated
 from ssetools.loss import token_losses
-from ssetools.models import evaluation_mode
+from ssetools.models import evaluation_mode, model_source
 from ssetools.neurons import NeuronSets
 from ssetools.paths import write_json
 
@@ -88,11 +88,12 @@ def deactivation_losses(
         `languages`, and under `rows` by name ("base", "set yo", "control0 yo"): losses [languages, windows], in nats per token.
     """
     path = Path(path)
-    found = {"languages": list(languages), "source": source, "window_tokens": WINDOW_TOKENS, "rows": {}}
+    found = {"model": model_source(model), "languages": list(languages), "source": source}
+    found |= {"window_tokens": WINDOW_TOKENS, "rows": {}}
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if {**kept, "rows": {}} != found:
-            raise ValueError(f"{path} was made for other languages or text. Delete it to measure again.")
+            raise ValueError(f"{path} was made for another model, other languages or text. Delete it to measure again.")
         found = kept
     windows = torch.cat([_windows(tokenizer, atlas_texts(source, x), WINDOWS, WINDOW_TOKENS) for x in languages])
     started = time.monotonic()

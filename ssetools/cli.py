@@ -255,7 +255,13 @@ def _folder(arguments, needed: str) -> Path:
     get_language(arguments.lang)
     folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
     if not (folder / needed).is_file():
-        raise FileNotFoundError(f"There is no {folder / needed}: run `ssetools evaluate {arguments.lang}` first.")
+        first = "finetune" if needed == "adapter.json" else "evaluate"
+        given = {"model": embedded.EMBEDDED_MODEL, "method": "lape", "seed": 0, "runs": "runs"}
+        options = [
+            f" --{name} {getattr(arguments, name)}" for name, x in given.items() if getattr(arguments, name) != x
+        ]
+        command = f"ssetools {first} {arguments.lang}{''.join(options)}"
+        raise FileNotFoundError(f"There is no {folder / needed}: run `{command}` first.")
     return folder
 
 
@@ -275,7 +281,7 @@ def _collect(arguments):
 def _export(arguments):
     from ssetools.export import export_run, push_to_hub
 
-    run = _folder(arguments, "adapter.safetensors")
+    run = _folder(arguments, "adapter.json")
     print(
         f"{arguments.format}: {export_run(run, arguments.output, arguments.model, arguments.format, arguments.uniform_rank)}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import statistics
 import time
@@ -104,7 +105,8 @@ class Comparison:
 
     def traced(self, lang: str, method: str) -> list[dict]:
         """Scores a method at every rate of its grid, with the seed of the search; returns the runs, lowest rate first."""
-        return [self.scored(lang, Arm(method, rate)) for rate in METHODS[method].search]
+        tried = {rate: self.trained(lang, Arm(method, rate)) for rate in METHODS[method].search}
+        return [self.scored(lang, Arm(method, rate)) for rate, run in tried.items() if "diverged" not in run]
 
     def ablations(self, lang: str) -> list[dict]:
         """Runs `lape` and its control with other shares, other amounts of text and a budget, one seed each.
@@ -189,19 +191,22 @@ class Comparison:
         model, tokenizer = self._load(METHODS[arm.method].on_8bit)
         folder, began = self._folder(lang, arm), time.perf_counter()
         shutil.rmtree(folder, ignore_errors=True)
-        result = finetune(
-            model,
-            tokenizer,
-            load_texts(default_source(), lang, "train"),
-            arm.method,
-            self._neurons_for(lang, arm),
-            validation_texts=load_texts(self.other_text, lang, "validation")[:_VALIDATION_DOCUMENTS],
-            run_dir=folder,
-            learning_rate=arm.learning_rate,
-            max_tokens=arm.max_tokens,
-            seed=arm.seed,
-            **_TRAINING,
-        )
+        try:
+            result = finetune(
+                model,
+                tokenizer,
+                load_texts(default_source(), lang, "train"),
+                arm.method,
+                self._neurons_for(lang, arm),
+                validation_texts=load_texts(self.other_text, lang, "validation")[:_VALIDATION_DOCUMENTS],
+                run_dir=folder,
+                learning_rate=arm.learning_rate,
+                max_tokens=arm.max_tokens,
+                seed=arm.seed,
+                **_TRAINING,
+            )
+        except FloatingPointError as error:
+            return self._diverged(lang, arm, error)
         result.adapter.detach()
         seconds = [_TRAINING["batch_size"] * _TRAINING["window"] / row["tokens_per_second"] for row in result.history]
         found = {
@@ -221,6 +226,16 @@ class Comparison:
         }
         write_json(self._path(lang, arm), found)
         print(f"{lang} {arm.name}: validation {found['validation_loss']:.4f} at step {result.best_step}", flush=True)
+        return found
+
+    def _diverged(self, lang, arm, error):
+        """Keeps a rate that is too high as what it is, the worst of its search; at the rate chosen it is an error."""
+        if arm.seed != SEEDS[0] or arm.learning_rate not in METHODS[arm.method].search:
+            raise error
+        found = {"arm": asdict(arm), "protocol": self._protocol(), "load_in_8bit": METHODS[arm.method].on_8bit}
+        found |= {"validation_loss": math.inf, "best_step": 0, "history": [], "diverged": str(error), **provenance()}
+        write_json(self._path(lang, arm), found)
+        print(f"{lang} {arm.name}: {error}", flush=True)
         return found
 
     def _score_base(self, lang, texts, budgets):

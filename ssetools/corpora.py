@@ -203,7 +203,7 @@ def _text_sha256(messages: dict[str, str]) -> str:
 def describe_source(source: str, lang: str) -> dict[str, str]:
     """Returns what identifies the text of `source`, for provenance in result files: revision and hashes."""
     facts = {"source": source}
-    for part in source.split("+"):
+    for part in map(str.strip, source.split("+")):
         name, _, folder = part.partition(":")
         if part == "udhr":
             facts["udhr"] = embedded.manifest(embedded.udhr_folder())["revision"]
@@ -299,6 +299,8 @@ def pack_tokens(
     step = window - len(bos)
     pieces, count = [], 0
     wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"max_tokens must leave room for a token besides BOS; got {max_tokens}.")
     for piece in encode_texts(tokenizer, texts):
         pieces.append(piece)
         count += len(piece)

@@ -42,6 +42,9 @@ def sample_from_base(
 
     Returns:
         LongTensor [samples, opening + tokens] by code.
+
+    Raises:
+        ValueError: For more samples than the declaration's training split has articles.
     """
     about = model_source(model)  # a base in 8 bits and in 16 may share their samples
     wanted = {"model": about["model"], "revision": about["revision"], "languages": list(languages)}
@@ -53,7 +56,10 @@ def sample_from_base(
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prompts = []
     for lang in languages:
-        for text in load_texts("udhr", lang, "train")[1 : samples + 1]:  # 0 is the preamble: long and alike
+        texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
+        if len(texts) < samples:
+            raise ValueError(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
+        for text in texts:
             prompts.append(opening + tokenizer(text, add_special_tokens=False)["input_ids"][:_PROMPT_TOKENS])
     drawn = _draw(model, torch.tensor(prompts, device=model.get_input_embeddings().weight.device), tokens, seed)
     by_language = dict(zip(languages, drawn.cpu().split(samples), strict=True))

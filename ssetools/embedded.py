@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 from ssetools.hub import quiet_transformers
 from ssetools.paths import cache_dir, whole_file, write_json
 
@@ -50,16 +52,21 @@ def cached_folder(name: str, build: Callable[[Path], dict]) -> Path:
         The folder, whose `manifest.json` holds the SHA-256 of each file; all are checked on every call.
     """
     folder = cache_dir() / name
-    if folder.exists():
-        fault = _fault(folder)
-        if not fault:
-            return folder
-        print(f"The cached {name} is damaged ({fault}); building it again.", flush=True)
-    with whole_file(folder) as scratch:
-        scratch.mkdir()
-        facts = build(scratch)
-        files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}
-        write_json(scratch / "manifest.json", {**facts, "files": files})
+    if folder.exists() and not _fault(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{name}.lock"):  # several processes may be the first; the others wait and find it
+        if folder.exists():
+            fault = _fault(folder)
+            if not fault:
+                return folder
+            print(f"The cached {name} is damaged ({fault}); building it again.", flush=True)
+            shutil.rmtree(folder)
+        with whole_file(folder) as scratch:
+            scratch.mkdir()
+            facts = build(scratch)
+            files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}
+            write_json(scratch / "manifest.json", {**facts, "files": files})
     return folder
 
 

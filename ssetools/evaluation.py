@@ -69,14 +69,17 @@ def score_texts(
         texts: Documents.
         window: Tokens per window, BOS included.
         batch_size: Windows per forward pass.
-        max_tokens: Stop after the window that reaches this many tokens.
+        max_tokens: Stop after the document that reaches this many tokens, so that no document is cut.
 
     Returns:
         The score.
 
     Raises:
         ValueError: If there is no text.
+        TypeError: For a single string, whose letters would pass for documents.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts is a list of documents; for a single one give [text].")
     kept, seen = _within_budget(list(texts), tokenizer, max_tokens)
     windows = pack_tokens(tokenizer, kept, window)
     device = model.get_input_embeddings().weight.device
@@ -167,9 +170,16 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
 def continue_text(model: nn.Module, tokenizer, prompt: str, new_tokens: int = 40) -> str:
     """Lets the model go on from `prompt`, taking the likeliest token each time; returns prompt and continuation."""
     device = model.get_input_embeddings().weight.device
-    encoded = tokenizer(prompt, return_tensors="pt").to(device)
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = opening + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    inputs = torch.tensor([ids], device=device)
     with evaluation_mode(model), torch.no_grad():
         ids = model.generate(
-            **encoded, max_new_tokens=new_tokens, do_sample=False, use_cache=True, pad_token_id=tokenizer.eos_token_id
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
         )
     return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())

@@ -19,6 +19,7 @@ from ssetools.subnetwork import Subnetwork
 
 FORMATS = ("peft", "gguf-lora", "merged")
 _SCORED_TOKENS = 2048
+_TOLD = ("language", "model_parameters", "neurons", "tokens", "source", "seed", "settings")
 
 
 def export_run(run: str | Path, output: str | Path, model: str, form: str = "peft", uniform_rank: bool = False) -> Path:
@@ -33,11 +34,13 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
         uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
 
     Raises:
-        ValueError: For an unknown form, or an adapter that is not a subnetwork of `model`.
+        ValueError: For an unknown form, an adapter that is not a subnetwork of `model`, or one without the facts that its
+            card tells.
     """
     if form not in FORMATS:
         raise ValueError(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
     about = adapter_facts(run)
+    _check_exportable(run, about)
     metrics_path = Path(run) / "metrics.json"
     metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else None
     # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
@@ -52,6 +55,18 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
         rescored = _merge(subnet, tokenizer, about, metrics, output)
     (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
     return Path(output)
+
+
+def _check_exportable(run: str | Path, about: Mapping) -> None:
+    if about["format"] != Subnetwork.format:
+        remedy = "PEFT loads the folder as it is" if about["format"] == "peft" else "it is the model's own weights"
+        raise ValueError(f"{run} holds a {about['format']!r} adapter, and only subnetworks are exported: {remedy}.")
+    lacking = [name for name in _TOLD if about.get(name) is None]
+    if lacking:
+        raise ValueError(
+            f"{run}/adapter.json lacks {', '.join(lacking)}, which the card tells: give them to finetune in facts=, or "
+            "use `ssetools finetune`."
+        )
 
 
 def _merge(subnet, tokenizer, about, metrics, output) -> dict:
@@ -94,11 +109,12 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
         tags=["ssetools", "language-neurons"],
     )
     name = get_language(lang).name
+    which = f"that fire for {name}" if about.get("method", "lape") == "lape" else "drawn at random, a control"
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {base}, better at {name}",
         f"{about['parameters']:,} numbers ({percent_trained(about):.2f}% of the model), the weights of "
-        f"{about['neurons']:,} FFN neurons that fire for {name}, were trained on {about['tokens']:,} tokens of "
+        f"{about['neurons']:,} FFN neurons {which}, were trained on {about['tokens']:,} tokens of "
         f"{about['source']} with seed {about['seed']} at a peak rate of {about['settings']['learning_rate']:g}.",
     ]
     if metrics:

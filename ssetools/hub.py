@@ -10,15 +10,21 @@ import functools
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Says whether the hub's name resolves; if not, hub libraries are told to use their caches and not retry."""
+    """Says whether the hub's name resolves, or a proxy is named that would resolve it.
+
+    If neither, hub libraries are told to use their caches and not retry.
+    """
     import huggingface_hub.constants as hub
 
     if hub.HF_HUB_OFFLINE:
         return False
+    if "https" in getproxies():  # which look the name up themselves
+        return True
     host = urlparse(hub.ENDPOINT).hostname
     try:
         socket.getaddrinfo(host, 443)

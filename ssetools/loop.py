@@ -17,7 +17,7 @@ from ssetools import processes
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.memory import checkpointed_activations, make_optimizer
 from ssetools.methods import METHODS
-from ssetools.models import model_source
+from ssetools.models import evaluation_mode, model_source
 from ssetools.paths import whole_file
 from ssetools.sharding import is_sharded
 from ssetools.subnetwork import Subnetwork
@@ -33,7 +33,8 @@ class TrainingSettings:
     Attributes:
         learning_rate: Peak rate of AdamW, None for the method's own; warm-up over `warmup` of the steps, then cosine
             decay to zero.
-        max_tokens: Training stops after this many tokens, or after `epochs`, whichever is first.
+        max_tokens: Training stops after this many tokens, or after `epochs`, whichever is first; in whole steps, of
+            which there is at least one.
         epochs: Passes over the text.
         batch_size: Windows per forward pass.
         gradient_accumulation: Forward passes per optimiser step.
@@ -65,6 +66,13 @@ class TrainingSettings:
     optimizer: str = "adamw"
     checkpoint_activations: bool = False
 
+    def __post_init__(self):
+        least = dict.fromkeys(("max_tokens", "epochs", "batch_size", "gradient_accumulation"), 1)
+        least |= {"window": 2, "validate_every": 1, "checkpoint_every": 1}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
+
     def for_method(self, method: str) -> TrainingSettings:
         """Returns these settings with the learning rate that `method` has by default, unless one is given."""
         return self if self.learning_rate is not None else replace(self, learning_rate=METHODS[method].learning_rate)
@@ -85,7 +93,8 @@ class Run:
         self.settings, self.folder = settings, Path(run_dir) if run_dir else None
         model = adapter.model
         self.device = model.get_input_embeddings().weight.device
-        check_head(model)  # now, while no dropout is active
+        with evaluation_mode(model):  # while no dropout is active
+            check_head(model)
         torch.manual_seed(settings.seed)
         self.optimizer = make_optimizer(
             settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
@@ -98,6 +107,7 @@ class Run:
         self._order = -1, torch.empty(0)
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
         self.identity["parameters"] = adapter.num_parameters
+        self.identity["validation"] = _digest(torch.cat(validation)) if validation else None
         if isinstance(adapter, Subnetwork):
             self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
         if processes.count() > 1:
@@ -121,7 +131,7 @@ class Run:
                 row["tokens_per_second"] = round(seen / (time.monotonic() - began), 1)
                 if self.validation and (self.step % self.settings.validate_every == 0 or self.step == self.steps):
                     row["validation_loss"] = self._validate()
-                    if bar.disable:
+                    if bar.disable and processes.is_main():
                         print(_line(row, self.steps), flush=True)
                 self.history.append(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"])
@@ -150,9 +160,10 @@ class Run:
             loss += part.item()
         if self.gradient_scale != 1:
             for parameter in self.adapter.parameters():
-                parameter.grad /= self.gradient_scale
+                if parameter.grad is not None:
+                    parameter.grad /= self.gradient_scale
         processes.average_gradients(self.adapter.parameters())
-        loss = processes.total(torch.tensor(loss, dtype=torch.float64, device=self.device)).item() / processes.count()
+        loss = processes.total(self._exact(loss)).item() / processes.count()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
         if not math.isfinite(loss + norm):
             if self.folder:
@@ -179,19 +190,23 @@ class Run:
         return self.windows[self._order[1][index].item()]
 
     def _validate(self) -> float:
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, tokens
+        sums = self._exact([0.0, 0.0])  # loss, tokens
         self.adapter.dropout(False)
         model, mine = self.adapter.model, self.validation[processes.rank() :: processes.count()]
         for window in processes.in_step(mine, is_sharded(model)):
             losses = token_losses(model, (self.validation[0] if window is None else window)[None].to(self.device))
             if window is None:  # only to take part in the gathering that the others' passes need
                 continue
-            sums += torch.tensor([losses.sum().item(), losses.numel()], dtype=torch.float64, device=self.device)
+            sums += self._exact([losses.sum().item(), losses.numel()])
         total, count = processes.total(sums).tolist()
         if total / count < self.best_loss:
             self.best_loss, self.best_step = total / count, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
         return total / count
+
+    def _exact(self, numbers) -> torch.Tensor:
+        """Float64 numbers where processes exchange them; alone on the CPU, since not every device has float64."""
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device if processes.count() > 1 else "cpu")
 
     # --- files ---
 
@@ -210,6 +225,8 @@ class Run:
             "best": (self.best, self.best_step, self.best_loss),
             "rng": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         with whole_file(self._checkpoint) as scratch:
             torch.save(state, scratch)
 
@@ -219,7 +236,7 @@ class Run:
         state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
         if state["identity"] != self.identity:
             before, now = state["identity"], self.identity
-            differ = [f"{k} {before.get(k)} (now {now[k]})" for k in now if before.get(k) != now[k]]
+            differ = [f"{k} {before.get(k)} (now {now.get(k)})" for k in before | now if before.get(k) != now.get(k)]
             raise ValueError(
                 f"{self.folder} holds a stopped run with other settings: {', '.join(differ)}. Delete the folder to "
                 "start over, or ask for those settings to go on with it."
@@ -230,6 +247,8 @@ class Run:
         self.step, self.history = state["step"], state["history"]
         self.best, self.best_step, self.best_loss = state["best"]
         torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         print(f"Going on with the run in {self.folder} at step {self.step} of {self.steps}.", flush=True)
 
     def _write_log(self):

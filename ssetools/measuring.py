@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -57,16 +58,16 @@ def get_metrics(
     path = folder / "metrics.json"
     budgets = budgets or {"*": 256, "en": 1024, lang: 2048}
     request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets}
+    about = adapter_facts(folder)
     if path.exists():
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        if metrics["request"] == request:
+        if metrics["request"] == request and metrics["adapter"] == about:
             return metrics
     texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
     print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
     after = score_languages(model, tokenizer, texts, budgets)
     with Adapter.attached_to(model).switched_off():
         before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
-    about = adapter_facts(folder)
     metrics = {
         "folder": folder.as_posix(),
         "request": request,
@@ -90,7 +91,8 @@ def _base_scores(model, tokenizer, texts, budgets, plan, runs):
     for kind, by_language in texts.items():
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
-            key = f"{plan.kinds[kind]} {lang} {budget}"
+            text = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:12]
+            key = f"{plan.kinds[kind]} {lang} {budget} {text}"
             if key not in kept["scores"]:
                 one = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
                 kept["scores"][key] = one[kind][lang]

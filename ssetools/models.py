@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ssetools.hub import hub_reachable, quiet_transformers
 for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
 
@@ -37,13 +38,15 @@ def load_model(
             all weights in `dtype`.
         dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
             prints the reason once.
-        device_map: As in transformers; None takes the first GPU (each of several processes its own), else the CPU.
+        device_map: As in transformers, but all on one device; None takes the first GPU (each of several processes its
+            own), else the CPU.
 
     Returns:
         `(model, tokenizer)`. The model is in evaluation mode.
 
     Raises:
-        ValueError: For a name that is neither embedded, a folder, nor a reachable hub model.
+        ValueError: For a name that is neither embedded, a folder, nor a reachable hub model, or a model that is spread
+            over several devices.
     """
     import transformers
 
@@ -57,19 +60,19 @@ def load_model(
             f"Unknown model {name!r}: use {embedded.EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
-    wanted = _as_dtype(dtype) if dtype else None
-    device = _device() if device_map is None else None
-    options = {"device_map": {"": device} if device else device_map}
+    wanted = as_dtype(dtype) if dtype else None
+    options = {"device_map": {"": _device()} if device_map is None else device_map}
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
-            options["dtype"] = wanted or choose_dtype(config, device or _device())
+            options["dtype"] = wanted or choose_dtype(config, _first_device(options["device_map"]))
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise ValueError(f"Model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(f"Model {name!r} cannot be loaded: {_opening(error)}") from error
+    _check_one_device(name, model)
     if load_in_8bit and not has_8bit_layers(model):
         raise ValueError(
             f"bitsandbytes converts no layer of {name!r} ({config.model_type}) to 8-bit, because the model uses a linear "
@@ -143,7 +146,7 @@ def _dtype_and_reason(model_type: str, device: str) -> tuple[torch.dtype, str]:
             return torch.float32, f"this GPU has no bfloat16 and {model_type} overflows float16"
         return torch.float16, "this GPU has no bfloat16"
     if device == "mps":
-        return torch.float32, "bfloat16 and LLM.int8 are not reliable on MPS"
+        return torch.float32, "bfloat16 is not reliable on MPS"
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if any(getattr(torch.cpu, probe, bool)() for probe in probes):
         return torch.bfloat16, "this CPU has bfloat16 instructions"
@@ -172,7 +175,29 @@ def _device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def _first_device(device_map: str | dict) -> str:
+    found = str(next(iter(device_map.values()))) if isinstance(device_map, dict) else device_map
+    if found.isdigit():
+        return f"cuda:{found}"
+    return found if found.split(":")[0] in ("cpu", "cuda", "mps") else _device()  # "auto" and its like
+
+
+def _check_one_device(name: str, model: nn.Module) -> None:
+    """Refuses what deltas cannot lie beside: offloaded layers have no memory, and other devices are not asked."""
+    devices = sorted({str(tensor.device) for tensor in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise ValueError(
+            f"Model {name!r} does not lie on one device but on {', '.join(devices)} (meta: offloaded). Name one device "
+            'that holds it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
+        )
+
+
+def _opening(error: Exception) -> str:
+    """The first two lines of an error: the second often says where to go."""
+    return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
@@ -196,8 +221,27 @@ def _revision(name: str, model: nn.Module) -> str | None:
     commit = getattr(model.config, "_commit_hash", None)
     if commit or not Path(name).is_dir():
         return commit
-    # A local folder has no revision of its own: its config and the names and sizes of its weights stand for one.
+    # A local folder has no revision of its own: its config and samples of its weights stand for one.
     digest = hashlib.sha256((Path(name) / "config.json").read_bytes())
-    for path in sorted(Path(name).glob("*.safetensors")):
+    for path in sorted(p for ending in ("safetensors", "bin") for p in Path(name).glob(f"*.{ending}")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with open(path, "rb") as file:
+            for place in range(_SAMPLES):
+                file.seek(place * path.stat().st_size // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def other_model(made_for: Mapping, model: nn.Module) -> str | None:
+    """Says in which way something was made for another model; None if for this one, whatever its folder is called.
+
+    Args:
+        made_for: "model" and "revision" of what was made, where they are known.
+        model: The model at hand.
+    """
+    source = model_source(model)
+    # A revision says more than a name: the same folder has several, and lies elsewhere on another machine.
+    key = "model" if None in (made_for.get("revision"), source["revision"]) else "revision"
+    if made_for.get(key) in (None, source[key]):
+        return None
+    return f"{key} {made_for[key]!r}, not {source[key]!r}"

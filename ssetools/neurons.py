@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssetools.ffn import find_ffn_blocks
-from ssetools.models import model_source
+from ssetools.models import other_model
 from ssetools.paths import whole_file
 from ssetools.tensors import load_tensors, save_tensors
 
@@ -92,9 +92,19 @@ class NeuronSets:
 
         Returns:
             Ascending neuron ids for each layer.
+
+        Raises:
+            ValueError: If the language has more than half of a layer (or of the model), which leaves too few others.
         """
         generator = torch.Generator().manual_seed(seed)
         free = ~self.mask(language)
+        for layer, row in enumerate(free if depth_matched else [free.flatten()]):
+            if 2 * int(row.sum()) < len(row):
+                where = f"layer {layer}" if depth_matched else "the model"
+                raise ValueError(
+                    f"{language!r} has {int((~row).sum())} of the {len(row)} neurons of {where}: the others are too few for a "
+                    "control of the same size. Select fewer (a lower top_rate)."
+                )
         order = torch.rand(free.shape, generator=generator).masked_fill(~free, 2.0)
         if depth_matched:
             return [row.argsort()[: len(ids)].sort().values for row, ids in zip(order, self[language], strict=True)]
@@ -110,11 +120,8 @@ class NeuronSets:
                 f"These neuron sets are for {self.metadata.get('model', 'a model')} with {self.num_layers} layers of "
                 f"{self.num_neurons} neurons; this model has {len(blocks)} layers of {blocks[0].num_neurons}."
             )
-        source = model_source(model)
-        for key in ("model", "revision"):
-            made_for = self.metadata.get(key)
-            if made_for is not None and source[key] is not None and made_for != source[key]:
-                raise ValueError(f"These neuron sets were made for {key} {made_for!r}, not {source[key]!r}.")
+        if differs := other_model(self.metadata, model):
+            raise ValueError(f"These neuron sets were made for {differs}.")
 
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file: per language its ids (uint16 where they fit) and the number in each layer."""

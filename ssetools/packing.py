@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from ssetools.corpora import encode_texts
-from ssetools.paths import cache_dir, whole_file, write_json
+from ssetools.paths import cache_dir, write_json
 from ssetools.streams import Position, TextStream
 
 _FORMAT = 1
@@ -88,8 +89,6 @@ def pack_stream(tokenizer, stream: TextStream, window: int, max_windows: int) ->
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_dir() / "tokens" / name
     if not (folder / "about.json").is_file():
-        from filelock import FileLock  # datasets and huggingface_hub bring it
-
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
             if not (folder / "about.json").is_file():
@@ -102,8 +101,9 @@ def _write(tokenizer, stream, wanted, folder: Path, facts):
     partial = folder.parent / f"{folder.name}.part"
     partial.mkdir(exist_ok=True)
     state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
-    if (partial / "state.json").is_file():
-        state = json.loads((partial / "state.json").read_text(encoding="utf-8"))
+    kept = next((partial / x for x in ("state.json", "about.json") if (partial / x).is_file()), None)
+    if kept:
+        state = {key: value for key, value in json.loads(kept.read_text(encoding="utf-8")).items() if key in state}
         print(f"Going on with packing {stream.source} after {state['tokens']:,} tokens.", flush=True)
     else:
         print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
@@ -128,12 +128,10 @@ def _write(tokenizer, stream, wanted, folder: Path, facts):
                 break
     if not state["tokens"]:
         raise ValueError(f"There is no training text in {stream.source} for {stream.lang!r}.")
-    with whole_file(folder) as scratch:
-        scratch.mkdir()
-        (partial / "tokens.bin").rename(scratch / "tokens.bin")
-        write_json(scratch / "about.json", {**facts, **state})
-    (partial / "state.json").unlink()
-    partial.rmdir()
+    # about.json makes the folder whole, so it is there before the folder has its name.
+    write_json(partial / "about.json", {**facts, **state})
+    (partial / "state.json").unlink(missing_ok=True)
+    partial.rename(folder)
     left_out = state["lines_left_out"]
     apart = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
     print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{apart}.", flush=True)

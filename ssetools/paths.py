@@ -41,9 +41,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path to write to, and renames it to `path` only if the block succeeds.
 
     Works for files and for folders (make the folder at the temporary path). A reader never sees half a file, and
-    a failed or interrupted block leaves nothing behind.
+    a failed or interrupted block leaves nothing behind. A folder takes the place of an earlier one of the same files (a
+    README.md may stand beside them), and of no other.
 
     Raises:
+        FileExistsError: If there is a folder with other files.
         OSError: With one sentence about free space when the disk is full.
     """
     path = Path(path)
@@ -52,6 +54,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield scratch / path.name
         if path.is_dir():
+            _check_replaceable(path, scratch / path.name)
             shutil.rmtree(path)
         (scratch / path.name).replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
@@ -65,6 +68,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    ours = {p.name for p in new.iterdir()} if new.is_dir() else set()
+    theirs = sorted({p.name for p in old.iterdir()} - ours - {"README.md"})
+    if theirs:
+        listed = ", ".join(theirs[:3]) + (" ..." if len(theirs) > 3 else "")
+        raise FileExistsError(f"{old} holds other files ({listed}), which are not overwritten: name another folder.")
 
 
 def write_json(path: str | Path, data: Any) -> Path:

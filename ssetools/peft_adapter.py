@@ -98,6 +98,7 @@ class PeftAdapter(Adapter):
         self.model.requires_grad_(False)
 
     def _write(self, folder):
+        self._check_attached()  # PEFT would write a checkpoint without a tensor
         # By its name, not by the folder in which this machine keeps it; and without asking the hub for its vocabulary.
         self.wrapped.peft_config["default"].base_model_name_or_path = model_source(self.model)["model"]
         self.wrapped.save_pretrained(folder, save_embedding_layers=False)

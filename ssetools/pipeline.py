@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
 from ssetools.lape import select_neurons
 from ssetools.loop import TrainingSettings
 from ssetools.methods import METHODS, check_method, load_adapter
-from ssetools.models import model_source, num_parameters
+from ssetools.models import model_source, num_parameters, other_model
 from ssetools.neurons import LayerNeurons, NeuronSets
 from ssetools.paths import model_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
@@ -36,10 +37,18 @@ def get_profile(
     tokenizer,
     runs="runs",
     source: str | None = None,
-    languages: Sequence[str] = PROFILED_LANGUAGES,
+    languages: Sequence[str] | None = None,
     tokens_per_language: int = TOKENS_PER_LANGUAGE,
 ) -> ActivationProfile:
     """Loads `runs/<model>/profile.safetensors`, or makes it.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        runs: Folder of runs.
+        source: Text to count on; None takes the default.
+        languages: Codes; None takes those of the file, and `PROFILED_LANGUAGES` when there is none.
+        tokens_per_language: Tokens to count in each.
 
     Raises:
         ValueError: If the file is for another model, revision, text, budget or list of languages.
@@ -49,13 +58,20 @@ def get_profile(
     path = model_dir(about["model"], runs) / "profile.safetensors"
     if path.exists():
         profile = ActivationProfile.load(path)
-        wanted = {key: about[key] for key in ("model", "revision", "load_in_8bit", "dtype")}
-        wanted |= {"source": source, "tokens_per_language": tokens_per_language, "languages": list(languages)}
+        wanted = {key: about[key] for key in ("load_in_8bit", "dtype")}
+        wanted |= {"source": source, "tokens_per_language": tokens_per_language}
+        wanted |= {"languages": list(languages)} if languages else {}
         found = {**profile.metadata, "languages": profile.languages}
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
+        if differs := other_model(profile.metadata, model):
+            differ.insert(0, differs)
         if differ:
-            raise ValueError(f"{path} was made for something else ({'; '.join(differ)}). Delete it to profile again.")
+            raise ValueError(
+                f"{path} was made for something else ({'; '.join(differ)}). Ask for the same, name another folder of runs, "
+                "or delete the file to profile again."
+            )
         return profile
+    languages = languages or PROFILED_LANGUAGES
     print(f"Profiling {len(languages)} languages on {source}, {tokens_per_language} tokens each ...", flush=True)
     # Sixteen bytes a token are plenty, and streamed text has no end.
     limit = 16 * tokens_per_language if _is_streamed(source) else None
@@ -71,7 +87,8 @@ def get_neurons(model, tokenizer, runs="runs", top_rate: float = 0.05, **profile
     if path.exists():
         neurons = NeuronSets.load(path)
         neurons.check_model(model)
-        if neurons.metadata.get("top_rate") == top_rate and neurons.languages == profile.languages:
+        fresh = {**profile.metadata, "top_rate": top_rate, "profiled_languages": profile.languages}
+        if {key: neurons.metadata.get(key) for key in fresh} == json.loads(json.dumps(fresh)):
             return neurons
     neurons = select_neurons(profile, top_rate)
     if processes.is_main():
@@ -129,7 +146,8 @@ def get_run(
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
         if differ:
             raise ValueError(
-                f"{folder} holds a run with other settings ({'; '.join(differ)}). Delete it to train again."
+                f"{folder} holds a run with other settings ({'; '.join(differ)}). Ask for the settings it was trained with "
+                "(`--source`, `--max-tokens` and so on), name another seed or folder of runs, or delete it to train again."
             )
         print(f"Found the adapter in {folder}.", flush=True)
         load_adapter(folder, model)

@@ -19,7 +19,7 @@ from ssetools.loop import TrainingSettings
 from ssetools.loss import body_of
 from ssetools.memory import check_optimizer
 from ssetools.methods import METHODS, attach_method, check_method
-from ssetools.models import choose_dtype
+from ssetools.models import as_dtype, choose_dtype
 from ssetools.unloaded import Alive, as_if_on_cpu, built_without_data, one_step
 
 GIB = 2**30
@@ -147,7 +147,7 @@ def plan_memory(
     config = config_of(model)
     if dtype is None:
         dtype = torch.bfloat16 if device == "cuda" else choose_dtype(config, device)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype = as_dtype(dtype)
     with Alive() as alive:
         with torch.device("meta"):
             base = built_without_data(config, dtype, load_in_8bit, device)

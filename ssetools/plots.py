@@ -107,13 +107,14 @@ def entropy_histogram(profile: ActivationProfile, neurons: NeuronSets) -> Axes:
     chosen = sum(neurons.mask(code).int() for code in neurons.languages).bool()
     axes = _axes(3.4)
     bins = numpy.linspace(float(entropy.min()), math.log(len(profile.languages)), 60)
-    axes.hist(entropy.flatten().numpy(), bins, color=BEFORE, label="all neurons")
+    counts, _, _ = axes.hist(entropy.flatten().numpy(), bins, color=BEFORE, label="all neurons")
+    top = max(1e5, 3 * counts.max())
     axes.hist(entropy[chosen].numpy(), bins, color=ACCENT, label="language-specific neurons")
     axes.axvline(bins[-1], color=RULE, linestyle=":", linewidth=1.2)
-    axes.text(bins[-1], 3e4, "fires for all alike ", ha="right", va="bottom", fontsize=9)
+    axes.text(bins[-1], 0.3 * top, "fires for all alike ", ha="right", va="bottom", fontsize=9)
     axes.set(
         yscale="log",
-        ylim=(0.7, 1e5),
+        ylim=(0.7, top),
         xlabel="LAPE (nats)",
         ylabel="neurons",
         title="Low entropy: fires for few languages",

@@ -59,10 +59,11 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replaces each gradient by its mean over all processes."""
+    """Replaces each gradient by its mean over all processes; one that is missing counts as zero."""
     if count() > 1:
         for parameter in parameters:
-            parameter.grad = total(parameter.grad) / count()
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = total(gradient) / count()
 
 
 def in_step(items: Iterable, together: bool) -> Iterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +147,8 @@ def profile_languages(
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
     share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
-    state = _Progress(f"{path}{share}" if path else None, shape, {**facts, "languages": list(plans), "budget": budget})
+    settings = {**facts, "languages": list(plans), "budget": budget, "text": _digest(plans)}
+    state = _Progress(f"{path}{share}" if path else None, shape, settings)
     with counting(model) as count:
         for row, windows in enumerate(plans.values()):
             batches = _batches(windows[state.windows_done[row] :], batch_size)
@@ -231,6 +233,15 @@ def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torc
         kept.append(window[: left + opening])
         left -= len(kept[-1]) - opening
     return kept
+
+
+def _digest(plans: Mapping[str, list[torch.Tensor]]) -> str:
+    """Identifies the text that is counted: counts of two texts must not be added up."""
+    digest = hashlib.sha256()
+    for windows in plans.values():
+        for window in windows:
+            digest.update(window.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _batches(windows: list[torch.Tensor], size: int):

@@ -132,8 +132,10 @@ class Subnetwork(Adapter):
         """Adds the deltas to a 16/32-bit base in place and detaches. Returns the model.
 
         Raises:
-            ValueError: For an 8-bit base, with the share of this training that rounding to int8 would lose.
+            ValueError: For an 8-bit base, with the share of this training that rounding to int8 would lose; or when the
+                adapter is off the model, as after a merge.
         """
+        self._check_attached()
         if has_8bit_layers(self.model):
             raise ValueError(
                 f"Merged into int8 weights, these slices would miss what was trained by {self.int8_merge_error():.0%} of "

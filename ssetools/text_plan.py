@@ -65,6 +65,7 @@ def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en
             title = HUB_CORPORA[other_text.split(":")[0]].title
             reason = f"{title} cannot be reached, so the declaration is left out of training, to measure on."
             return TextPlan("mediawiki", kinds, ("messages",), reason)
+    source = "+".join(part.strip() for part in source.split("+"))
     kinds: dict[str, str] = {}
     for part in source.split("+"):
         name = part.split(":")[0]

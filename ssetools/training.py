@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -90,6 +89,7 @@ def finetune(
     windows = _packed(tokenizer, texts, settings)
     validation = pack_tokens(tokenizer, validation_texts, settings.window) if validation_texts else []
     steps = _num_steps(len(windows), settings)
+    _say_if_short(len(windows), steps, settings)
     began = time.monotonic()
     reset_peak_memory()
     torch.manual_seed(settings.seed)  # LoRA starts from random numbers
@@ -145,6 +145,8 @@ def peak_memory_gib() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, where a process begins with the peak of the one that started it
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -161,17 +163,27 @@ def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSett
             f"The training text has {tokens} tokens, less than one window of {settings.window}: give more text, or a "
             "smaller window."
         )
-    if len(windows) * settings.epochs < budget:
-        passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
-        print(
-            f"The training text ends after {len(windows) * settings.window:,} tokens ({passes}), before the "
-            f"{settings.max_tokens:,} asked for: training stops there. More epochs would go over it again.",
-            flush=True,
-        )
     return windows
 
 
 def _num_steps(windows: int, settings: TrainingSettings) -> int:
-    per_step = settings.batch_size * settings.gradient_accumulation * processes.count()
     budget = max(1, settings.max_tokens // settings.window)
-    return max(1, min(windows * settings.epochs, budget) // per_step)
+    return max(1, min(windows * settings.epochs, budget) // _windows_per_step(settings))
+
+
+def _windows_per_step(settings: TrainingSettings) -> int:
+    return settings.batch_size * settings.gradient_accumulation * processes.count()
+
+
+def _say_if_short(windows: int, steps: int, settings: TrainingSettings) -> None:
+    """Says so when the text holds fewer tokens than are to be trained on, or than one step takes."""
+    have, trained = (x * settings.window for x in (windows * settings.epochs, steps * _windows_per_step(settings)))
+    if have >= max(trained, settings.max_tokens // settings.window * settings.window) or not processes.is_main():
+        return
+    passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
+    said = f"The training text has {have:,} tokens ({passes}), and {settings.max_tokens:,} were asked for: "
+    if have < trained:
+        said += f"one step takes {trained:,}, so it is gone over again to fill it. A smaller batch would not need to."
+    else:
+        said += f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
+    print(said, flush=True)

@@ -85,7 +85,10 @@ class WholeWeights(Adapter):
             weight.grad = None
 
     def _write(self, folder):
-        tensors = {name: weight.detach() for name, weight in self.pairs()}
+        # Not the model's own weights: off the model, these are the base's.
+        tensors = {
+            name: self.masters[name.replace(".", "-")].detach().to(weight.dtype) for name, weight in self.pairs()
+        }
         save_tensors(folder / "adapter.safetensors", tensors, {"format": self.format})
         return {"only_ffn": self.only_ffn}
 

@@ -62,6 +62,14 @@ def test_a_stopped_count_goes_on(text, word_tokenizer, tmp_path, monkeypatch):
     assert asked == LANGS[2:], "what is counted is not counted again"
 
 
+def test_counts_of_another_model_are_refused(text, word_tokenizer, tmp_path):
+    model = families.tiny_model("llama")
+    profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
+    model.ssetools_source = {"model": "another", "revision": None, "load_in_8bit": False}
+    with pytest.raises(ValueError, match=r"counted with other model LlamaForCausalLM \(now another\)"):
+        profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
+
+
 def test_too_little_text_and_mixed_files_are_named(text, word_tokenizer, tmp_path):
     model = families.tiny_model("llama")
     with pytest.raises(ValueError, match="'yo' has .* windows of 100 tokens, not 8"):

@@ -65,7 +65,7 @@ def test_losses_go_on_where_they_stopped(study, word_tokenizer, tmp_path):
     before = path.stat().st_mtime_ns
     assert atlas_effects.deactivation_losses(model, word_tokenizer, sets, LANGS, path) == whole
     assert path.stat().st_mtime_ns == before, "nothing was measured again"
-    with pytest.raises(ValueError, match="made for other languages"):
+    with pytest.raises(ValueError, match="made for another model, other languages"):
         atlas_effects.deactivation_losses(model, word_tokenizer, sets, LANGS[:2], path)
 
 

@@ -90,6 +90,24 @@ def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp
         differences(runs, bases, "yo", to="lora")
 
 
+def test_a_rate_that_diverges_is_the_worst_of_its_search_and_stops_nothing(comparison, monkeypatch, capsys):
+    train = compare.finetune
+
+    def diverging(*args, learning_rate, **options):
+        if learning_rate == METHODS["lape"].search[-1]:
+            raise FloatingPointError("The loss is nan at step 3")
+        return train(*args, learning_rate=learning_rate, **options)
+
+    monkeypatch.setattr(compare, "finetune", diverging)
+    runs = comparison.language("yo", ["lape"])
+    assert len(runs) == len(SEEDS)
+    assert "The loss is nan at step 3" in capsys.readouterr().out
+    assert comparison.searched("yo", ["lape"]).validation_loss.iloc[-1] == float("inf")
+    assert len(comparison.traced("yo", "lape")) == len(METHODS["lape"].search) - 1
+    with pytest.raises(FloatingPointError):
+        comparison.trained("yo", Arm("lape", METHODS["lape"].search[-1], seed=1))
+
+
 def test_another_protocol_is_not_mixed_in(comparison, monkeypatch):
     arm = Arm("lape", 1e-3, max_tokens=320)
     comparison.trained("yo", arm)

@@ -170,6 +170,11 @@ def test_split_of_is_fixed_forever():
     assert shares.count("test") == pytest.approx(200, abs=45)
 
 
+def test_a_budget_without_room_for_a_token_is_refused(word_tokenizer):
+    with pytest.raises(ValueError, match="room for a token besides BOS; got 1"):
+        pack_tokens(word_tokenizer, ["w3 w4"], 16, max_tokens=1)
+
+
 def test_packing_opens_every_window_with_bos_and_loses_nothing(word_tokenizer):
     texts = ["w5 w6 w7", "w8 w9", "  ", "w10"]
     windows = pack_tokens(word_tokenizer, texts, window=5)

@@ -36,6 +36,12 @@ def test_divergence_equals_that_of_the_full_distributions(family, method, word_t
     result.adapter.detach()
 
 
+def test_more_samples_than_the_declaration_opens_are_refused(word_tokenizer, monkeypatch):
+    monkeypatch.setattr("ssetools.divergence.load_texts", lambda *asked: ["w3 w4 " * 8] * 5)
+    with pytest.raises(ValueError, match="opens 4 samples in 'yo'; asked for 5"):
+        sample_from_base(families.tiny_model("llama"), word_tokenizer, ["yo"], samples=5, tokens=2)
+
+
 def test_an_untrained_adapter_has_not_drifted(word_tokenizer):
     model = families.tiny_model("llama")
     samples = sample_from_base(model, word_tokenizer, ["en", "fr"], samples=2, tokens=5)

@@ -12,7 +12,7 @@ from ssetools import amplified, deactivated, perplexity, score_texts
 from ssetools.evaluation import change, continue_text
 from ssetools.ffn import find_ffn_blocks
 from ssetools.methods import attach_method
-from ssetools.models import evaluation_mode, load_model, model_source
+from ssetools.models import _check_one_device, _first_device, evaluation_mode, load_model, model_source
 
 TEXTS = [" ".join(f"w{3 + (7 * i + k) % 90}" for k in range(9)) for i in range(8)]
 
@@ -46,6 +46,11 @@ def test_scores_do_not_depend_on_the_mode_the_model_was_in(word_tokenizer):
     scores = {mode: perplexity(model.train(mode), word_tokenizer, TEXTS) for mode in (True, False)}
     assert scores[True] == scores[False]
     assert not model.training
+
+
+def test_a_single_string_is_no_list_of_documents(word_tokenizer):
+    with pytest.raises(TypeError, match=r"give \[text\]"):
+        perplexity(families.tiny_model("llama"), word_tokenizer, "w3 w4 w5")
 
 
 def test_max_tokens_takes_documents_from_the_front(word_tokenizer):
@@ -130,6 +135,29 @@ def test_continuation_is_deterministic(word_tokenizer):
     model = families.tiny_model("llama")
     once = continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
     assert once == continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
+
+
+def test_a_continuation_opens_with_bos(word_tokenizer, monkeypatch):
+    model, seen = families.tiny_model("llama"), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: (seen.append(given["input_ids"]), generate(**given))[1])
+    continue_text(model, word_tokenizer, "w5 w6", 2)
+    assert seen[0].tolist() == [[word_tokenizer.bos_token_id, 5, 6]]
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = families.tiny_model("llama")
+    model.model.layers[1].to("meta")
+    with pytest.raises(ValueError, match=r"does not lie on one device but on cpu, meta \(meta: offloaded\)"):
+        _check_one_device("tiny", model)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "device"), [({"": "cpu"}, "cpu"), ({"": 1}, "cuda:1"), ("cpu", "cpu"), ("auto", "here")]
+)
+def test_the_dtype_is_that_of_the_device_that_is_named(monkeypatch, device_map, device):
+    monkeypatch.setattr("ssetools.models._device", lambda: "here")
+    assert _first_device(device_map) == device
 
 
 def test_unknown_models_are_refused(tmp_path, monkeypatch):

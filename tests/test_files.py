@@ -3,6 +3,8 @@
 import errno
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ def home(tmp_path, monkeypatch):
 
 
 def leftovers(folder):
-    return sorted(p.name for p in folder.rglob("*"))
+    return sorted(p.name for p in folder.rglob("*") if p.suffix != ".lock")
 
 
 def test_folders(home, tmp_path):
@@ -42,6 +44,37 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert leftovers(tmp_path) == ["a.json"]
+
+
+def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):
+    def write(names):
+        with whole_file(tmp_path / "out") as scratch:
+            scratch.mkdir()
+            for name in names:
+                (scratch / name).write_text("new")
+
+    write(["a", "b"])
+    (tmp_path / "out" / "README.md").write_text("a card")
+    write(["a", "b", "c"])
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out holds other files \(thesis.txt\)"):
+        write(["a", "b", "c"])
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+    assert leftovers(tmp_path) == ["a", "b", "c", "out", "thesis.txt"]
+
+
+def test_processes_that_meet_at_a_cached_folder_build_it_once(home):
+    built = []
+
+    def build(folder):
+        built.append(1)
+        time.sleep(0.2)
+        (folder / "a.txt").write_text("text")
+        return {}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = {task.result() for task in [pool.submit(embedded.cached_folder, "thing", build) for _ in range(4)]}
+    assert (len(built), len(found)) == (1, 1)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):

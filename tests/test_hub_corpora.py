@@ -5,6 +5,7 @@ import pytest
 
 from ssetools import hub_corpora
 from ssetools.corpora import describe_source, load_parallel, load_texts
+from ssetools.hub import hub_reachable
 from ssetools.hub_corpora import HUB_CORPORA, TextUnavailable, corpus_of, hub_shards
 from ssetools.languages import get_language
 from ssetools.text_plan import plan_texts
@@ -149,6 +150,23 @@ def test_a_local_copy_is_identified_by_its_files(tmp_path):
     assert before == describe_source(source, "yo")
     hub_layouts.glotcc(tmp_path, DOCUMENTS[:-1])
     assert before != describe_source(source, "yo")
+
+
+def test_a_proxy_is_asked_for_the_hub(monkeypatch):
+    def unknown(*_):
+        raise OSError
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("ssetools.hub.getproxies", lambda: {"https": "http://proxy:3128"})
+    assert hub_reachable.__wrapped__()
+    monkeypatch.setattr("ssetools.hub.getproxies", lambda: {})
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    assert not hub_reachable.__wrapped__()
+
+
+def test_spaces_around_the_parts_of_a_source_do_not_matter(tmp_path):
+    assert plan_texts("udhr + mediawiki", "sib200").kinds == plan_texts("udhr+mediawiki", "sib200").kinds
 
 
 def test_plans_know_the_kinds_of_hub_text(tmp_path):

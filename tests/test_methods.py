@@ -107,6 +107,19 @@ def test_every_method_trains_a_bfloat16_model(name, load_in_8bit, word_tokenizer
     assert torch.equal(model(input_ids=IDS).logits, before)
 
 
+def test_off_the_model_trained_weights_are_kept_and_peft_says_that_its_are_gone(word_tokenizer, tmp_path):
+    _, result = trained("full", False, word_tokenizer, None)
+    tuned = {name: weight.clone() for name, weight in result.adapter.pairs()}
+    result.adapter.detach()
+    result.adapter.save(tmp_path / "full")
+    again = load_adapter(tmp_path / "full", gemma2())
+    assert all(torch.equal(weight, tuned[name]) for name, weight in again.pairs())
+    _, result = trained("lora", False, word_tokenizer, None)
+    result.adapter.detach()
+    with pytest.raises(ValueError, match="was taken off its model"):
+        result.adapter.save(tmp_path / "lora")
+
+
 def test_ffn_moves_the_projections_alone(word_tokenizer, tmp_path):
     base = dict(gemma2().named_parameters())
     model, _ = trained("ffn", False, word_tokenizer, tmp_path)

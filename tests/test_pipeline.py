@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import families
@@ -114,12 +116,55 @@ def test_files_for_something_else_are_refused_by_name(study):
     with pytest.raises(ValueError, match="other settings .*learning_rate: 0.01, wanted 0.5"):
         get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.5})
     model.ssetools_source["revision"] = "another"
-    with pytest.raises(ValueError, match="revision:"):
+    with pytest.raises(ValueError, match="something else .revision .*, not 'another'"):
         get_profile(model, tokenizer, source="text", **PROFILE)
     with pytest.raises(ValueError, match="were made for revision"):
         neurons.check_model(model)
     with pytest.raises(ValueError, match="with 2 layers of 48 neurons; this model has 2 layers of 128"):
         neurons.check_model(families.tiny_model("bloom"))
+
+
+def test_what_was_made_from_other_things_is_made_again(study):
+    model, tokenizer, plan = study
+    neurons, folder = trained(study)
+    before = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    Subnetwork.attached_to(model).detach()
+    shutil.rmtree(folder)
+    Path("runs/tiny/profile.safetensors").unlink()
+    other = {**PROFILE, "tokens_per_language": 300}
+    again = get_neurons(model, tokenizer, top_rate=0.2, source="text", **other)
+    assert again.metadata["tokens_per_language"] == 300, "the sets are those of the profile that is there"
+    assert get_neurons(model, tokenizer, top_rate=0.2, source="text", tokens_per_language=300).languages == LANGS
+
+    folder = get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.05})
+    (folder / "metrics.json").write_text(json.dumps(before))  # of the run that was deleted
+    fresh = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert fresh["adapter"]["settings"]["learning_rate"] == 0.05
+    assert fresh["after"] != before["after"]
+
+    for lang in LANGS:
+        path = Path("text") / lang / "test.txt"
+        path.write_text(path.read_text().replace("w4 ", "w5 ").replace("w35 ", "w36 ").replace("w66 ", "w67 "))
+    (folder / "metrics.json").unlink()
+    edited = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    for lang in LANGS:
+        assert edited["before"]["stories"][lang]["window_losses"] != fresh["before"]["stories"][lang]["window_losses"]
+
+
+def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch):
+    model, _, _ = study
+    revision = model.ssetools_source["revision"]
+    neurons, folder = trained(study)
+    Subnetwork.attached_to(model).detach()
+    moved, _ = load_model(str(tmp_path / "tiny"), load_in_8bit=False)
+    assert moved.ssetools_source["revision"] == revision
+    neurons.check_model(moved)
+    Subnetwork.load(folder, moved).detach()  # the same folder by another name
+    families.tiny_model("llama", seed=1).save_pretrained("tiny")
+    other, _ = load_model("tiny", load_in_8bit=False)
+    assert other.ssetools_source["revision"] != revision
+    with pytest.raises(ValueError, match="trained for revision"):
+        Subnetwork.load(folder, other)
 
 
 def test_a_language_without_neurons_is_refused(study):
@@ -170,7 +215,7 @@ def test_command_line_errors_are_one_sentence(study, capsys):
     for arguments, message in [
         (["finetune", "xx"], "Unknown language 'xx'"),
         (["report", "yo"], "run `ssetools evaluate yo` first"),
-        (["export", "yo", "out"], "There is no"),
+        (["export", "yo", "out", "--seed", "3"], "run `ssetools finetune yo --seed 3` first"),
         (["languages", "yor"], "Did you mean 'yo' (Yoruba)"),
     ]:
         assert cli.main(arguments) == 2
@@ -206,6 +251,23 @@ def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys
     monkeypatch.setattr("huggingface_hub.upload_folder", lambda **o: calls.append(str(o["folder_path"])) or done)
     assert cli.main(["export", "yo", "peft2", "--model", "tiny", "--push", "me/yo"]) == 0
     assert calls == ["me/yo", "peft2"]
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_loaded(study, capsys):
+    model, tokenizer, plan = study
+    neurons, folder = trained(study)
+    Subnetwork.attached_to(model).detach()
+    about = json.loads((folder / "adapter.json").read_text())
+    assert "3 FFN neurons drawn at random, a control, were" in model_card(
+        {**about, "method": "random", "neurons": 3}, None, "peft"
+    )
+    get_run(model, tokenizer, "yo", None, plan, "ia3", **SETTINGS)
+    assert cli.main(["export", "yo", "out", "--model", "tiny", "--method", "ia3"]) == 2
+    assert "PEFT loads the folder as it is" in capsys.readouterr().err
+    (folder / "adapter.json").write_text(json.dumps({k: v for k, v in about.items() if k != "model_parameters"}))
+    assert cli.main(["export", "yo", "out", "--model", "tiny"]) == 2
+    assert "adapter.json lacks model_parameters, which the card tells" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_the_card_of_the_embedded_model_names_gemmas_terms(study):

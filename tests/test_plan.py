@@ -135,6 +135,8 @@ def test_the_command_line_plans_and_takes_neuron_files(folder, tmp_path, capsys)
 
 
 def test_bad_plans(folder):
+    with pytest.raises(ValueError, match="Unknown dtype 'fp16': use float32, bfloat16 or float16"):
+        plan_memory(folder("llama"), 4, dtype="fp16")
     for options, message in [
         ({"method": "laep"}, "Unknown method"),
         ({"neurons": None}, "needs neurons: their number"),

@@ -94,6 +94,20 @@ def test_a_partial_count_with_other_settings_is_started_over(word_tokenizer, tmp
     assert profile.tokens.tolist() == [360] * 3
 
 
+def test_counts_of_two_texts_are_not_added_up(word_tokenizer, tmp_path, monkeypatch, capsys):
+    model, path = families.tiny_model("llama"), tmp_path / "profile.safetensors"
+    monkeypatch.setattr("ssetools.profiling._SAVE_SECONDS", -1)
+    add = _Progress.add
+    monkeypatch.setattr(_Progress, "add", lambda self, *args: (add(self, *args), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        profile_languages(model, word_tokenizer, TEXTS, window=17, path=path)
+    monkeypatch.setattr(_Progress, "add", add)
+    other = {lang: [text.replace("w3", "w9") for text in texts] for lang, texts in TEXTS.items()}
+    found = profile_languages(model, word_tokenizer, other, window=17, path=path)
+    assert "has other settings" in capsys.readouterr().out
+    assert torch.equal(found.counts, profile_languages(model, word_tokenizer, other, window=17).counts)
+
+
 @pytest.mark.parametrize("shape", [(3, 600, 16), (1, 255, 8), (2, 256, 24), (2, 5, 7)])
 def test_fast_counts_are_exact(shape):
     fired = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.7

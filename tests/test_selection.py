@@ -229,6 +229,18 @@ def test_random_controls():
     assert any(not torch.equal(a, b) for a, b in zip(matched, neurons.random_like("mt", seed=2), strict=True))
 
 
+def test_a_control_that_cannot_be_apart_is_refused():
+    sets = NeuronSets({"yo": [torch.arange(6), torch.arange(2)]}, num_neurons=10)
+    with pytest.raises(ValueError, match="'yo' has 6 of the 10 neurons of layer 0: the others are too few"):
+        sets.random_like("yo")
+    spread = sets.random_like("yo", depth_matched=False)
+    assert sum(map(len, spread)) == 8
+    assert not set(spread[0].tolist()) & set(range(6))
+    large = NeuronSets({"yo": [torch.arange(6), torch.arange(6)]}, num_neurons=10)
+    with pytest.raises(ValueError, match="12 of the 20 neurons of the model"):
+        large.random_like("yo", depth_matched=False)
+
+
 def test_overlap_is_jaccard():
     sets = {"a": [[0, 1, 2], []], "b": [[1, 2, 3], []], "c": [[], [5]]}
     table = NeuronSets(sets, num_neurons=10).overlap()

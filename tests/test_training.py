@@ -12,7 +12,7 @@ import torch
 from ssetools import Subnetwork, finetune
 from ssetools.corpora import pack_tokens
 from ssetools.ffn import find_ffn_blocks
-from ssetools.loop import Run
+from ssetools.loop import Run, TrainingSettings
 from ssetools.loss import chunked_loss, token_losses
 from ssetools.models import int8_scales
 from ssetools.training import peak_memory_gib, reset_peak_memory
@@ -95,6 +95,27 @@ def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_
         run(model, word_tokenizer, tmp_path, learning_rate=0.01)
 
 
+def test_a_model_in_training_mode_trains_as_it_is_scored(word_tokenizer):
+    model = families.tiny_model("gpt2")
+    expected = run(model, word_tokenizer)
+    weights = copy.deepcopy(expected.adapter.state_dict())
+    expected.adapter.detach()
+    model = families.tiny_model("gpt2").train()  # with dropout on
+    again = run(model, word_tokenizer)
+    assert all(torch.equal(value, weights[name]) for name, value in again.adapter.state_dict().items())
+    assert model.training
+
+
+def test_a_stopped_run_with_other_validation_text_is_not_continued(word_tokenizer, tmp_path, monkeypatch):
+    model = families.tiny_model("llama")
+    step = Run._one_step
+    monkeypatch.setattr(Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
+    with pytest.raises(Killed):
+        run(model, word_tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="other settings: validation .* .now None."):
+        run(model, word_tokenizer, tmp_path, validation_texts=[])
+
+
 def test_accumulation_equals_a_larger_batch(word_tokenizer):
     model = families.tiny_model("llama")
     one = run(model, word_tokenizer, batch_size=4)
@@ -120,6 +141,24 @@ def test_max_tokens_and_epochs_bound_the_steps(word_tokenizer):
     model = families.tiny_model("llama")
     result = run(model, word_tokenizer, max_tokens=5 * 2 * 16, validation_texts=[])
     assert (len(result.history), result.tokens, result.best_step) == (5, 160, 5)
+
+
+def test_a_text_shorter_than_a_step_says_that_it_is_repeated(word_tokenizer, capsys):
+    model = families.tiny_model("llama")
+    short = {"texts": words(2), "validation_texts": [], "batch_size": 4, "max_tokens": 10**4}
+    windows = len(pack_tokens(word_tokenizer, words(2), 16)) - 1
+    assert windows < 4
+    result = run(model, word_tokenizer, **short)
+    said = f"has {16 * windows} tokens (1 pass), and 10,000 were asked for: one step takes 64, so it is gone over again"
+    assert said in capsys.readouterr().out
+    assert result.tokens == 64
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "epochs", "batch_size", "validate_every", "checkpoint_every", "window"])
+def test_settings_that_cannot_be_are_named(name):
+    least = 2 if name == "window" else 1
+    with pytest.raises(ValueError, match=f"{name} is a whole number from {least} on; got {least - 1}"):
+        TrainingSettings(**{name: least - 1})
 
 
 def test_bad_input(word_tokenizer):
@@ -193,6 +232,27 @@ def test_small_gradients_do_not_vanish_in_float16(word_tokenizer):
     assert (moved[torch.float16] != 0).float().mean() > 0.9
     agree = torch.nn.functional.cosine_similarity(moved[torch.float16], moved[torch.float32], dim=0)
     assert agree > 0.8
+
+
+def test_what_was_taken_off_cannot_be_used_again():
+    model = families.tiny_model("llama")
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    with torch.no_grad():
+        for delta in subnet.parameters():
+            delta += 0.1
+    tuned = model(families.tokens()).logits
+    with subnet.switched_off():
+        with subnet.switched_off():
+            base = model(families.tokens()).logits
+        assert torch.equal(model(families.tokens()).logits, base), "the outer block still holds"
+    assert torch.equal(model(families.tokens()).logits, tuned)
+    subnet.merge()
+    once = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(ValueError, match="was taken off its model"):
+        subnet.merge()
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, once)
+    with pytest.raises(ValueError, match="was taken off its model"), subnet.switched_off():
+        pass
 
 
 def test_switched_off_is_the_base_exactly(word_tokenizer):
