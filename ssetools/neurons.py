@@ -42,7 +42,10 @@ class NeuronSets:
 
     def __getitem__(self, language: str) -> LayerNeurons:
         if language not in self._sets:
-            raise KeyError(f"No neurons for language {language!r}; this file has {' '.join(self.languages)}.")
+            raise KeyError(
+                f"No neurons for language {language!r}; this file has {' '.join(self.languages)}. Select from a profile that "
+                "has it: `ssetools profile --languages`."
+            )
         return self._sets[language]
 
     def __iter__(self) -> Iterator[str]:
