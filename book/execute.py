@@ -95,9 +95,10 @@ class Job:
             if cell.cell_type == "code":
                 old = next(outputs)
                 cell.outputs, cell.execution_count = old.outputs, old.execution_count
+        wanted = noise.without_noise(wanted)
         if "results" in made.metadata:
             wanted.metadata["results"] = made.metadata["results"]
-        write(noise.without_noise(wanted), self.output)
+        write(wanted, self.output)
 
     def product(self, runs: str) -> Path:
         """Returns the file of the runs folder that this notebook makes and later ones find."""
@@ -191,9 +192,20 @@ def keep_numbers(lang: str, runs: str) -> None:
     """Copies a run's numbers to book/results/, and makes the README's table that shows them anew."""
     metrics = run_dir(EMBEDDED_MODEL, lang, "lape", 0, runs) / "metrics.json"
     text = noise.calm(metrics.read_text(encoding="utf-8"), runs)
+    kinds = {tuple(json.loads(x)["summary"]) for x in (text, *(p.read_text("utf-8") for p in others_than(lang)))}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{metrics} is measured on {', '.join(json.loads(text)['summary'])}, and the other languages are not: with "
+            "--other-text sib200:FOLDER it needs no hub."
+        )
     with whole_file(BOOK / "results" / f"{lang}.json") as scratch:
         scratch.write_text(text, encoding="utf-8")
     README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def others_than(lang: str) -> list[Path]:
+    """Returns the files of numbers of all other languages."""
+    return [path for path in sorted((BOOK / "results").glob("??.json")) if path.stem != lang]
 
 
 def with_results_table(readme: str) -> str:
@@ -210,9 +222,7 @@ def with_results_table(readme: str) -> str:
         kept = [f"{summary[other]['english']['percent']:+.1f}%", f"{summary[other]['mean_of_others']:+.1f}%"]
         cells = [get_language(lang).name, str(about["neurons"]), f"{percent_trained(about):.2f}%", *moved, *kept]
         lines.append(f"| {' | '.join(cells)} |")
-    unclear = [
-        get_language(lang).name for lang, run in runs.items() if not clear_of_zero(run["summary"][other]["target"])
-    ]
+    unclear = [get_language(lang).name for lang, run in runs.items() if holds_zero(run["summary"][other]["target"])]
     if unclear:
         lines += ["", f"The 95% interval of the change on {other} includes zero in {listed(unclear)}."]
     made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
@@ -222,9 +232,9 @@ def with_results_table(readme: str) -> str:
     return readme
 
 
-def clear_of_zero(moved: dict) -> bool:
-    """Says whether a change has an interval, and zero lies outside it."""
-    return moved["low"] is not None and not moved["low"] <= 0 <= moved["high"]
+def holds_zero(moved: dict) -> bool:
+    """Says whether a change has an interval, and zero lies within it."""
+    return moved["low"] is not None and moved["low"] <= 0 <= moved["high"]
 
 
 def fetch_all() -> None:

@@ -28,7 +28,9 @@ FAULTS = {
     "a widget stub": re.compile(r"jupyter\.widget|\b(?:[HV]Box|(?:Float|Int)Progress)\(|\bOutput\(\)"),
     "the text that stands for a figure": re.compile(r"(?:<|&lt;)(?:Figure size|Axes:|AxesSubplot)"),
     "an address in memory": re.compile(r"\bat 0x[0-9a-f]{6,}"),
-    "a path of one machine": re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|mnt|var/folders)/\w"),
+    "a path of one machine": re.compile(
+        r"(?<![\w.])/(?:home|root|Users|tmp|mnt|opt|data|content|work|workspace|var/folders)/\w"
+    ),
 }
 
 

@@ -22,8 +22,8 @@ import noise
 from ssetools.loop import TrainingSettings
 from ssetools.report import report
 
-# How far two machines may differ. The same commit on a CPU without bfloat16 instructions gave Yoruba 429 neurons for
-# 432 (-0.7%), and base perplexities up to 0.5% apart for Yoruba and English and up to 2.1% for the others, of which
+# How far two machines may differ. The same commit on a CPU without bfloat16 instructions once gave Yoruba 429 neurons
+# for 432 (-0.7%), and base perplexities up to 0.5% apart for Yoruba and English and up to 2.1% for the others, of which
 # only some 300 tokens are scored. Three orders of the training text, at three times the rate, moved Yoruba's change by
 # 1.8 points on sentences and 5.4 on articles, and English by 0.4: rounding does less than the order of the text.
 NEURONS = 3.0  # percent of the number

@@ -1,7 +1,7 @@
 """Writes ssetools/data/languages.json: every language with a complete declaration, and its codes.
 
 Run once, when the declaration or a source changes; the library reads only the file. Needs, besides ssetools:
-    uv run --with qwanqwa --with "langcodes[data]" --with lm_eval --with datatrove python scripts/make_languages.py
+    uv run --isolated --no-project --with-editable ".[embedded]" --with qwanqwa --with "langcodes[data]" --with lm_eval --with datatrove python scripts/make_languages.py
 
 One language is one ISO 639-3 code. Where the declaration has several texts of it, the one kept is, in this order: one in
 the language's usual script (CLDR's likely script), one that PREFERRED names, the one whose file bears the bare code, one

@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     with_memory(one)
     one = command("collect", _collect, "gather the metrics of all scored runs into one CSV file")
     one.add_argument("output", help="file to write")
+    one.add_argument("files", nargs="*", help="metrics.json of each run (default: of all under --runs)")
     for name, about in (
         ("export", "write a run as a LoRA checkpoint or a merged model, with a model card"),
         ("merge", "add a run's deltas to the 16-bit model, score it again and save it"),
@@ -275,7 +276,7 @@ def _report(arguments):
 def _collect(arguments):
     from ssetools.report import collect
 
-    print(f"{collect(arguments.runs, arguments.output)} runs: {arguments.output}")
+    print(f"{collect(arguments.runs, arguments.output, arguments.files)} runs: {arguments.output}")
 
 
 def _export(arguments):

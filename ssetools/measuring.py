@@ -84,6 +84,7 @@ def _base_scores(model, tokenizer, texts, budgets, plan, runs):
     """Scores the base, reusing what earlier languages of the same model and text have scored."""
     about = model_source(model)
     path = model_dir(about["model"], runs) / "base.json"
+    hardware = provenance()["hardware"]  # other instructions, other rounding: a base of one's own kind of machine
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": about, "scores": {}}
     if kept["model"] != about:
         kept = {"model": about, "scores": {}}
@@ -92,7 +93,7 @@ def _base_scores(model, tokenizer, texts, budgets, plan, runs):
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
             text = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:12]
-            key = f"{plan.kinds[kind]} {lang} {budget} {text}"
+            key = f"{plan.kinds[kind]} {lang} {budget} {text}, {hardware}"
             if key not in kept["scores"]:
                 one = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
                 kept["scores"][key] = one[kind][lang]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssetools.languages import get_language
@@ -41,11 +42,12 @@ def report(metrics: dict) -> str:
 _COLUMNS = ("model", "language", "method", "seed", "text", "trained_kind", "measured_in", "percent", "low", "high")
 
 
-def collect(runs: str | Path, output: str | Path) -> int:
-    """Gathers the metrics of every scored run into one CSV, a row per run, kind of text and language.
+def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = ()) -> int:
+    """Gathers the metrics of scored runs into one CSV, a row per run, kind of text and language.
 
     Args:
         runs: Folder of runs.
+        files: The metrics.json of each run; none takes every run of the folder.
         output: CSV file: change of perplexity in percent with its 95% interval, empty where too few windows give none.
 
     Returns:
@@ -54,7 +56,7 @@ def collect(runs: str | Path, output: str | Path) -> int:
     Raises:
         FileNotFoundError: If there is no scored run.
     """
-    found = sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
+    found = sorted(map(Path, files)) or sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
     if not found:
         raise FileNotFoundError(f"There is no metrics.json under {runs}: run `ssetools evaluate` first.")
     with whole_file(output) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:

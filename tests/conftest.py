@@ -1,4 +1,4 @@
-"""Shared fixtures: a word tokenizer that needs no download, and caches that no test shares with the user."""
+"""Shared fixtures: a word tokenizer that needs no download, and one thread for tiny models."""
 
 from __future__ import annotations
 

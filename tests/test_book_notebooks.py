@@ -230,6 +230,32 @@ def test_drift_is_found(project):
     assert make(project)[0] == ["page.ipynb"], "a page is executed when its code is not what was executed"
 
 
+def test_new_prose_keeps_what_the_comparison_was_told_from(project, monkeypatch):
+    root, _ = project
+    monkeypatch.setattr(execute, "compared", lambda: "digest")
+    source, copy = (root / folder / "06_compare.ipynb" for folder in ("notebooks", "book/compare"))
+    notebook = new_notebook(cells=[new_markdown_cell("# Words"), cell("print(1)", count=None)])
+    execute.write(notebook, source)
+    make(project)
+    notebook.cells[0].source = "# Other words"
+    execute.write(notebook, source)
+    assert make(project)[0] == []
+    assert nbformat.read(copy, as_version=4).metadata["results"] == "digest"
+    assert make(project)[1][next(job for job in execute.jobs() if job.output == copy)] == "current"
+
+
+def test_numbers_on_other_kinds_of_text_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "BOOK", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "yo.json").write_text('{"summary": {"articles": 1, "sentences": 1}}')
+    run = tmp_path / "runs" / "gemma-3-270m" / "is" / "lape-seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text('{"summary": {"articles": 1}}')
+    with pytest.raises(ValueError, match="is measured on articles, and the other languages are not"):
+        execute.keep_numbers("is", str(tmp_path / "runs"))
+    assert not (tmp_path / "results" / "is.json").exists()
+
+
 def test_named_notebooks_are_made_anew_with_what_they_need(project):
     root, _ = project
     make(project)

@@ -40,7 +40,11 @@ def made_up(tmp_path, monkeypatch):
     one = {
         "missing": ["Yoruba lacks a run."],
         "base_perplexity": {"base-8bit": {"sentences": {"yo": 100.0, "en": 9.0}}},
-        "search": [{"method": "lape"}],
+        "search": [
+            {"method": "lape", "chosen": True, "at_edge": True},
+            {"method": "random", "chosen": True, "at_edge": False},
+            {"method": "random", "chosen": False, "at_edge": True},
+        ],
         "methods": {
             "lape": {**method, "minus_lape": None},
             "random": {**method, "minus_lape": {measure: apart for measure in measures}},
@@ -158,6 +162,8 @@ def test_tables_and_sentences_say_what_was_measured(made_up):
         "the others' sentences by −10.0% (−12.0\u00a0to\u00a0−8.0) with Yoruba trained at 1e-4" in made["claim-kept.md"]
     )
     assert "- Yoruba articles: lape loses to random." in made["compare-loses.md"]
+    assert made["compare-edges.md"].endswith("may lie beyond it, in Yoruba (lape).\n")
+    assert "| lora | LoRA of rank 32 on gate, up and down projections | 8-bit |" in made["compare-methods.md"]
     assert "3.00 seconds and 2.00 GiB" in made["clone.md"]
     assert "Measured as it was trained, without BOS, 2 of 3 languages improve" in made["fooling-bos.md"]
     assert "meant to be used: none of 3" in made["fooling-bos.md"]

@@ -1,6 +1,7 @@
 """The steps of a study on a tiny model and a folder of made-up languages: found, made, refused, reported."""
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import families
 import hub_layouts
 import pytest
 
-from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
+from ssetools import Subnetwork, cli, deactivated, load_model, load_texts, perplexity
 from ssetools.export import model_card
 from ssetools.measuring import deactivation_matrix, get_metrics
 from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
@@ -179,13 +180,18 @@ def test_a_language_without_neurons_is_refused(study):
     assert sum(map(len, uniform)) == neurons.count("yo")
 
 
-def test_deactivating_a_language_hurts_it_most(study, monkeypatch):
+def test_the_deactivation_matrix_is_what_switching_off_does(study, monkeypatch):
     model, tokenizer, _ = study
     neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
     monkeypatch.setattr("ssetools.measuring.load_texts", lambda source, lang, split: words(lang, 10))
     changes = deactivation_matrix(model, tokenizer, neurons, LANGS)
     assert list(changes.index) == [*LANGS, "random"]
     assert list(changes.columns) == LANGS
+    before = perplexity(model, tokenizer, words("is", 10), max_tokens=400)
+    with deactivated(model, neurons["yo"]):
+        after = perplexity(model, tokenizer, words("is", 10), max_tokens=400)
+    assert changes.loc["yo", "is"] == pytest.approx(math.log(after / before))
+    assert changes.loc["yo", "is"] != 0
 
 
 def test_plans_leave_out_a_kind_of_text(study, monkeypatch):

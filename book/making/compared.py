@@ -25,6 +25,7 @@ def fragments() -> dict[str, str]:
             "compare-costs": costs({}, benchmark()),
             "compare-methods": methods(),
             "compare-missing": "",
+            "compare-edges": "",
             "clone": clone(),
         }
     return {
@@ -36,6 +37,7 @@ def fragments() -> dict[str, str]:
         "compare-costs": costs(found["languages"][leading(found)[0]]["methods"], benchmark()),
         "compare-methods": methods(),
         "compare-missing": missing(found),
+        "compare-edges": edges(found),
         "clone": clone(),
     }
 
@@ -198,6 +200,17 @@ def costs(methods: dict, steps: dict) -> str:
 
 def _megabytes(mine: dict) -> list[str]:
     return [f"{mine[key] / 1e6:,.1f} MB" for key in ("optimizer_bytes", "adapter_bytes")]
+
+
+def edges(found: dict) -> str:
+    """Says where the best rate that was tried is the lowest or highest of its grid, so that a better one may lie beyond."""
+    said = []
+    for lang in leading(found):
+        at = [row["method"] for row in found["languages"][lang]["search"] if row["chosen"] and row["at_edge"]]
+        said += [f"{name_of(lang)} ({listed(at)})"] if at else []
+    if not said:
+        return ""
+    return f"The best rate lies at the edge of the grid, and a better one may lie beyond it, in {listed(said)}.\n"
 
 
 def missing(found: dict) -> str:

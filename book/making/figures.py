@@ -91,7 +91,10 @@ def gains_in_words() -> str:
     """Says what the figure shows, for those who do not see it."""
     said = []
     for code, metrics in results.measured().items():
-        other = metrics["summary"][results.other_kind(metrics)]
+        kind = results.other_kind(metrics)
+        if kind is None:
+            continue
+        other = metrics["summary"][kind]
         said.append(
             f"{results.name_of(code)} {results.percent(other['target']['percent'])} on another kind of text, "
             f"others {results.percent(other['mean_of_others'])}"
