@@ -73,14 +73,19 @@ LOOK = """() => {
 }"""
 
 
+def installed_browser() -> str | None:
+    """Returns the path of Chromium or its like, None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
 def find_browser() -> str:
     """Returns the path of Chromium; as root on Debian, installs it when it is missing.
 
     Raises:
         RuntimeError: With what to run, where it is missing and this may not install it.
     """
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found:
+    if found := installed_browser():
         return found
     install = f"apt-get install -y --no-install-recommends {' '.join(DEBIAN)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):

@@ -1,7 +1,6 @@
 """The atlas's interactive section in the built book, in a browser: by keyboard, in both themes, on a narrow screen."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ PAGE = ROOT / "book" / "atlas" / "07_atlas.ipynb"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not shutil.which("chromium"), reason="needs Chromium, which `make check-book` installs or says how to"
+        not reader.installed_browser(), reason="needs Chromium, which `make check-book` installs or says how to"
     ),
 ]
 

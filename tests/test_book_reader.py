@@ -1,14 +1,11 @@
 """The check in a browser: a page that is good at every width and in both themes, and faults that are each named."""
 
 import asyncio
-import shutil
 
 import pytest
 import reader
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("chromium"), reason="needs Chromium, which `make check-book` installs or says how to"
-)
+REASON = "needs Chromium, which `make check-book` installs or says how to"
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page</title>
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><script>
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -30,6 +27,8 @@ DOT = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='9' he
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
     """Reads a book of one page with the body given; returns what is wrong and the screenshots."""
+    if not reader.installed_browser():
+        pytest.skip(REASON)
 
     def run(body, results=FOUND):
         folder = tmp_path_factory.mktemp("book")
