@@ -118,7 +118,6 @@ def methods() -> Figure | None:
         layout="constrained",
         squeeze=False,
         sharey=True,
-        sharex="col",
     )
     for (left, right), lang in zip(grid, languages, strict=True):
         for row, name in enumerate(names):
