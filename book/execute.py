@@ -192,25 +192,25 @@ def keep_numbers(lang: str, runs: str) -> None:
     """Copies a run's numbers to book/results/, and makes the README's table that shows them anew."""
     metrics = run_dir(EMBEDDED_MODEL, lang, "lape", 0, runs) / "metrics.json"
     text = noise.calm(metrics.read_text(encoding="utf-8"), runs)
-    kinds = {tuple(json.loads(x)["summary"]) for x in (text, *(p.read_text("utf-8") for p in others_than(lang)))}
-    if len(kinds) > 1:
+    kinds = list(json.loads(text)["summary"])
+    if any(list(run["summary"]) != kinds for code, run in kept_numbers().items() if code != lang):
         raise ValueError(
-            f"{metrics} is measured on {', '.join(json.loads(text)['summary'])}, and the other languages are not: with "
-            "--other-text sib200:FOLDER it needs no hub."
+            f"{metrics} is measured on {', '.join(kinds)}, and the other languages are not: with --other-text sib200:FOLDER "
+            "it needs no hub."
         )
     with whole_file(BOOK / "results" / f"{lang}.json") as scratch:
         scratch.write_text(text, encoding="utf-8")
     README.write_text(with_results_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def others_than(lang: str) -> list[Path]:
-    """Returns the files of numbers of all other languages."""
-    return [path for path in sorted((BOOK / "results").glob("??.json")) if path.stem != lang]
+def kept_numbers() -> dict[str, dict]:
+    """Returns the numbers of all languages in book/results/, by code."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BOOK / "results").glob("??.json"))}
 
 
 def with_results_table(readme: str) -> str:
     """Returns the README with what stands between its markers made anew from book/results/."""
-    runs = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BOOK / "results").glob("??.json"))}
+    runs = kept_numbers()
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run["summary"]))
     other = next(kind for kind in reversed(kinds) if any(kind not in run["same_kind"] for run in runs.values()))
     titles = [f"{kind} (another kind)" if kind == other else kind for kind in kinds]

@@ -207,7 +207,7 @@ def load_atlas(model: str = embedded.EMBEDDED_MODEL, top_rate: float = 0.05) -> 
         there = sorted(x.stem.removeprefix("atlas-") for x in path.parent.glob("atlas-*.safetensors"))
         raise ValueError(
             f"No atlas of {model!r} at top_rate {top_rate} ships; there is {', '.join(there)} (percent). For a model of "
-            "your own: python scripts/make_atlas.py --model ..., or ssetools profile --languages all."
+            "your own: python scripts/make_atlas.py --model ..., or ssetools profile --languages 'yo ig'."
         )
     return NeuronSets.load(path)
 

@@ -257,10 +257,9 @@ def _folder(arguments, needed: str) -> Path:
     folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
     if not (folder / needed).is_file():
         first = "finetune" if needed == "adapter.json" else "evaluate"
-        given = {"model": embedded.EMBEDDED_MODEL, "method": "lape", "seed": 0, "runs": "runs"}
-        options = [
-            f" --{name} {getattr(arguments, name)}" for name, x in given.items() if getattr(arguments, name) != x
-        ]
+        usual = vars(_parser().parse_args([first, arguments.lang]))
+        given = {name: getattr(arguments, name) for name in ("model", "method", "seed", "runs")}
+        options = [f" --{name} {value}" for name, value in given.items() if value != usual[name]]
         command = f"ssetools {first} {arguments.lang}{''.join(options)}"
         raise FileNotFoundError(f"There is no {folder / needed}: run `{command}` first.")
     return folder

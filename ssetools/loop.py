@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import sys
 import time
@@ -21,6 +20,7 @@ from ssetools.models import evaluation_mode, model_source
 from ssetools.paths import whole_file
 from ssetools.sharding import is_sharded
 from ssetools.subnetwork import Subnetwork
+from ssetools.tensors import digest
 
 _FLOAT16_SCALE = 1024
 _LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -107,9 +107,9 @@ class Run:
         self._order = -1, torch.empty(0)
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
         self.identity["parameters"] = adapter.num_parameters
-        self.identity["validation"] = _digest(torch.cat(validation)) if validation else None
+        self.identity["validation"] = digest(torch.cat(validation)) if validation else None
         if isinstance(adapter, Subnetwork):
-            self.identity["neurons"] = _digest(torch.cat(adapter.neurons))
+            self.identity["neurons"] = digest(torch.cat(adapter.neurons))
         if processes.count() > 1:
             self.identity["processes"] = processes.count()
         if self.folder:
@@ -277,7 +277,3 @@ def _line(row: dict, steps: int) -> str:
         f"step {row['step']:>4} of {steps}   loss {row['loss']:.3f}   validation {row['validation_loss']:.3f}   "
         f"{row['tokens_per_second']:.0f} tokens/s"
     )
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -57,13 +57,13 @@ def get_metrics(
     """
     path = folder / "metrics.json"
     budgets = budgets or {"*": 256, "en": 1024, lang: 2048}
-    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets}
+    texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
+    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": _digest(texts)}
     about = adapter_facts(folder)
     if path.exists():
         metrics = json.loads(path.read_text(encoding="utf-8"))
         if metrics["request"] == request and metrics["adapter"] == about:
             return metrics
-    texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
     print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
     after = score_languages(model, tokenizer, texts, budgets)
     with Adapter.attached_to(model).switched_off():
@@ -92,14 +92,17 @@ def _base_scores(model, tokenizer, texts, budgets, plan, runs):
     for kind, by_language in texts.items():
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
-            text = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:12]
-            key = f"{plan.kinds[kind]} {lang} {budget} {text}, {hardware}"
+            key = f"{plan.kinds[kind]} {lang} {budget} {_digest(documents)}, {hardware}"
             if key not in kept["scores"]:
                 one = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
                 kept["scores"][key] = one[kind][lang]
             found.setdefault(kind, {})[lang] = kept["scores"][key]
     write_json(path, kept)
     return found
+
+
+def _digest(texts) -> str:
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def deactivation_matrix(model, tokenizer, neurons: NeuronSets, languages: Sequence[str], max_tokens: int = 400):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ssetools import processes
 from ssetools.adapter import adapter_facts
 from ssetools.corpora import STREAMED, describe_source, load_texts
@@ -24,6 +26,7 @@ from ssetools.paths import model_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.provenance import provenance
 from ssetools.streams import stream_texts
+from ssetools.subnetwork import Subnetwork
 from ssetools.text_plan import TextPlan, default_source
 from ssetools.training import finetune
 
@@ -133,7 +136,7 @@ def get_run(
         The run's folder.
 
     Raises:
-        ValueError: If a finished run there has other settings.
+        ValueError: If a finished run there has other settings, or trained other neurons.
     """
     settings = TrainingSettings(seed=seed, **settings).for_method(method)
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
@@ -149,8 +152,14 @@ def get_run(
                 f"{folder} holds a run with other settings ({'; '.join(differ)}). Ask for the settings it was trained with "
                 "(`--source`, `--max-tokens` and so on), name another seed or folder of runs, or delete it to train again."
             )
+        adapter = load_adapter(folder, model)
+        if isinstance(adapter, Subnetwork) and not all(map(torch.equal, adapter.neurons, chosen)):
+            adapter.detach()
+            raise ValueError(
+                f"{folder} holds a run of other neurons of {lang!r}: the profile or the selection was made anew since. Name "
+                "another seed or folder of runs, or delete it to train again."
+            )
         print(f"Found the adapter in {folder}.", flush=True)
-        load_adapter(folder, model)
         return folder
     facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": top_rate}
     facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}

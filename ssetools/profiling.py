@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ssetools.ffn import find_ffn_blocks
 from ssetools.loss import body_of
 from ssetools.models import evaluation_mode, model_source
 from ssetools.sharding import is_sharded
-from ssetools.tensors import load_tensors, save_tensors
+from ssetools.tensors import digest, load_tensors, save_tensors
 
 _SAVE_SECONDS = 10
 
@@ -147,7 +146,8 @@ def profile_languages(
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
     share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
-    settings = {**facts, "languages": list(plans), "budget": budget, "text": _digest(plans)}
+    text = digest(torch.cat([window for windows in plans.values() for window in windows]))  # two texts do not add up
+    settings = {**facts, "languages": list(plans), "budget": budget, "text": text}
     state = _Progress(f"{path}{share}" if path else None, shape, settings)
     with counting(model) as count:
         for row, windows in enumerate(plans.values()):
@@ -233,15 +233,6 @@ def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torc
         kept.append(window[: left + opening])
         left -= len(kept[-1]) - opening
     return kept
-
-
-def _digest(plans: Mapping[str, list[torch.Tensor]]) -> str:
-    """Identifies the text that is counted: counts of two texts must not be added up."""
-    digest = hashlib.sha256()
-    for windows in plans.values():
-        for window in windows:
-            digest.update(window.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _batches(windows: list[torch.Tensor], size: int):

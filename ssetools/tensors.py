@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def load_tensors(path: str | Path, kind: str, needed: Sequence[str] = ()) -> tup
     if missing:
         raise ValueError(f"{path} is not {kind}: it has no {missing}.")
     return tensors, {key: _decoded(value) for key, value in strings.items()}
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Returns the SHA-256 of a tensor's numbers."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _decoded(value: str):

@@ -146,10 +146,20 @@ def test_what_was_made_from_other_things_is_made_again(study):
     for lang in LANGS:
         path = Path("text") / lang / "test.txt"
         path.write_text(path.read_text().replace("w4 ", "w5 ").replace("w35 ", "w36 ").replace("w66 ", "w67 "))
-    (folder / "metrics.json").unlink()
     edited = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
     for lang in LANGS:
         assert edited["before"]["stories"][lang]["window_losses"] != fresh["before"]["stories"][lang]["window_losses"]
+
+
+def test_a_run_of_neurons_that_are_no_longer_selected_is_refused(study):
+    model, tokenizer, plan = study
+    trained(study)
+    Subnetwork.attached_to(model).detach()
+    Path("runs/tiny/profile.safetensors").unlink()
+    again = get_neurons(model, tokenizer, top_rate=0.2, source="text", languages=LANGS, tokens_per_language=100)
+    with pytest.raises(ValueError, match="holds a run of other neurons of 'yo'"):
+        get_run(model, tokenizer, "yo", again, plan, **SETTINGS)
+    Subnetwork.attach(model, again["yo"]).detach()  # nothing was left attached
 
 
 def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch):

@@ -85,14 +85,21 @@ def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeyp
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "cut" / "log.csv")[columns], log[columns])
 
 
-def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.01}, r"learning_rate 0.02 \(now 0.01\)"),
+        ({"validation_texts": []}, "other settings: validation .* .now None."),
+    ],
+)
+def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_path, monkeypatch, change, message):
     model = families.tiny_model("llama")
     step = Run._one_step
     monkeypatch.setattr(Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
     with pytest.raises(Killed):
         run(model, word_tokenizer, tmp_path)
-    with pytest.raises(ValueError, match=r"learning_rate 0.02 \(now 0.01\)"):
-        run(model, word_tokenizer, tmp_path, learning_rate=0.01)
+    with pytest.raises(ValueError, match=message):
+        run(model, word_tokenizer, tmp_path, **change)
 
 
 def test_a_model_in_training_mode_trains_as_it_is_scored(word_tokenizer):
@@ -104,16 +111,6 @@ def test_a_model_in_training_mode_trains_as_it_is_scored(word_tokenizer):
     again = run(model, word_tokenizer)
     assert all(torch.equal(value, weights[name]) for name, value in again.adapter.state_dict().items())
     assert model.training
-
-
-def test_a_stopped_run_with_other_validation_text_is_not_continued(word_tokenizer, tmp_path, monkeypatch):
-    model = families.tiny_model("llama")
-    step = Run._one_step
-    monkeypatch.setattr(Run, "_one_step", lambda self: (_ for _ in ()).throw(Killed) if self.step == 4 else step(self))
-    with pytest.raises(Killed):
-        run(model, word_tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="other settings: validation .* .now None."):
-        run(model, word_tokenizer, tmp_path, validation_texts=[])
 
 
 def test_accumulation_equals_a_larger_batch(word_tokenizer):
