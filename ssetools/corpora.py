@@ -94,6 +94,8 @@ def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, li
 def _documents(source: str, lang: str, split: str) -> dict[str, str]:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
+    if not source:
+        raise ValueError(f"The source of the text is empty: name one of {', '.join(SOURCES)}, a file or a folder.")
     name, _, folder = source.partition(":")
     if folder and name in (*SOURCES, *STREAMED) and not Path(folder).is_dir():
         raise ValueError(f"Source {source!r} names a folder that does not exist: {folder}.")

@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssetools.languages import LANGUAGES
+
 SPLITS = ("train", "validation", "test")
 OWN_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_CODES = {language.code for language in LANGUAGES}
 _REMEMBERED = 200_000
 
 
@@ -16,7 +19,7 @@ def own_files(path: Path, lang: str, split: str) -> tuple[list[Path], bool]:
     """Finds the files of one split.
 
     Args:
-        path: A file, or a folder; a folder may hold one folder per language, and files named after splits.
+        path: A file, or a folder; a folder may hold one folder per language, and files or folders named after splits.
         lang: Language code.
         split: "train", "validation" or "test".
 
@@ -24,18 +27,23 @@ def own_files(path: Path, lang: str, split: str) -> tuple[list[Path], bool]:
         The files in order, and whether their documents are still to be split by `split_of`.
 
     Raises:
-        ValueError: If there is no file that can be read.
+        ValueError: If there is no file that can be read, or there are folders for other languages and none for this one.
     """
     if not path.is_dir():
         if path.suffix not in OWN_SUFFIXES:
             raise ValueError(f"Cannot read {path}: text files end in {', '.join(OWN_SUFFIXES)}.")
         return [path], True
-    path = path / lang if (path / lang).is_dir() else path
+    others = sorted(x.name for x in path.iterdir() if x.is_dir() and x.name in _CODES)
+    if (path / lang).is_dir():
+        path = path / lang
+    elif others:
+        raise ValueError(f"{path} has folders for {', '.join(others)}, and none for {lang}.")
     files = sorted(p for p in path.rglob("*") if p.suffix in OWN_SUFFIXES)
     if not files:
         raise ValueError(f"The folder {path} holds no {', '.join(OWN_SUFFIXES)} file.")
-    if any(_named_split(p) for p in files):
-        return [p for p in files if _named_split(p) == split], False
+    splits = {p: _named_split(p, path) for p in files}
+    if any(splits.values()):
+        return [p for p in files if splits[p] == split], False
     return files, True
 
 
@@ -89,8 +97,10 @@ def read_documents(path: Path) -> Iterator[str]:
             yield text
 
 
-def _named_split(path: Path) -> str:
-    return next((s for s in SPLITS if path.stem == s or path.stem.startswith((f"{s}-", f"{s}_", f"{s}."))), "")
+def _named_split(path: Path, root: Path) -> str:
+    """The split that a file, or a folder that it lies in, is named after; "" for none."""
+    names = (path.stem, *path.relative_to(root).parts[:-1])
+    return next((s for s in SPLITS for x in names if x == s or x.startswith((f"{s}-", f"{s}_", f"{s}."))), "")
 
 
 def _lines(path: Path) -> Iterator[str]:

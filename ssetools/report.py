@@ -26,8 +26,8 @@ def report(metrics: dict) -> str:
     ]
     for kind, found in summary.items():
         relation = "trained kind" if kind in metrics["same_kind"] else "another kind"
-        for code, moved in ((lang, found["target"]), ("en", found["english"])):
-            if moved is None or (code == "en" and lang == "en"):
+        for code, moved in {lang: found["target"], "en": found["english"]}.items():
+            if moved is None:
                 continue
             label = f"{get_language(code).name}, {kind} ({relation})"
             before, after = metrics["before"][kind][code], metrics["after"][kind][code]

@@ -133,6 +133,31 @@ def test_own_split_files_are_respected(tmp_path):
         load_texts(str(tmp_path), "yo", "validation")
 
 
+def test_folders_named_after_splits_are_respected(tmp_path):
+    for lang in ("yo", "is"):
+        for split, text in (("train", "a a"), ("test", "c c")):
+            path = tmp_path / lang / split / "part.jsonl"
+            path.parent.mkdir(parents=True)
+            write_own(path, [f"{text} {lang}"])
+    assert load_texts(str(tmp_path), "yo", "train") == ["a a yo"]
+    assert load_texts(str(tmp_path), "is", "test") == ["c c is"]
+
+
+def test_text_of_other_languages_does_not_stand_in_for_one_that_is_missing(tmp_path):
+    for lang in ("yo", "is"):
+        (tmp_path / lang).mkdir()
+        write_own(tmp_path / lang / "train.txt", [lang])
+    with pytest.raises(ValueError, match="has folders for is, yo, and none for fr"):
+        load_texts(str(tmp_path), "fr", "train")
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_own(tmp_path / "train.txt", ["not meant"])
+    with pytest.raises(ValueError, match="source of the text is empty"):
+        load_texts("", "yo", "train")
+
+
 def test_sources_join(tmp_path, declaration):
     path = write_own(tmp_path / "own" / "train.txt", ["mine"])
     assert load_texts(f"{declaration}+{path.parent}", "yo", "train")[-1] == "mine"

@@ -13,7 +13,7 @@ import pytest
 
 from ssetools import Subnetwork, cli, deactivated, load_model, load_texts, perplexity
 from ssetools.export import model_card
-from ssetools.measuring import deactivation_matrix, get_metrics
+from ssetools.measuring import deactivation_matrix, get_metrics, summarise
 from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
 from ssetools.report import report
 from ssetools.text_plan import TextPlan, plan_texts
@@ -104,6 +104,16 @@ def test_the_report_has_gain_retention_size_and_path(study, capsys):
     capsys.readouterr()
     assert cli.main(["report", "yo", "--model", "tiny"]) == 0
     assert capsys.readouterr().out.strip() == table.strip()
+
+
+def test_the_report_of_english_has_a_row_of_its_own(study):
+    _, folder = trained(study)
+    model, tokenizer, plan = study
+    metrics = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    metrics["summary"] = summarise(metrics["before"], metrics["after"], "en")
+    metrics["adapter"]["language"] = "en"
+    rows = [line for line in report(metrics).splitlines() if line.startswith("  English, stories")]
+    assert len(rows) == 1
 
 
 def test_files_for_something_else_are_refused_by_name(study):
