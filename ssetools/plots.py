@@ -247,7 +247,8 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
         axes.margins(y=0.15)
         axes.grid(axis="x", visible=False)
     panels[0, 0].set_ylabel("perplexity")
-    panels[0, -1].legend(frameon=False)
+    # Outside: there is no corner that is empty in every language.
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
@@ -273,7 +274,7 @@ def retention(metrics: Mapping, lang: str) -> Axes:
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.set(xlabel="change of perplexity (%); left is better", title="What each language gained or lost")
-    axes.legend(frameon=False, title="text")
+    axes.legend(frameon=False, title="text", loc="lower left")  # rows that move least lie at the bottom
     return axes
 
 
