@@ -2,17 +2,21 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import families
 import hub_layouts
 import pytest
+import torch
 
 from ssetools import Subnetwork, cli, deactivated, load_model, load_texts, perplexity
-from ssetools.export import model_card
+from ssetools.export import model_card, push_to_hub
 from ssetools.measuring import deactivation_matrix, get_metrics, summarise
 from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
 from ssetools.report import report
@@ -122,8 +126,10 @@ def test_files_for_something_else_are_refused_by_name(study):
     Subnetwork.attached_to(model).detach()
     with pytest.raises(ValueError, match=r"was made for something else \(tokens_per_language: 600, wanted 500\)"):
         get_profile(model, tokenizer, source="text", languages=LANGS, tokens_per_language=500)
-    with pytest.raises(ValueError, match="languages:"):
+    with pytest.raises(ValueError, match="languages: 3, wanted 2; only in one: en"):
         get_profile(model, tokenizer, source="text", languages=LANGS[:2], tokens_per_language=600)
+    turned = get_profile(model, tokenizer, source="text", languages=LANGS[::-1], tokens_per_language=600)
+    assert turned.languages == LANGS, "another order is the same profile"
     with pytest.raises(ValueError, match="other settings .*learning_rate: 0.01, wanted 0.5"):
         get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.5})
     model.ssetools_source["revision"] = "another"
@@ -170,6 +176,31 @@ def test_a_run_of_neurons_that_are_no_longer_selected_is_refused(study):
     with pytest.raises(ValueError, match="holds a run of other neurons of 'yo'"):
         get_run(model, tokenizer, "yo", again, plan, **SETTINGS)
     Subnetwork.attach(model, again["yo"]).detach()  # nothing was left attached
+
+
+def test_a_run_of_text_that_changed_since_is_refused(study):
+    model, tokenizer, plan = study
+    neurons, folder = trained(study)
+    Subnetwork.attached_to(model).detach()
+    path = Path("text/yo/train.txt")
+    path.write_text(path.read_text() + "\n\nw3 w4 w5")
+    with pytest.raises(
+        ValueError, match="yo/lape-seed0 holds a run that was trained before the text of 'text' changed"
+    ):
+        get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
+    Subnetwork.attach(model, neurons["yo"]).detach()  # nothing was left attached
+
+
+def test_a_base_of_another_precision_is_scored_anew(study):
+    model, tokenizer, plan = study
+    _, folder = trained(study)
+    first = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    Subnetwork.attached_to(model).detach()
+    other, _ = load_model("tiny", dtype="float32" if model.dtype == torch.bfloat16 else "bfloat16", load_in_8bit=False)
+    Subnetwork.load(folder, other)
+    again = get_metrics(other, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert again["before"] != first["before"]
+    assert again["after"] != first["after"]
 
 
 def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch):
@@ -226,6 +257,8 @@ def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
     assert (plan.train, plan.other_kind) == ("udhr+mediawiki", "sentences")
     own = plan_texts("some/folder")
     assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("folder",), "sentences")
+    same = plan_texts("sib200", "sib200:folder")
+    assert (same.same_kind, same.other_kind) == (("sentences",), "articles"), "what trains is not of another kind"
     monkeypatch.setattr("ssetools.text_plan.load_texts", unreachable)
     plan = plan_texts()
     assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
@@ -251,6 +284,39 @@ def test_command_line_errors_are_one_sentence(study, capsys):
         assert error.count("\n") == 1
 
 
+def test_what_stops_a_command_is_no_traceback(study, capsys, monkeypatch):
+    Path("runs/tiny/yo/lape-seed0").mkdir(parents=True)
+    Path("runs/tiny/yo/lape-seed0/metrics.json").write_text("")
+    assert cli.main(["report", "yo", "--model", "tiny"]) == 2
+    assert "metrics.json is not JSON" in capsys.readouterr().err
+    weights = Path("tiny/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert cli.main(["profile", "--model", "tiny", "--16-bit"]) == 2
+    assert "'tiny' cannot be loaded" in capsys.readouterr().err
+    for wrong in ("-5", "0", "many"):
+        with pytest.raises(SystemExit):
+            cli.main(["profile", "--tokens", wrong])
+        assert f"'{wrong}' is not a number of one or more" in capsys.readouterr().err
+    monkeypatch.setattr("ssetools.export.hub_reachable", lambda: False)
+    with pytest.raises(ConnectionError, match="cannot be reached, to upload out to user/name"):
+        push_to_hub("out", "user/name")
+
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_languages", stopped)
+    assert cli.main(["languages"]) == 130
+    assert capsys.readouterr().err == "ssetools: stopped. The same command goes on from what is done.\n"
+
+
+def test_a_reader_who_has_seen_enough_ends_the_command_in_silence():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-m", "ssetools", "languages"], stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys, tmp_path, monkeypatch):
     model, tokenizer, plan = study
     _, folder = trained(study)
@@ -272,6 +338,7 @@ def test_exports_carry_a_card_and_the_merged_model_is_scored_again(study, capsys
     assert "Unknown format 'gguf': use one of peft, gguf-lora, merged." in capsys.readouterr().err
 
     calls = []
+    monkeypatch.setattr("ssetools.export.hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **options: calls.append(repo))
     done = SimpleNamespace(commit_url="https://hub/commit")
     monkeypatch.setattr("huggingface_hub.upload_folder", lambda **o: calls.append(str(o["folder_path"])) or done)
