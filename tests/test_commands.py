@@ -58,7 +58,7 @@ def test_what_stops_a_command_is_no_traceback(study, capsys, monkeypatch):
 def test_a_reader_who_has_seen_enough_ends_the_command_in_silence():
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run([sys.executable, "-m", "ssetools", "languages"], stdout=theirs, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-m", "ssetools", "languages", "yo"], stdout=theirs, stderr=subprocess.PIPE)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
 
