@@ -225,7 +225,9 @@ def with_results_table(readme: str) -> str:
     unclear = [get_language(lang).name for lang, run in runs.items() if holds_zero(run["summary"][other]["target"])]
     if unclear:
         lines += ["", f"The 95% interval of the change on {other} includes zero in {listed(unclear)}."]
-    made = {"results": "\n".join(lines), "atlas": textwrap.fill(claims.atlas_findings(), 120)}
+    made = {"results": "\n".join(lines)}
+    said = {"compare": claims.compared_findings(), "atlas": claims.atlas_findings()}
+    made |= {mark: textwrap.fill(text, 120) for mark, text in said.items()}
     for mark, text in made.items():
         pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"
         readme = re.sub(pattern, lambda found, text=text: found[1] + text + found[2], readme)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from ssetools.models import model_source, other_model
-from ssetools.paths import write_json
+from ssetools.paths import read_json, write_json
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
@@ -163,7 +162,7 @@ def adapter_facts(folder: str | Path) -> dict:
     path = Path(folder) / "adapter.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter in {folder}: {path} does not exist.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ssetools.corpora import SPLITS, load_texts, pack_tokens
 from ssetools.languages import get_language
 from ssetools.models import model_source
 from ssetools.neurons import NeuronSets
+from ssetools.paths import read_json
 from ssetools.profiling import ActivationProfile, counting
 from ssetools.tensors import load_tensors, save_tensors
 
@@ -186,7 +186,7 @@ def atlas_texts(source: str, lang: str) -> list[str]:
 @functools.lru_cache(maxsize=2)  # a language, and English beside it each time
 def interface_messages(code: str) -> dict[str, str]:
     """Returns MediaWiki's wikitext by key; `code` is MediaWiki's own."""
-    return json.loads((embedded.mediawiki_folder() / f"{code}.json").read_text(encoding="utf-8"))
+    return read_json(embedded.mediawiki_folder() / f"{code}.json")
 
 
 def load_atlas(model: str = embedded.EMBEDDED_MODEL, top_rate: float = 0.05) -> NeuronSets:
@@ -223,7 +223,7 @@ def load_results(folder: str | Path) -> dict:
     Raises:
         FileNotFoundError: If the folder holds none.
     """
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))}
+    found = {path.stem: read_json(path) for path in sorted(Path(folder).glob("*.json"))}
     if not found:
         raise FileNotFoundError(f"There are no results of the atlas in {folder}: run `make atlas`, or work in a clone.")
     return found

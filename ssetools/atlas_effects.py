@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from ssetools.interventions import deactivated
 from ssetools.loss import token_losses
 from ssetools.models import evaluation_mode, model_source
 from ssetools.neurons import NeuronSets
-from ssetools.paths import write_json
+from ssetools.paths import read_json, write_json
 
 WINDOWS = 6
 WINDOW_TOKENS = 32
@@ -42,7 +41,7 @@ def score_declarations(
         that are spread over it.
     """
     path = Path(path)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     started = time.monotonic()
     for lang in languages:
         if lang in found:
@@ -91,7 +90,7 @@ def deactivation_losses(
     found = {"model": model_source(model), "languages": list(languages), "source": source}
     found |= {"window_tokens": WINDOW_TOKENS, "rows": {}}
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         if {**kept, "rows": {}} != found:
             raise ValueError(f"{path} was made for another model, other languages or text. Delete it to measure again.")
         found = kept

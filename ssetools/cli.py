@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _one_voice():
             arguments.command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as in `ssetools languages | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, KeyError, RuntimeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"ssetools: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ssetools: stopped. The same command goes on from what is done.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -35,6 +41,12 @@ def _one_voice():
     ranks = [os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")]
     spoken = all(rank in (None, "0") for rank in ranks)
     return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of one or more")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="load 16/32-bit weights")
         one.set_defaults(shard=False)
         one.add_argument("--profile-source", default=None, help="text to profile on (default: the embedded text)")
-        one.add_argument("--tokens", type=int, default=None, help="profiled tokens per language")
+        one.add_argument("--tokens", type=_count, default=None, help="profiled tokens per language")
         one.add_argument("--top-rate", type=float, default=0.05, help="share of all neurons to select")
 
     def with_shards(one):
@@ -61,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def with_memory(one):
-        one.add_argument("--batch-size", type=int, default=4, help="windows per forward pass")
-        one.add_argument("--window", type=int, default=256, help="tokens per window")
+        one.add_argument("--batch-size", type=_count, default=4, help="windows per forward pass")
+        one.add_argument("--window", type=_count, default=256, help="tokens per window")
         one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
         one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
 
@@ -94,11 +106,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "finetune":
             with_shards(one)
         one.add_argument("--learning-rate", type=float, default=None)
-        one.add_argument("--max-tokens", type=int, default=None, help="training tokens")
+        one.add_argument("--max-tokens", type=_count, default=None, help="training tokens")
         if name == "evaluate":
             one.add_argument("--tasks", nargs="+", help='tasks instead of perplexity: NAME, NAME:FOLDER, or "all"')
-            one.add_argument("--limit", type=int, default=None, help="questions of each task at most")
-            one.add_argument("--translations", type=int, default=None, help="texts to translate at most, each way")
+            one.add_argument("--limit", type=_count, default=None, help="questions of each task at most")
+            one.add_argument("--translations", type=_count, default=None, help="texts to translate at most, each way")
             one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
     one = command("compare", _compare, "run every method on equal terms, searching for rates first")
     one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
@@ -128,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("files", nargs="*", help="metrics.json of each run (default: of all under --runs)")
     for name, about in (
         ("export", "write a run as a LoRA checkpoint or a merged model, with a model card"),
-        ("merge", "add a run's deltas to the 16-bit model, score it again and save it"),
+        ("merge", "add a run's deltas to the 16-bit model and save it; scored again if the run was scored"),
     ):
         one = command(name, _export, about)
         with_run(one)
@@ -200,6 +212,7 @@ def _attached(arguments):
     plan = plan_texts(arguments.source, arguments.other_text)
     settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
     settings = {name: value for name, value in settings.items() if value is not None} | _memory_settings(arguments)
+    print(f"Training text: {plan.train}. {plan.reason}", flush=True)
     folder = get_run(
         model, tokenizer, arguments.lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
     )
@@ -266,10 +279,11 @@ def _folder(arguments, needed: str) -> Path:
 
 
 def _report(arguments):
+    from ssetools.paths import read_json
     from ssetools.report import report
 
     path = _folder(arguments, "metrics.json") / "metrics.json"
-    print(report(json.loads(path.read_text(encoding="utf-8"))))
+    print(report(read_json(path)))
 
 
 def _collect(arguments):

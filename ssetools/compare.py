@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import json
 import math
 import shutil
 import statistics
@@ -22,8 +22,8 @@ from ssetools.ffn import find_ffn_blocks
 from ssetools.languages import CONTRAST_LANGUAGES, get_language
 from ssetools.lape import select_budget, select_neurons
 from ssetools.methods import METHODS, check_method, load_adapter
-from ssetools.models import has_8bit_layers, load_model, num_parameters
-from ssetools.paths import model_dir, write_json
+from ssetools.models import has_8bit_layers, load_model, model_revision, num_parameters
+from ssetools.paths import model_dir, read_json, write_json
 from ssetools.pipeline import PROFILED_LANGUAGES, get_profile, neurons_for
 from ssetools.provenance import provenance
 from ssetools.text_plan import default_source
@@ -179,10 +179,7 @@ class Comparison:
 
     def bases(self, lang: str) -> dict[str, dict]:
         """Returns the scores of the bases that runs of a language start from, by the name that the runs give them."""
-        found = {
-            path.name: json.loads(path.read_text(encoding="utf-8"))
-            for path in (self.results / lang).glob("base-*.json")
-        }
+        found = {path.name: read_json(path) for path in (self.results / lang).glob("base-*.json")}
         return {name: base["scores"] for name, base in found.items()}
 
     # --- one run ---
@@ -222,7 +219,7 @@ class Comparison:
             "best_step": result.best_step,
             "validation_loss": min(row["validation_loss"] for row in result.history if "validation_loss" in row),
             "history": [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in result.history],
-            **provenance(),
+            **self._made(),
         }
         write_json(self._path(lang, arm), found)
         print(f"{lang} {arm.name}: validation {found['validation_loss']:.4f} at step {result.best_step}", flush=True)
@@ -233,19 +230,20 @@ class Comparison:
         if arm.seed != SEEDS[0] or arm.learning_rate not in METHODS[arm.method].search:
             raise error
         found = {"arm": asdict(arm), "protocol": self._protocol(), "load_in_8bit": METHODS[arm.method].on_8bit}
-        found |= {"validation_loss": math.inf, "best_step": 0, "history": [], "diverged": str(error), **provenance()}
+        found |= {"validation_loss": math.inf, "best_step": 0, "history": [], "diverged": str(error), **self._made()}
         write_json(self._path(lang, arm), found)
         print(f"{lang} {arm.name}: {error}", flush=True)
         return found
 
     def _score_base(self, lang, texts, budgets):
-        """Scores the loaded base, once for each language, precision and kind of hardware; returns its file's name."""
+        """Scores the loaded base, once for each language, precision, revision and hardware; returns its file's name."""
         model, tokenizer = self._loaded
-        about, stem = provenance(), f"base-{'8bit' if has_8bit_layers(model) else '16bit'}"
+        about, stem = self._made(), f"base-{'8bit' if has_8bit_layers(model) else '16bit'}"
         with self._alone(lang, stem):
             have = sorted((self.results / lang).glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name))
             for path in have:
-                if json.loads(path.read_text(encoding="utf-8"))["hardware"] == about["hardware"]:
+                base = read_json(path)
+                if all(base[key] == about[key] for key in ("hardware", "revision")):
                     return path.name
             path = self.results / lang / (f"{stem}-{len(have) + 1}.json" if have else f"{stem}.json")
             scores = score_languages(model, tokenizer, texts, budgets)
@@ -258,9 +256,14 @@ class Comparison:
         path = self._path(lang, arm)
         if not path.exists():
             return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         if result["protocol"] != self._protocol():
             raise ValueError(f"{path} was made by another protocol, {result['protocol']}: delete it to run it again.")
+        if None not in (result["revision"], self._revision) and result["revision"] != self._revision:
+            raise ValueError(
+                f"{path} was made with revision {result['revision']} of {result['model']}, and this is {self._revision}: "
+                "name another folder with --results, or delete it to run it again."
+            )
         return result
 
     def _path(self, lang, arm):
@@ -268,6 +271,14 @@ class Comparison:
 
     def _folder(self, lang, arm):
         return model_dir(self.model, self.runs) / lang / "compare" / arm.name
+
+    @functools.cached_property
+    def _revision(self):
+        return model_revision(self.model)
+
+    def _made(self):
+        """What was run, by which versions and where; the model by its name and no path."""
+        return {"model": self.results.name, "revision": self._revision, **provenance()}
 
     def _protocol(self):
         """What must be the same for two runs to be comparable; no paths."""

@@ -222,6 +222,11 @@ def describe_source(source: str, lang: str) -> dict[str, str]:
     return facts
 
 
+def digest_of(texts) -> str:
+    """Returns a short digest of documents, in whatever lists and dicts they lie."""
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
 def _mediawiki_code(lang: str) -> str:
     return get_language(lang).code_for("mediawiki")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ssetools.evaluation import perplexity
 from ssetools.hub import hub_reachable
 from ssetools.languages import get_language
 from ssetools.models import load_model
-from ssetools.paths import whole_file
+from ssetools.paths import read_json, whole_file
 from ssetools.report import percent_trained
 from ssetools.subnetwork import Subnetwork
 
@@ -42,7 +41,7 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
     about = adapter_facts(run)
     _check_exportable(run, about)
     metrics_path = Path(run) / "metrics.json"
-    metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else None
+    metrics = read_json(metrics_path) if metrics_path.exists() else None
     # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
     base, tokenizer = load_model(model, load_in_8bit=False, dtype="bfloat16" if form == "merged" else None)
     subnet = Subnetwork.load(run, base)
@@ -175,8 +174,15 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
 
     Returns:
         The address of the commit.
+
+    Raises:
+        ConnectionError: If the hub cannot be reached.
     """
     from huggingface_hub import create_repo, upload_folder
 
+    if not hub_reachable():
+        raise ConnectionError(
+            f"The hub cannot be reached, to upload {folder} to {repo_id}: push it from where it can be."
+        )
     create_repo(repo_id, private=private, exist_ok=True)
     return upload_folder(repo_id=repo_id, folder_path=folder).commit_url

@@ -15,7 +15,7 @@ from ssetools.compare import TRACED
 from ssetools.effects import KINDS, by_method
 from ssetools.languages import get_language
 from ssetools.methods import METHODS
-from ssetools.paths import model_dir
+from ssetools.paths import model_dir, read_json
 
 CONTROL = "random"
 _SEARCH = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]
@@ -72,12 +72,11 @@ def read_findings(results: str | Path, model: str, lang: str) -> Findings:
         ValueError: If runs were made by different protocols.
     """
     folder = model_dir(model, results) / get_language(lang).code
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
+    every = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
     if len({json.dumps(run["protocol"], sort_keys=True) for run in every}) > 1:
         raise ValueError(f"The runs in {folder} were made by different protocols: delete the old ones, and run again.")
     bases = {
-        path.name: json.loads(path.read_text(encoding="utf-8"))["scores"]
-        for path in sorted(folder.glob("base-*.json"), key=lambda path: path.stem)
+        path.name: read_json(path)["scores"] for path in sorted(folder.glob("base-*.json"), key=lambda path: path.stem)
     }
     arms = [Arm(**run["arm"]) for run in every]
     own = [run for run, arm in zip(every, arms, strict=True) if arm == Arm(arm.method, arm.learning_rate, arm.seed)]
@@ -202,7 +201,7 @@ def step_costs(path: str | Path, model: str) -> pandas.DataFrame:
     if not path.is_file():
         print(f"There is no {path}: time and memory of a step are left out. `make bench` measures them.")
         return pandas.DataFrame(columns=columns)
-    measured = json.loads(path.read_text(encoding="utf-8"))
+    measured = read_json(path)
     name, rows = model_dir(model, "").name, {}
     for row in measured["rows"]:
         method = row["variant"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssetools.adapter import Adapter, adapter_facts
-from ssetools.corpora import SOURCES, load_texts
+from ssetools.corpora import SOURCES, digest_of, load_texts
 from ssetools.evaluation import change, score_languages, score_texts
 from ssetools.interventions import deactivated
 from ssetools.models import model_source
 from ssetools.neurons import NeuronSets
-from ssetools.paths import model_dir, write_json
+from ssetools.paths import model_dir, read_json, write_json
 from ssetools.pipeline import PROFILED_LANGUAGES
 from ssetools.provenance import provenance
 from ssetools.text_plan import TextPlan
@@ -58,10 +56,11 @@ def get_metrics(
     path = folder / "metrics.json"
     budgets = budgets or {"*": 256, "en": 1024, lang: 2048}
     texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
-    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": _digest(texts)}
+    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
+    request |= {key: model_source(model)[key] for key in ("load_in_8bit", "dtype")}
     about = adapter_facts(folder)
     if path.exists():
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_json(path)
         if metrics["request"] == request and metrics["adapter"] == about:
             return metrics
     print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
@@ -85,24 +84,20 @@ def _base_scores(model, tokenizer, texts, budgets, plan, runs):
     about = model_source(model)
     path = model_dir(about["model"], runs) / "base.json"
     hardware = provenance()["hardware"]  # other instructions, other rounding: a base of one's own kind of machine
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": about, "scores": {}}
+    kept = read_json(path) if path.exists() else {"model": about, "scores": {}}
     if kept["model"] != about:
         kept = {"model": about, "scores": {}}
     found: dict = {}
     for kind, by_language in texts.items():
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
-            key = f"{plan.kinds[kind]} {lang} {budget} {_digest(documents)}, {hardware}"
+            key = f"{plan.kinds[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
             if key not in kept["scores"]:
                 one = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
                 kept["scores"][key] = one[kind][lang]
             found.setdefault(kind, {})[lang] = kept["scores"][key]
     write_json(path, kept)
     return found
-
-
-def _digest(texts) -> str:
-    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def deactivation_matrix(model, tokenizer, neurons: NeuronSets, languages: Sequence[str], max_tokens: int = 400):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ssetools import embedded, processes
@@ -70,7 +71,7 @@ def load_model(
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"Model {name!r} cannot be loaded: {_opening(error)}") from error
     _check_one_device(name, model)
     if load_in_8bit and not has_8bit_layers(model):
@@ -82,7 +83,11 @@ def load_model(
     if load_in_8bit:
         _let_go_of_the_file(model)
     model.config.use_cache = False
-    model.ssetools_source = {"model": name, "revision": _revision(name, model), "load_in_8bit": load_in_8bit}
+    model.ssetools_source = {
+        "model": name,
+        "revision": model_revision(name, model.config),
+        "load_in_8bit": load_in_8bit,
+    }
     return model.eval(), tokenizer
 
 
@@ -215,13 +220,27 @@ def _on_hub(name: str) -> bool:
     return cached or ("/" in name and hub_reachable())
 
 
-def _revision(name: str, model: nn.Module) -> str | None:
+def model_revision(name: str, config=None) -> str | None:
+    """Returns what tells two states of a model apart, without loading its weights.
+
+    Args:
+        name: Embedded name, hub id or local folder.
+        config: The model's transformers config, where it is loaded already.
+
+    Returns:
+        A commit of the hub, a digest of the embedded file, or one of a local folder's config and of samples of its
+        weights; None if there is none to be had.
+    """
     if name == embedded.EMBEDDED_MODEL:
         return embedded.GGUF_SHA256
-    commit = getattr(model.config, "_commit_hash", None)
+    if config is None:
+        import transformers
+
+        hub_reachable()  # without a network the libraries ask their caches, and do not retry for half a minute
+        config = transformers.AutoConfig.from_pretrained(name)
+    commit = getattr(config, "_commit_hash", None)
     if commit or not Path(name).is_dir():
         return commit
-    # A local folder has no revision of its own: its config and samples of its weights stand for one.
     digest = hashlib.sha256((Path(name) / "config.json").read_bytes())
     for path in sorted(p for ending in ("safetensors", "bin") for p in Path(name).glob(f"*.{ending}")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())

@@ -53,6 +53,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield scratch / path.name
+        readable(scratch)
         if path.is_dir():
             _check_replaceable(path, scratch / path.name)
             shutil.rmtree(path)
@@ -70,12 +71,34 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def readable(folder: Path) -> None:
+    """Gives files the permissions of new ones: safetensors writes for its user alone, and a lab shares its cache."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        new = Path(place) / "new"
+        new.touch()
+        mode = new.stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
 def _check_replaceable(old: Path, new: Path) -> None:
     ours = {p.name for p in new.iterdir()} if new.is_dir() else set()
     theirs = sorted({p.name for p in old.iterdir()} - ours - {"README.md"})
     if theirs:
         listed = ", ".join(theirs[:3]) + (" ..." if len(theirs) > 3 else "")
         raise FileExistsError(f"{old} holds other files ({listed}), which are not overwritten: name another folder.")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: That names the file, if it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete it to make it again.") from error
 
 
 def write_json(path: str | Path, data: Any) -> Path:

@@ -11,6 +11,7 @@ from torch import nn
 from ssetools.adapter import Adapter
 from ssetools.ffn import find_ffn_blocks
 from ssetools.models import model_source
+from ssetools.paths import readable
 from ssetools.tensors import load_tensors
 
 RANK, ALPHA_OVER_RANK, DROPOUT = 32, 2, 0.1
@@ -102,6 +103,7 @@ class PeftAdapter(Adapter):
         # By its name, not by the folder in which this machine keeps it; and without asking the hub for its vocabulary.
         self.wrapped.peft_config["default"].base_model_name_or_path = model_source(self.model)["model"]
         self.wrapped.save_pretrained(folder, save_embedding_layers=False)
+        readable(folder)
         (folder / "README.md").unlink(missing_ok=True)
         return {"peft_type": str(self.wrapped.peft_config["default"].peft_type.value)}
 

@@ -15,7 +15,7 @@ import torch
 
 from ssetools import processes
 from ssetools.adapter import adapter_facts
-from ssetools.corpora import STREAMED, describe_source, load_texts
+from ssetools.corpora import STREAMED, describe_source, digest_of, load_texts
 from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
 from ssetools.lape import select_neurons
 from ssetools.loop import TrainingSettings
@@ -25,7 +25,7 @@ from ssetools.neurons import LayerNeurons, NeuronSets
 from ssetools.paths import model_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
 from ssetools.provenance import provenance
-from ssetools.streams import stream_texts
+from ssetools.streams import TextStream, stream_texts
 from ssetools.subnetwork import Subnetwork
 from ssetools.text_plan import TextPlan, default_source
 from ssetools.training import finetune
@@ -50,7 +50,8 @@ def get_profile(
         tokenizer: Its tokenizer.
         runs: Folder of runs.
         source: Text to count on; None takes the default.
-        languages: Codes; None takes those of the file, and `PROFILED_LANGUAGES` when there is none.
+        languages: Codes; None takes those of the file, and `PROFILED_LANGUAGES` when there is none. The file's
+            order stands.
         tokens_per_language: Tokens to count in each.
 
     Raises:
@@ -63,9 +64,12 @@ def get_profile(
         profile = ActivationProfile.load(path)
         wanted = {key: about[key] for key in ("load_in_8bit", "dtype")}
         wanted |= {"source": source, "tokens_per_language": tokens_per_language}
-        wanted |= {"languages": list(languages)} if languages else {}
-        found = {**profile.metadata, "languages": profile.languages}
+        found = profile.metadata
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
+        if languages and set(languages) != set(profile.languages):
+            odd = sorted(set(languages) ^ set(profile.languages))
+            listed = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
+            differ.append(f"languages: {len(profile.languages)}, wanted {len(languages)}; only in one: {listed}")
         if differs := other_model(profile.metadata, model):
             differ.insert(0, differs)
         if differ:
@@ -136,12 +140,14 @@ def get_run(
         The run's folder.
 
     Raises:
-        ValueError: If a finished run there has other settings, or trained other neurons.
+        ValueError: If a finished run there has other settings, or trained other neurons or on other text.
     """
     settings = TrainingSettings(seed=seed, **settings).for_method(method)
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
     top_rate = neurons.metadata.get("top_rate") if chosen is not None else None
+    texts = None if _is_streamed(plan.train) else load_texts(plan.train, lang, "train")
+    digest = None if texts is None else digest_of(texts)
     if (folder / "adapter.json").exists():
         about = adapter_facts(folder)
         wanted = {**asdict(settings), "source": plan.train, "top_rate": top_rate}
@@ -152,6 +158,11 @@ def get_run(
                 f"{folder} holds a run with other settings ({'; '.join(differ)}). Ask for the settings it was trained with "
                 "(`--source`, `--max-tokens` and so on), name another seed or folder of runs, or delete it to train again."
             )
+        if None not in (digest, about.get("text")) and about["text"] != digest:
+            raise ValueError(
+                f"{folder} holds a run that was trained before the text of {plan.train!r} changed. Name another seed or "
+                "folder of runs, or delete it to train again."
+            )
         adapter = load_adapter(folder, model)
         if isinstance(adapter, Subnetwork) and not all(map(torch.equal, adapter.neurons, chosen)):
             adapter.detach()
@@ -161,14 +172,14 @@ def get_run(
             )
         print(f"Found the adapter in {folder}.", flush=True)
         return folder
-    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": top_rate}
+    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": top_rate, "text": digest}
     facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}
     if chosen is not None:
         facts["neurons"] = sum(len(ids) for ids in chosen)
     finetune(
         model,
         tokenizer,
-        _training_texts(plan, lang),
+        _stream_of(plan, lang) if texts is None else texts,
         method,
         chosen,
         validation_texts=_about(load_texts(plan.train, lang, "validation"), _VALIDATION_WORDS),
@@ -183,10 +194,8 @@ def _is_streamed(source: str) -> bool:
     return any(part.strip().split(":")[0] in STREAMED for part in source.split("+"))
 
 
-def _training_texts(plan: TextPlan, lang: str):
-    """The training text; a stream, kept apart from all that is measured on, where it may be larger than memory."""
-    if not _is_streamed(plan.train):
-        return load_texts(plan.train, lang, "train")
+def _stream_of(plan: TextPlan, lang: str) -> TextStream:
+    """The training text where it may be larger than memory, kept apart from all that is measured on."""
     avoid = [text for source in plan.kinds.values() for text in load_texts(source, lang, "test")]
     return stream_texts(plan.train, lang, avoid + load_texts(plan.train, lang, "validation"))
 

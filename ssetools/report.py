@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssetools.languages import get_language
-from ssetools.paths import whole_file
+from ssetools.paths import read_json, whole_file
 
 
 def report(metrics: dict) -> str:
@@ -63,7 +62,7 @@ def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = 
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for path in found:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = read_json(path)
             about = metrics["adapter"]
             run = [about["base"]["model"], about["language"], about["method"], about["seed"]]
             for kind, summary in metrics["summary"].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 
 from ssetools.adapter import Adapter, adapter_facts
 from ssetools.intervals import MIN_UNITS, interval
-from ssetools.paths import write_json
+from ssetools.models import model_source
+from ssetools.paths import read_json, write_json
 from ssetools.task_evaluation import evaluate
 from ssetools.tasks import OFFLINE_TASKS
 from ssetools.translation import compare_translations
@@ -96,8 +96,9 @@ def get_task_scores(
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     options = {"tasks": tasks, "limit": limit, "translations": translations, "shots": shots}
     request = {**options, "adapter": adapter_facts(folder)}
+    request |= {key: model_source(model)[key] for key in ("load_in_8bit", "dtype")}
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):
             return kept
     after = evaluate(model, tokenizer, lang, **options)

@@ -66,6 +66,8 @@ def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en
             reason = f"{title} cannot be reached, so the declaration is left out of training, to measure on."
             return TextPlan("mediawiki", kinds, ("messages",), reason)
     source = "+".join(part.strip() for part in source.split("+"))
+    if other_text.split(":")[0] in {part.split(":")[0] for part in source.split("+")}:
+        other, missing = {}, f"{other_text} is what trains."
     kinds: dict[str, str] = {}
     for part in source.split("+"):
         name = part.split(":")[0]

@@ -19,6 +19,17 @@ def word_tokenizer():
     return families.word_tokenizer()
 
 
+@pytest.fixture
+def study(tmp_path, word_tokenizer, monkeypatch):
+    """A tiny model and text in made-up languages, in the working folder; returns model, tokenizer and plan."""
+    import made_up_study
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSETOOLS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("ssetools.measuring.SOURCES", ("text",))  # a corpus that has every language
+    return made_up_study.made(word_tokenizer)
+
+
 @pytest.fixture(autouse=True)
 def _threads(request):
     """One thread for tiny models: with two, handing over work costs more than the work."""

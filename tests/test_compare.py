@@ -37,6 +37,7 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
     for where, name, value in (
         ("compare", "load_model", load_model),
         ("compare", "load_texts", load_texts),
+        ("compare", "model_revision", lambda name: "one"),
         ("compare", "get_profile", get_profile),
         ("compare", "default_source", lambda: "made up"),
         ("compare", "has_8bit_layers", lambda model: loads[-1]),
@@ -192,6 +193,17 @@ def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeyp
     other.join()
     assert trained == [0]
     assert found["arm"] == second.trained("yo", arm)["arm"]
+
+
+def test_another_state_of_the_model_does_not_go_on_with_what_is_there(comparison, tmp_path, monkeypatch):
+    made = comparison.scored("yo", Arm("lape", 1e-3, max_tokens=160))
+    assert (made["model"], made["revision"]) == ("tiny", "one")
+    monkeypatch.setattr("ssetools.compare.model_revision", lambda name: "two")
+    again = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
+    with pytest.raises(ValueError, match="made with revision one of tiny, and this is two: name another folder"):
+        again.scored("yo", Arm("lape", 1e-3, max_tokens=160))
+    other = again.scored("yo", Arm("lape", 1e-4, max_tokens=160))
+    assert (made["base"], other["base"]) == ("base-8bit.json", "base-8bit-2.json"), "each is told apart from its own"
 
 
 def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path, monkeypatch):

@@ -63,6 +63,15 @@ def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):
     assert leftovers(tmp_path) == ["a", "b", "c", "out", "thesis.txt"]
 
 
+def test_what_safetensors_writes_for_its_user_alone_is_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with whole_file(tmp_path / "model") as scratch:
+        scratch.mkdir()
+        (scratch / "model.safetensors").touch(mode=0o600)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert leftovers(tmp_path) == ["model", "model.safetensors", "plain"]
+
+
 def test_processes_that_meet_at_a_cached_folder_build_it_once(home):
     built = []
 

@@ -50,6 +50,8 @@ def test_a_method_trains_saves_loads_and_comes_off(name, load_in_8bit, word_toke
     assert result.history[-1]["validation_loss"] < result.history[0]["loss"]
     assert result.optimizer_bytes >= 8 * result.adapter.num_parameters
     assert json.loads((tmp_path / "adapter.json").read_text())["parameters"] == result.adapter.num_parameters
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "others may read all of it or none"
     with result.adapter.switched_off():
         assert torch.equal(model(input_ids=IDS).logits, before)
     assert torch.equal(model(input_ids=IDS).logits, after)

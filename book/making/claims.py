@@ -104,6 +104,25 @@ def atlas() -> str:
     return f"*What came out*: sets for {len(codes)} languages of {len(families)} families. {atlas_findings()}\n"
 
 
+def compared_findings() -> str:
+    """Says in two sentences how every method compares with the language's neurons in the mean over languages."""
+    found = summary()
+    if found is None:
+        return ""
+    means = found["over_languages_minus_lape"]
+    said = [
+        f"{words} {with_interval(as_change(means[rival]['target, sentences']))}"
+        for rival, words in _RIVALS.items()
+        if rival in means
+    ]
+    languages = max(one["target, sentences"]["units"] for one in means.values())
+    return (
+        f"Every method on equal terms, in the mean over {languages} languages: the perplexity that it ends at on sentences, "
+        f"over that of training the language's own neurons, is {listed(said)} (95% intervals over languages). Minus is "
+        "better than the language's neurons, and an interval that holds zero tells nothing apart."
+    )
+
+
 def atlas_findings(rate: str = "5") -> str:
     """Says in two sentences what the atlas found; empty before all of it is measured.
 
