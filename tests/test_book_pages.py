@@ -158,6 +158,8 @@ def test_tables_and_sentences_say_what_was_measured(made_up):
         "| random | 9 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> | +3.0% worse |" in made["compare-mean.md"]
     )
     assert "| random neurons of the same layers | Yoruba | – | – |" in made["claim-beats.md"]
+    assert "in the mean over 9 languages" in made["claim-beats.md"]
+    assert "is random neurons of the same layers +3.0%" in made["claim-beats.md"]
     assert (
         "the others' sentences by −10.0% (−12.0\u00a0to\u00a0−8.0) with Yoruba trained at 1e-4" in made["claim-kept.md"]
     )

@@ -40,7 +40,7 @@ def beats(measure: str = "target, sentences") -> str:
             cells = [f"all {total}" if len(names) == total > 1 else listed(names) or "–" for names in where.values()]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     full = listed([name_of(lang) for lang in leading(found)])
-    return "\n".join(lines) + f"\n\nSeveral seeds and a search of rates in {full}.\n"
+    return "\n".join(lines) + f"\n\nSeveral seeds and a search of rates in {full}. {compared_findings()}\n"
 
 
 def share() -> str:
@@ -115,6 +115,8 @@ def compared_findings() -> str:
         for rival, words in _RIVALS.items()
         if rival in means
     ]
+    if not said:
+        return ""
     languages = max(one["target, sentences"]["units"] for one in means.values())
     return (
         f"Every method on equal terms, in the mean over {languages} languages: the perplexity that it ends at on sentences, "
