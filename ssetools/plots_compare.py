@@ -316,7 +316,7 @@ def by_language(found: Mapping[str, Findings], measure: str = "target, sentences
     tables["mean"] = across_languages({lang: one.pair for lang, one in found.items()}, to)
     every = pandas.concat(tables, names=["language", None]).query("measure == @measure").reset_index("language")
     clear = (every.low * every.high > 0) & ((every.seeds > 1) | (every.language == "mean"))
-    every["text"] = [f"{x:+.1f}{'*' if star else ''}" for x, star in zip(every.value, clear, strict=True)]
+    every["text"] = [f"{x:+z.1f}{'*' if star else ''}" for x, star in zip(every.value, clear, strict=True)]
     columns = [method for method in LOOKS if method in set(every.method)]
     values, texts = (
         every.pivot(index="language", columns="method", values=name).reindex(index=list(tables), columns=columns)
