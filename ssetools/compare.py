@@ -259,7 +259,7 @@ class Comparison:
         result = read_json(path)
         if result["protocol"] != self._protocol():
             raise ValueError(f"{path} was made by another protocol, {result['protocol']}: delete it to run it again.")
-        if None not in (result["revision"], self._revision) and result["revision"] != self._revision:
+        if result["revision"] != self._revision:
             raise ValueError(
                 f"{path} was made with revision {result['revision']} of {result['model']}, and this is {self._revision}: "
                 "name another folder with --results, or delete it to run it again."

@@ -187,19 +187,20 @@ def _cached_messages(language: Language, code: str) -> dict[str, str]:
     if parsed.is_file():
         try:
             kept = json.loads(parsed.read_text(encoding="utf-8"))
-            if kept["facts"] == facts and kept["sha256"] == _text_sha256(kept["messages"]):
+            if kept["facts"] == facts and kept["sha256"] == digest_of(kept["messages"]):
                 return kept["messages"]
             print(f"The parsed messages in {language.name} are damaged or outdated; parsing them again.", flush=True)
         except (ValueError, KeyError, TypeError):
             print(f"The parsed messages in {language.name} cannot be read; parsing them again.", flush=True)
     read = {p: json.loads((raw / f"{p}.json").read_text(encoding="utf-8")) for p in {code, "en"}}
     messages = wikitext.clean_messages(read[code], read["en"], language)
-    write_json(parsed, {"facts": facts, "sha256": _text_sha256(messages), "messages": messages})
+    write_json(parsed, {"facts": facts, "sha256": digest_of(messages), "messages": messages})
     return messages
 
 
-def _text_sha256(messages: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(messages, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+def digest_of(texts) -> str:
+    """Returns the SHA-256 of texts, in whatever lists and dicts they lie."""
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def describe_source(source: str, lang: str) -> dict[str, str]:
@@ -211,7 +212,7 @@ def describe_source(source: str, lang: str) -> dict[str, str]:
             facts["udhr"] = embedded.manifest(embedded.udhr_folder())["revision"]
         elif part == "mediawiki":
             facts["mediawiki"] = embedded.manifest(embedded.mediawiki_folder())["revision"]
-            facts["mediawiki_sha256"] = _text_sha256(_cached_messages(get_language(lang), _mediawiki_code(lang)))
+            facts["mediawiki_sha256"] = digest_of(_cached_messages(get_language(lang), _mediawiki_code(lang)))
         elif name in HUB_CORPORA:
             facts[part] = hub_revision(name, folder, get_language(lang))
         else:
@@ -220,11 +221,6 @@ def describe_source(source: str, lang: str) -> dict[str, str]:
                 digest.update(("\0" if number else "").encode() + text.encode())
             facts[part] = digest.hexdigest()
     return facts
-
-
-def digest_of(texts) -> str:
-    """Returns a short digest of documents, in whatever lists and dicts they lie."""
-    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def _mediawiki_code(lang: str) -> str:

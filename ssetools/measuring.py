@@ -10,7 +10,7 @@ from ssetools.adapter import Adapter, adapter_facts
 from ssetools.corpora import SOURCES, digest_of, load_texts
 from ssetools.evaluation import change, score_languages, score_texts
 from ssetools.interventions import deactivated
-from ssetools.models import model_source
+from ssetools.models import model_precision, model_source
 from ssetools.neurons import NeuronSets
 from ssetools.paths import model_dir, read_json, write_json
 from ssetools.pipeline import PROFILED_LANGUAGES
@@ -57,7 +57,7 @@ def get_metrics(
     budgets = budgets or {"*": 256, "en": 1024, lang: 2048}
     texts = test_texts(plan, lang, dict.fromkeys([lang, "en", *languages]))
     request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
-    request |= {key: model_source(model)[key] for key in ("load_in_8bit", "dtype")}
+    request |= model_precision(model)
     about = adapter_facts(folder)
     if path.exists():
         metrics = read_json(path)

@@ -100,6 +100,12 @@ def model_source(model: nn.Module) -> dict:
     return {**known, "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
 
 
+def model_precision(model: nn.Module) -> dict:
+    """Returns what tells a model in 8 bits from the same one in 16: `load_in_8bit` and `dtype`."""
+    source = model_source(model)
+    return {key: source[key] for key in ("load_in_8bit", "dtype")}
+
+
 def has_8bit_layers(model: nn.Module) -> bool:
     """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())

@@ -20,7 +20,7 @@ from ssetools.languages import CONTRAST_LANGUAGES, TARGET_LANGUAGES
 from ssetools.lape import select_neurons
 from ssetools.loop import TrainingSettings
 from ssetools.methods import METHODS, check_method, load_adapter
-from ssetools.models import model_source, num_parameters, other_model
+from ssetools.models import model_precision, model_source, num_parameters, other_model
 from ssetools.neurons import LayerNeurons, NeuronSets
 from ssetools.paths import model_dir, run_dir
 from ssetools.profiling import ActivationProfile, profile_languages
@@ -62,8 +62,7 @@ def get_profile(
     path = model_dir(about["model"], runs) / "profile.safetensors"
     if path.exists():
         profile = ActivationProfile.load(path)
-        wanted = {key: about[key] for key in ("load_in_8bit", "dtype")}
-        wanted |= {"source": source, "tokens_per_language": tokens_per_language}
+        wanted = model_precision(model) | {"source": source, "tokens_per_language": tokens_per_language}
         found = profile.metadata
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
         if languages and set(languages) != set(profile.languages):

@@ -11,7 +11,7 @@ import torch
 
 from ssetools.adapter import Adapter, adapter_facts
 from ssetools.intervals import MIN_UNITS, interval
-from ssetools.models import model_source
+from ssetools.models import model_precision
 from ssetools.paths import read_json, write_json
 from ssetools.task_evaluation import evaluate
 from ssetools.tasks import OFFLINE_TASKS
@@ -95,8 +95,7 @@ def get_task_scores(
     path = Path(folder) / "tasks.json"
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     options = {"tasks": tasks, "limit": limit, "translations": translations, "shots": shots}
-    request = {**options, "adapter": adapter_facts(folder)}
-    request |= {key: model_source(model)[key] for key in ("load_in_8bit", "dtype")}
+    request = {**options, **model_precision(model), "adapter": adapter_facts(folder)}
     if path.exists():
         kept = read_json(path)
         if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):

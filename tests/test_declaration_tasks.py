@@ -233,6 +233,9 @@ def test_a_run_is_asked_once_and_every_task_stays_in_the_table(run, monkeypatch,
     Path("run/tasks.json").write_text(json.dumps(kept))
     assert get_task_scores(model, tokenizer, "yo", "run", tasks[:3], limit=8)["changes"] == kept["changes"]
     assert capsys.readouterr().out == "", "found, not asked again"
+    monkeypatch.setattr("ssetools.task_report.model_precision", lambda model: {"dtype": "another"})
+    get_task_scores(model, tokenizer, "yo", "run", tasks[:3], limit=8)
+    assert len(asked) == 4, "answers in 16 bits are not those in 8"
 
 
 def test_the_command_line_prints_one_table(run, monkeypatch, capsys):

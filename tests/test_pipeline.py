@@ -14,6 +14,7 @@ from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
 from ssetools.measuring import deactivation_matrix, get_metrics, summarise
+from ssetools.models import model_revision
 from ssetools.pipeline import get_neurons, get_profile, get_run, neurons_for
 from ssetools.report import report
 from ssetools.text_plan import TextPlan, plan_texts
@@ -170,6 +171,7 @@ def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch)
     revision = model.ssetools_source["revision"]
     neurons, folder = trained(study)
     Subnetwork.attached_to(model).detach()
+    assert model_revision("tiny") == revision, "nothing needs to be loaded to know it"
     moved, _ = load_model(str(tmp_path / "tiny"), load_in_8bit=False)
     assert moved.ssetools_source["revision"] == revision
     neurons.check_model(moved)
