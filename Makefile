@@ -44,6 +44,7 @@ unit: setup
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo --no-cache
 
 format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
@@ -55,8 +56,8 @@ notebooks: setup
 # Every method on equal terms: three languages in full with ablations, the other ten at the rates chosen there with one
 # seed of its own each, and the summary of all. May be stopped and started again.
 compare: setup
-	@$(VENV)/bin/ssetools compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
-	@$(VENV)/bin/ssetools compare mt af cy mk lv lt sl sk et ne --like yo is ka --runs $(runs) \
+	@$(PY) -m study.compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
+	@$(PY) -m study.compare mt af cy mk lv lt sl sk et ne --like yo is ka --runs $(runs) \
 	  --other-text $(other_text)
 
 book: setup
@@ -80,7 +81,7 @@ bench: setup
 
 # Neurons of every language: counts, sets and analyses; may be stopped and started again.
 atlas: setup
-	@$(PY) scripts/make_atlas.py --runs $(runs)
+	@$(PY) -m study.atlas.make --runs $(runs)
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from ssetools import load_model
-from ssetools.loop import Run, TrainingSettings
-from ssetools.methods import attach_method
+from ssetools.memory_plan import _spread
 from ssetools.models import evaluation_mode
-from ssetools.packing import PackedWindows
-from ssetools.plan import _spread
-from ssetools.training import peak_memory_gib, reset_peak_memory
+from ssetools.text.windows import PackedWindows
+from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
+from ssetools.training.loop import Run, TrainingSettings
+from ssetools.training.methods import attach_method
 
 
 def resident() -> int:

@@ -15,9 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssetools.paths import whole_file, write_json
-from ssetools.plan import KNOWN_MODELS, plan_memory
-from ssetools.provenance import provenance
+from ssetools.files import provenance, whole_file, write_json
+from ssetools.memory_plan import KNOWN_MODELS, plan_memory
 
 GEMMA = "gemma-3-270m"
 # Its FFN dominates; what small models hide, such as what an 8-bit layer keeps, shows here.

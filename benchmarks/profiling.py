@@ -17,12 +17,11 @@ import torch
 from training import BATCH, WINDOW, load
 
 from ssetools import ActivationProfile, select_neurons
+from ssetools.files import provenance, write_json
 from ssetools.loss import body_of
 from ssetools.models import evaluation_mode
-from ssetools.paths import write_json
-from ssetools.profiling import counting
-from ssetools.provenance import provenance
-from ssetools.training import peak_memory_gib, reset_peak_memory
+from ssetools.neurons.counts import counting
+from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 
 ROUNDS = 15
 SIZES = [(25, 32, 14336), (50, 32, 14336), (100, 32, 14336), (200, 32, 14336), (100, 32, 3584), (100, 32, 7168)]

@@ -25,13 +25,13 @@ import pyarrow.parquet
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from ssetools import embedded, finetune, stream_texts
-from ssetools.hub_corpora import held_out_documents
+from ssetools import finetune, stream_texts
+from ssetools.embedded_model import gemma_folder
+from ssetools.files import provenance, write_json
 from ssetools.languages import get_language
-from ssetools.packing import pack_stream
-from ssetools.paths import write_json
-from ssetools.provenance import provenance
-from ssetools.training import peak_memory_gib, reset_peak_memory
+from ssetools.text.hub import held_out_documents
+from ssetools.text.windows import pack_stream
+from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 
 WINDOW, FILE_MB, WORDS_PER_DOCUMENT, TRAINED = 256, 50, 400, 16_384
 _TINY = {"vocab_size": 262_144, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -77,7 +77,7 @@ def pack(source: str, home: Path, kill_after: float | None = None) -> dict:
 
 def tokenizer_then_home(home: Path):
     """Loads the embedded model's tokenizer from the user's cache, and puts what comes after it into another."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded.gemma_folder())
+    tokenizer = AutoTokenizer.from_pretrained(gemma_folder())
     os.environ["SSETOOLS_HOME"] = str(home)
     return tokenizer
 

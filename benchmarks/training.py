@@ -26,12 +26,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssetools import METHODS, find_ffn_blocks, load_model
+from ssetools.files import provenance, write_json
 from ssetools.loss import chunked_loss
-from ssetools.methods import attach_method
 from ssetools.models import evaluation_mode, int8_scales, num_parameters
-from ssetools.paths import write_json
-from ssetools.provenance import provenance
-from ssetools.training import peak_memory_gib, reset_peak_memory
+from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
+from ssetools.training.methods import attach_method
 
 WINDOW, BATCH, SHARE = 256, 2, 0.003  # of the model's weights trained, as in the walk-through
 SHAPES = {

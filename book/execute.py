@@ -25,11 +25,12 @@ from making import claims, contents
 from making.results import listed
 from nbformat import NotebookNode
 
-from ssetools.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
+from ssetools.embedded_model import EMBEDDED_MODEL, gemma_folder
+from ssetools.files import model_dir, run_dir, whole_file
 from ssetools.languages import TARGET_LANGUAGES, get_language
-from ssetools.paths import model_dir, run_dir, whole_file
 from ssetools.report import percent_trained
-from ssetools.summary import results_digest
+from ssetools.text.embedded import has_apt, mediawiki_folder, udhr_folder
+from study.compare.summary import results_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"

@@ -27,8 +27,8 @@ import check
 from playwright.async_api import Browser, Page, Route, async_playwright
 from playwright.async_api import TimeoutError as Waited
 
-from ssetools.embedded import cached_folder, npm_package
-from ssetools.paths import write_json
+from ssetools.files import cached_folder, write_json
+from ssetools.text.embedded import npm_package
 
 HTML = check.ROOT / "_build" / "html"
 SCREENSHOTS = check.ROOT / "_build" / "reader"

@@ -19,8 +19,8 @@ import execute
 import nbformat
 import noise
 
-from ssetools.loop import TrainingSettings
 from ssetools.report import report
+from ssetools.training.loop import TrainingSettings
 
 # How far two machines may differ. The same commit on a CPU without bfloat16 instructions once gave Yoruba 429 neurons
 # for 432 (-0.7%), and base perplexities up to 0.5% apart for Yoruba and English and up to 2.1% for the others, of which

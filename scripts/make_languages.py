@@ -23,9 +23,9 @@ import langcodes
 from qq import Database, IdType
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-from ssetools import embedded
-from ssetools.corpora import _DeclarationParser
-from ssetools.paths import whole_file
+from ssetools.files import whole_file
+from ssetools.text import embedded
+from ssetools.text.sources import _DeclarationParser
 
 OUTPUT = Path(__file__).resolve().parent.parent / "ssetools" / "data" / "languages.json"
 # Today's orthography rather than yesterday's, and the variety that other corpora hold.

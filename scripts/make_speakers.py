@@ -11,8 +11,8 @@ from pathlib import Path
 
 import langcodes
 
+from ssetools.files import write_json
 from ssetools.languages import TARGET_LANGUAGES
-from ssetools.paths import write_json
 
 OUTPUT = Path(__file__).resolve().parent.parent / "book" / "speakers.json"
 

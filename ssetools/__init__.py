@@ -5,27 +5,26 @@ Text -> activation counts -> neuron sets -> a small delta -> numbers and picture
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ssetools.analysis import Alignment, alignment, weight_change
-from ssetools.atlas import compare_neurons, load_atlas
-from ssetools.corpora import load_parallel, load_texts, pack_tokens
-from ssetools.divergence import drift, sample_from_base
-from ssetools.evaluation import perplexity, score_languages, score_texts
-from ssetools.ffn import FFNBlock, find_ffn_blocks
-from ssetools.interventions import amplified, deactivated
+from ssetools.evaluation.drift import drift, sample_from_base
+from ssetools.evaluation.inside import Alignment, alignment, weight_change
+from ssetools.evaluation.perplexity import perplexity, score_languages, score_texts
+from ssetools.evaluation.tasks.evaluate import evaluate
+from ssetools.files import cache_dir, run_dir
 from ssetools.languages import CONTRAST_LANGUAGES, PAPER_LANGUAGES, TARGET_LANGUAGES, Language, get_language
-from ssetools.lape import lape_entropy, select_neurons
-from ssetools.loop import TrainingSettings
-from ssetools.methods import METHODS, load_adapter
+from ssetools.memory_plan import MemoryPlan, plan_memory
 from ssetools.models import load_model
-from ssetools.neurons import NeuronSets
-from ssetools.paths import cache_dir, run_dir
-from ssetools.plan import MemoryPlan, plan_memory
-from ssetools.profiling import ActivationProfile, profile_languages
-from ssetools.sharding import load_sharded
-from ssetools.streams import TextStream, stream_texts
-from ssetools.subnetwork import Subnetwork
-from ssetools.task_evaluation import evaluate
-from ssetools.training import TrainingResult, finetune
+from ssetools.neurons.counts import ActivationProfile, profile_languages
+from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
+from ssetools.neurons.selection import lape_entropy, select_neurons
+from ssetools.neurons.sets import NeuronSets, amplified, compare_neurons, deactivated, load_atlas
+from ssetools.text.sources import load_parallel, load_texts
+from ssetools.text.streams import TextStream, stream_texts
+from ssetools.text.windows import pack_tokens
+from ssetools.training.finetune import TrainingResult, finetune
+from ssetools.training.loop import TrainingSettings
+from ssetools.training.methods import METHODS, load_adapter
+from ssetools.training.sharding import load_sharded
+from ssetools.training.subnetwork import Subnetwork
 
 try:
     __version__ = version("ssetools")

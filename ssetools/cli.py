@@ -1,4 +1,4 @@
-"""The command line: `ssetools languages, profile, select, plan, finetune, evaluate, compare, report, collect, export, merge`.
+"""The command line: `ssetools languages, profile, select, plan, finetune, evaluate, report, collect, export, merge`.
 
 Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssetools import embedded
+from ssetools.embedded_model import EMBEDDED_MODEL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name, function, about):
         one = commands.add_parser(name, help=about, description=about)
         one.set_defaults(command=function)
-        one.add_argument("--model", default=embedded.EMBEDDED_MODEL, help="embedded name, hub id or local folder")
+        one.add_argument("--model", default=EMBEDDED_MODEL, help="embedded name, hub id or local folder")
         one.add_argument("--runs", default="runs", help="folder of runs")
         return one
 
@@ -112,20 +112,6 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--limit", type=_count, default=None, help="questions of each task at most")
             one.add_argument("--translations", type=_count, default=None, help="texts to translate at most, each way")
             one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
-    one = command("compare", _compare, "run every method on equal terms, searching for rates first")
-    one.add_argument("langs", nargs="*", help="language codes, e.g. yo is ka; none only writes the summary anew")
-    one.add_argument("--methods", nargs="+", default=None, help="names of methods (default: all)")
-    one.add_argument(
-        "--seeds", nargs="+", type=int, default=None, help="default: 0 1 2, or with --like one of the language's own"
-    )
-    one.add_argument(
-        "--like", nargs="+", default=[], help="languages whose search chooses the rates (default: its own)"
-    )
-    one.add_argument(
-        "--ablations", action="store_true", help="then other shares, amounts of text and budgets, one seed"
-    )
-    one.add_argument("--results", default="book/results/compare", help="folder of results")
-    one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
     with_run(command("report", _report, "print the table of a scored run"))
     one = command("plan", _plan, "predict the memory of a training run, loading nothing")
     one.add_argument("--neurons", default="1000", help="how many neurons are trained, or a neurons.safetensors file")
@@ -163,7 +149,7 @@ def _languages(arguments):
 
 def _loaded(arguments, load_in_8bit=None):
     from ssetools.models import load_model
-    from ssetools.sharding import load_sharded
+    from ssetools.training.sharding import load_sharded
 
     load = load_sharded if arguments.shard else load_model
     return load(arguments.model, load_in_8bit=arguments.load_in_8bit if load_in_8bit is None else load_in_8bit)
@@ -176,8 +162,8 @@ def _profile_options(arguments) -> dict:
 
 def _profile(arguments):
     from ssetools.languages import get_language, languages_in
-    from ssetools.pipeline import get_profile
-    from ssetools.text_plan import default_source
+    from ssetools.steps import get_profile
+    from ssetools.text.sources import default_source
 
     options = _profile_options(arguments)
     if arguments.languages == "all":
@@ -189,7 +175,7 @@ def _profile(arguments):
 
 
 def _select(arguments):
-    from ssetools.pipeline import get_neurons
+    from ssetools.steps import get_neurons
 
     neurons = get_neurons(*_loaded(arguments), arguments.runs, arguments.top_rate, **_profile_options(arguments))
     for lang in neurons:
@@ -198,9 +184,9 @@ def _select(arguments):
 
 def _attached(arguments):
     from ssetools.languages import get_language
-    from ssetools.methods import METHODS, check_method
-    from ssetools.pipeline import get_neurons, get_run
-    from ssetools.text_plan import plan_texts
+    from ssetools.steps import get_neurons, get_run
+    from ssetools.text.sources import plan_texts
+    from ssetools.training.methods import METHODS, check_method
 
     get_language(arguments.lang)
     check_method(arguments.method)
@@ -231,7 +217,7 @@ def _evaluate(arguments):
     if arguments.tasks:
         _evaluate_tasks(arguments)
         return
-    from ssetools.measuring import get_metrics
+    from ssetools.evaluation.metrics import get_metrics
     from ssetools.report import report
 
     model, tokenizer, folder, plan = _attached(arguments)
@@ -239,8 +225,8 @@ def _evaluate(arguments):
 
 
 def _evaluate_tasks(arguments):
-    from ssetools.task_report import get_task_scores, task_report
-    from ssetools.tasks import parse_tasks
+    from ssetools.evaluation.tasks.questions import parse_tasks
+    from ssetools.report import get_task_scores, task_report
 
     parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
     model, tokenizer, folder, _ = _attached(arguments)
@@ -249,22 +235,9 @@ def _evaluate_tasks(arguments):
     print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
 
 
-def _compare(arguments):
-    from ssetools.compare import Comparison
-    from ssetools.methods import METHODS
-    from ssetools.summary import write_summary
-
-    comparison = Comparison(arguments.model, arguments.results, arguments.runs, arguments.other_text)
-    for lang in arguments.langs:
-        comparison.language(lang, arguments.methods or tuple(METHODS), arguments.seeds, arguments.like)
-        if arguments.ablations:
-            comparison.ablations(lang)
-    print(f"results: {write_summary(arguments.results, arguments.model)}")
-
-
 def _folder(arguments, needed: str) -> Path:
+    from ssetools.files import run_dir
     from ssetools.languages import get_language
-    from ssetools.paths import run_dir
 
     get_language(arguments.lang)
     folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
@@ -279,7 +252,7 @@ def _folder(arguments, needed: str) -> Path:
 
 
 def _report(arguments):
-    from ssetools.paths import read_json
+    from ssetools.files import read_json
     from ssetools.report import report
 
     path = _folder(arguments, "metrics.json") / "metrics.json"
@@ -304,8 +277,8 @@ def _export(arguments):
 
 
 def _plan(arguments):
-    from ssetools.neurons import NeuronSets
-    from ssetools.plan import plan_memory
+    from ssetools.memory_plan import plan_memory
+    from ssetools.neurons.sets import NeuronSets
 
     if arguments.neurons.isdigit():
         neurons = int(arguments.neurons)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ssetools.adapter import adapter_facts
-from ssetools.corpora import load_texts
-from ssetools.embedded import EMBEDDED_MODEL
-from ssetools.evaluation import perplexity
-from ssetools.hub import hub_reachable
+from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.evaluation.perplexity import perplexity
+from ssetools.files import read_json, whole_file
 from ssetools.languages import get_language
 from ssetools.models import load_model
-from ssetools.paths import read_json, whole_file
 from ssetools.report import percent_trained
-from ssetools.subnetwork import Subnetwork
+from ssetools.text.hub import hub_reachable
+from ssetools.text.sources import load_texts
+from ssetools.training.adapter import adapter_facts
+from ssetools.training.subnetwork import Subnetwork
 
 FORMATS = ("peft", "gguf-lora", "merged")
 _SCORED_TOKENS = 2048

@@ -128,6 +128,9 @@ TARGET_LANGUAGES = (*PAPER_LANGUAGES, "yo")
 CONTRAST_LANGUAGES = ("en", "fr", "de", "es", "it", "ru", "zh", "ja", "ar")
 """Well-served languages profiled beside the targets, so that LAPE has something to contrast with."""
 
+PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
+"""The languages that are profiled by default."""
+
 
 def get_language(code: str) -> Language:
     """Looks a language up by its code.

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ssetools import embedded, processes
-from ssetools.hub import hub_reachable, quiet_transformers
+from ssetools import processes
+from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
+from ssetools.text.hub import hub_reachable, quiet_transformers
 
 # One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them. And, on CPUs
 # with AVX-512, advice about a kernel for 4-bit weights, which are not used here.
@@ -26,7 +27,7 @@ _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
 
 def load_model(
-    name: str = embedded.EMBEDDED_MODEL,
+    name: str = EMBEDDED_MODEL,
     load_in_8bit: bool = True,
     dtype: torch.dtype | str | None = None,
     device_map: str | dict | None = None,
@@ -51,14 +52,14 @@ def load_model(
     """
     import transformers
 
-    if name == embedded.EMBEDDED_MODEL:
+    if name == EMBEDDED_MODEL:
         with processes.main_first():
-            folder = str(embedded.gemma_folder())
+            folder = str(gemma_folder())
     else:
         folder = name
     if not Path(folder).is_dir() and not _on_hub(folder):
         raise ValueError(
-            f"Unknown model {name!r}: use {embedded.EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
+            f"Unknown model {name!r}: use {EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
     wanted = as_dtype(dtype) if dtype else None
@@ -237,8 +238,8 @@ def model_revision(name: str, config=None) -> str | None:
         A commit of the hub, a digest of the embedded file, or one of a local folder's config and of samples of its
         weights; None if there is none to be had.
     """
-    if name == embedded.EMBEDDED_MODEL:
-        return embedded.GGUF_SHA256
+    if name == EMBEDDED_MODEL:
+        return GGUF_SHA256
     if config is None:
         import transformers
 
@@ -270,3 +271,8 @@ def other_model(made_for: Mapping, model: nn.Module) -> str | None:
     if made_for.get(key) in (None, source[key]):
         return None
     return f"{key} {made_for[key]!r}, not {source[key]!r}"
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Says whether the model is spread over processes."""
+    return getattr(model, "ssetools_sharded", False)

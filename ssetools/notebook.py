@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ssetools.languages import get_language
-from ssetools.methods import check_method
+from ssetools.training.methods import check_method
 
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "check_parameters"}
 

@@ -65,7 +65,7 @@ def tokens(batch: int = 3, length: int = 12, seed: int = 1) -> torch.Tensor:
 
 def some_neurons(model, seed: int = 2) -> list[torch.Tensor]:
     """Returns three neurons of the first layer and five of the last; an empty layer between would be allowed."""
-    from ssetools.ffn import find_ffn_blocks
+    from ssetools.neurons.ffn import find_ffn_blocks
 
     generator = torch.Generator().manual_seed(seed)
     blocks = find_ffn_blocks(model)

@@ -7,8 +7,8 @@ from pathlib import Path
 import families
 
 from ssetools import load_model
-from ssetools.pipeline import get_neurons, get_run
-from ssetools.text_plan import TextPlan
+from ssetools.steps import get_neurons, get_run
+from ssetools.text.sources import TextPlan
 
 LANGS = ["yo", "is", "en"]
 PROFILE = {"languages": LANGS, "tokens_per_language": 600}

@@ -12,7 +12,7 @@ import torch
 
 from ssetools import finetune, processes, profile_languages
 from ssetools.loss import body_of
-from ssetools.sharding import shard_model
+from ssetools.training.sharding import shard_model
 
 TEXTS = {
     lang: [" ".join(f"w{start + (7 * i + k * k) % 40}" for k in range(11)) for i in range(60)]

@@ -1,1 +1,7 @@
-"""Makes what the pages of the book include: tables, sentences with numbers, figures, all from book/results/."""
+"""Turns results into the tables, figures and numbers of the book's pages."""
+
+import sys
+from pathlib import Path
+
+# The study is not installed: it lies beside this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from making.results import MODEL, in_cell, listed, name_of, percent, rate, read
-from ssetools.methods import METHODS
+from ssetools.training.methods import METHODS
 
 TITLES = {
     "target, sentences": "sentences, another kind",

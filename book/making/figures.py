@@ -14,7 +14,7 @@ from making.figures_inside import INSIDE
 from making.rows import dot, legend_above, set_rows
 from ssetools import plots
 from ssetools.plots import ACCENT, AFTER, BEFORE, RULE
-from ssetools.plots_compare import LOOKS
+from study.compare.plots import LOOKS
 
 THEMES = ("light", "dark")
 

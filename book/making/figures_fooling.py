@@ -11,7 +11,7 @@ from making.fooling import bos_changes, target
 from making.results import PAGE_WIDTH, name_of, percent, rate
 from making.rows import dot, legend_above, set_rows
 from ssetools import plots
-from ssetools.evaluation import change
+from ssetools.evaluation.perplexity import change
 from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE
 
 

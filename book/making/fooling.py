@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from making.results import in_cell, name_of, percent, rate, read, with_interval
-from ssetools.evaluation import change
+from ssetools.evaluation.perplexity import change
 
 NAMES = ("bos", "memorised", "rates", "padding", "merging")
 
@@ -14,7 +14,7 @@ def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that the page includes; a note where an experiment is still to be run."""
     found = experiments()
     written = {"bos": bos, "memorised": memorised, "rates": rates, "padding": padding, "merging": merging}
-    todo = "```{{note}}\nNot run yet: `python scripts/fool_yourself.py --only {name}` runs it.\n```\n"
+    todo = "```{{note}}\nNot run yet: `python -m study.fooling --only {name}` runs it.\n```\n"
     return {f"fooling-{x}": written[x](found[x]) if x in found else todo.format(name=x) for x in NAMES}
 
 

@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ssetools import embedded
+from ssetools.files import cached_folder
+from ssetools.text import embedded
 
 VERSION = "3.2.2"
 SHA512 = "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
@@ -20,7 +21,7 @@ def folder() -> Path:
         RuntimeError: If npm is missing or cannot fetch the package.
         ValueError: If the package does not have the pinned SHA-512.
     """
-    return embedded.cached_folder(f"mathjax-{VERSION}", _fetch)
+    return cached_folder(f"mathjax-{VERSION}", _fetch)
 
 
 def _fetch(target: Path) -> dict:

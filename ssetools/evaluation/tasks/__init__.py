@@ -1,0 +1,1 @@
+"""Questions and translation, scored by lm-eval."""

@@ -1,0 +1,316 @@
+"""Sets of questions, scored by likelihood: where each lies, which languages it has, how lm-eval is told of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssetools.languages import Language
+from ssetools.text.hub import HUB_CORPORA, TextUnavailable, fresh, hub_reachable, hub_table, unavailable
+from ssetools.text.sources import load_parallel
+
+_TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """A set of tasks.
+
+    Attributes:
+        title: Its name in sentences.
+        repository: Its id on the hub; "" for what is made here.
+        built_in: lm-eval's name for it, where lm-eval has it: "{code}" stands for the language's code in this set,
+            "{tag}" for language and script in lower case.
+        folder: Where lm-eval keeps its definition.
+        measure: The metric of lm-eval that counts.
+        english: Whether it is asked in English whatever the language: it says what a model kept.
+        gated: Whether its terms must be accepted on the hub.
+    """
+
+    title: str
+    repository: str = ""
+    built_in: str = ""
+    folder: str = ""
+    measure: str = "acc"
+    english: bool = False
+    gated: bool = False
+
+    @property
+    def translates(self) -> bool:
+        """Whether it is translated, and not a set of questions."""
+        return self.measure == "chrF++"
+
+
+_OKAPI = "okapi/{}_multilingual"
+TASKS = {
+    "udhr_match": TaskSet("The declaration, matched", measure="acc_mutual_info"),
+    "udhr_translate": TaskSet("The declaration, translated", measure="chrF++"),
+    "belebele": TaskSet("BELEBELE", "facebook/belebele", "belebele_{code}", "belebele"),
+    "sib200": TaskSet("SIB-200", HUB_CORPORA["sib200"].repository, measure="acc_mutual_info"),
+    "flores": TaskSet("FLORES-200", HUB_CORPORA["flores"].repository, measure="chrF++"),
+    "flores_plus": TaskSet("FLORES+", HUB_CORPORA["flores_plus"].repository, measure="chrF++", gated=True),
+    "global_mmlu": TaskSet(
+        "Global-MMLU", "CohereLabs/Global-MMLU", "global_mmlu_full_{code}", "global_mmlu/full/{code}"
+    ),
+    "global_piqa": TaskSet(
+        "Global PIQA",
+        "mrlbenchmarks/global-piqa-nonparallel",
+        "global_piqa_nonparallel_cloze_{tag}",
+        "global_piqa/nonparallel_cloze",
+        "acc_norm",
+    ),
+    "m_mmlu": TaskSet("Multilingual MMLU", "alexandrainst/m_mmlu", "m_mmlu_{code}", _OKAPI.format("mmlu")),
+    "m_arc": TaskSet("Multilingual ARC", "alexandrainst/m_arc", "arc_{code}", _OKAPI.format("arc"), "acc_norm"),
+    "m_hellaswag": TaskSet(
+        "Multilingual HellaSwag",
+        "alexandrainst/m_hellaswag",
+        "hellaswag_{code}",
+        _OKAPI.format("hellaswag"),
+        "acc_norm",
+    ),
+    "mmlu": TaskSet("MMLU", "cais/mmlu", "mmlu", "mmlu/default", english=True),
+    "arc_easy": TaskSet("ARC, easy", "allenai/ai2_arc", "arc_easy", "arc", english=True),
+    "arc_challenge": TaskSet("ARC, challenge", "allenai/ai2_arc", "arc_challenge", "arc", "acc_norm", english=True),
+    "hellaswag": TaskSet("HellaSwag", "Rowan/hellaswag", "hellaswag", "hellaswag", "acc_norm", english=True),
+    # The original, ybisk/piqa, is a script that `datasets` no longer runs; this is the copy that lm-eval uses.
+    "piqa": TaskSet("PIQA", "baber/piqa", "piqa", "piqa", "acc_norm", english=True),
+    "winogrande": TaskSet("WinoGrande", "allenai/winogrande", "winogrande", "winogrande", english=True),
+}
+"""Task sets by name."""
+
+OFFLINE_TASKS = ("udhr_match", "udhr_translate")
+"""Tasks that need no hub."""
+
+
+def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
+    """Splits "NAME" and "NAME:FOLDER" into names and folders of local copies ("" for none).
+
+    Raises:
+        ValueError: For an unknown name, a folder that does not exist, or a name given twice.
+    """
+    tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
+    if tasks == ["all"]:
+        tasks = list(TASKS)
+    found = [(name, folder) for name, _, folder in (task.partition(":") for task in tasks)]
+    for name, folder in found:
+        if name not in TASKS:
+            raise ValueError(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
+        if folder and not Path(folder).is_dir():
+            raise ValueError(f"Task {name!r} names a folder that does not exist: {folder}.")
+    names = [name for name, _ in found]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Each task is asked once, and at least one: got {' '.join(names) or 'none'}.")
+    return found
+
+
+def question_tasks(name: str, folder: str, language: Language, shots: int | None, seed: int) -> Mapping:
+    """Makes the tasks of a set of questions, their data loaded.
+
+    Args:
+        name: Name in `TASKS` of a set of questions.
+        folder: A local copy in the hub's layout, or "".
+        language: The language.
+        shots: Answered examples before each question, or None.
+        seed: Of what is drawn at random.
+
+    Returns:
+        What lm-eval's `TaskManager.load` returns: tasks of lm-eval by name, under "tasks".
+
+    Raises:
+        TextUnavailable: If the set cannot be had, or not in this language, with the remedy.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if TASKS[name].built_in:
+        tasks = _built_in(name, folder, language)
+    else:
+        own = match_task(language, folder, shots, seed) if name == "udhr_match" else _topics(folder, language, shots)
+        tasks = TaskManager(include_defaults=False).load([own])
+    for task in tasks["tasks"].values():
+        config = task.config
+        if shots and not (config.fewshot_split or config.training_split or config.validation_split):
+            raise TextUnavailable(f"{TASKS[name].title} has no examples beside its questions: use shots=0.")
+    return tasks
+
+
+def _built_in(name: str, folder: str, language: Language) -> Mapping:
+    """Loads a task or group of lm-eval by the file that defines it: its index of all tasks takes half a minute."""
+    import datasets
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    task_set = TASKS[name]
+    codes = {"code": language.code_for(name), "tag": f"{language.iso639_3}_{language.script}".lower()}
+    definitions = Path(lm_eval.tasks.__file__).parent / task_set.folder.format(**codes)
+    built_in = task_set.built_in.format(**codes)
+    manager = TaskManager(include_path=definitions, include_defaults=False) if definitions.is_dir() else None
+    if manager is None or built_in not in manager.all_tasks:
+        raise no_such_language(name, language)
+    if not folder:
+        hub_reachable()
+    place = folder or task_set.repository
+    members = dict(_members(manager.task_index, built_in))
+    # Loaded once before lm-eval does: what goes wrong here is the data's doing, what goes wrong there is not.
+    with unavailable(task_set, folder, name):
+        for config in dict.fromkeys(members.values()):
+            datasets.load_dataset(place, config, **fresh(folder))
+    return manager.load([{"group": name, "task": [{"task": one, "dataset_path": place} for one in members]}])
+
+
+def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
+    """Yields a task, or every task of a group, with the configuration of the data set that it reads."""
+    entry = index[name]
+    inside = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
+    if isinstance(inside, str):
+        yield name, entry.cfg.get("dataset_name")
+        return
+    for member in inside:
+        yield from _members(index, member)
+
+
+def no_such_language(name: str, language: Language) -> TextUnavailable:
+    """Returns the error that says a set has no such language, and where else to look."""
+    others = [other for other in ("belebele", "sib200", "flores") if other in language.corpora and other != name]
+    others += [] if language.code == "en" else OFFLINE_TASKS
+    return TextUnavailable(
+        f"{TASKS[name].title} has no text in {language.name}. Of the other sets, {', '.join(others)} have it."
+    )
+
+
+def _topics(folder: str, language: Language, shots: int | None) -> dict:
+    """SIB-200: which of seven topics is a sentence on? lm-eval has it for Africa only, so it is defined here."""
+    if "sib200" not in language.corpora:
+        raise no_such_language("sib200", language)
+    try:
+        tables = {split: hub_table("sib200", folder, language, split) for split in ("test", *["train"] * bool(shots))}
+    except ValueError as error:  # the local copy lacks the language
+        raise TextUnavailable(f"{error} Copy its files, or leave sib200 out.") from error
+    return {
+        "task": f"sib200_{language.code_for('sib200')}",
+        "custom_dataset": lambda **_: tables,
+        "test_split": "test",
+        "fewshot_split": "train" if shots else None,
+        **likelihood_task("Text: {{text}}\nTopic:", list(_TOPICS), "category"),
+    }
+
+
+# --- declaration_tasks ---
+
+
+_OPTIONS = 4
+_NEAR = 6
+_ROUNDS = 4
+
+
+def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dict[str, str]]:
+    """Pairs the declaration's paragraphs in a language with the English ones.
+
+    Where an article has other paragraphs in the two languages, it is one pair as a whole.
+
+    Args:
+        lang: Language code.
+        split: "train", "validation" or "test".
+        source: "udhr", or "udhr:FOLDER" for a local copy.
+
+    Returns:
+        Dicts of "text", in the language, and "english".
+    """
+    pairs = []
+    articles = load_parallel(source, [lang, "en"], split)
+    for text, english in zip(articles[lang], articles["en"], strict=True):
+        own, theirs = text.split("\n"), english.split("\n")
+        if len(own) != len(theirs):
+            own, theirs = [" ".join(own)], [" ".join(theirs)]
+        pairs += [{"text": a, "english": b} for a, b in zip(own, theirs, strict=True)]
+    return pairs
+
+
+def held_out_paragraphs(name: str, language: Language, folder: str, split: str = "test") -> list[dict[str, str]]:
+    """Returns the pairs of a split for a task.
+
+    Raises:
+        TextUnavailable: For English, which has nothing to be paired with, or if a local copy lacks the language.
+    """
+    if language.code == "en":
+        raise TextUnavailable(f"{name} sets a language against English: name another language than English.")
+    try:
+        return parallel_paragraphs(language.code, split, f"udhr:{folder}" if folder else "udhr")
+    except ValueError as error:
+        raise TextUnavailable(f"{error} Add its file to the copy, or leave {name} out.") from error
+
+
+def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict]:
+    """Asks of each passage which of four English ones says the same.
+
+    The wrong ones are drawn from the six others whose length is nearest to the right one's, four times for each
+    passage: with one draw, luck in the draw would be half of the noise. Every passage is asked once before any is
+    asked again.
+
+    Args:
+        pairs: Dicts of "text" and "english".
+        seed: Of the draw; each question has its own.
+
+    Returns:
+        Dicts of "passage", "options" (four English passages), "answer" (index of the right one) and "unit" (number of
+        the passage: its questions are not independent of each other).
+    """
+    if len(pairs) < _OPTIONS:
+        raise ValueError(f"A question needs {_OPTIONS} passages to choose from; there are {len(pairs)}.")
+    questions = []
+    for turn in range(_ROUNDS):
+        for place, pair in enumerate(pairs):
+            draw = random.Random(f"{seed} {turn} {place}")
+            others = [i for i in range(len(pairs)) if i != place]
+            others.sort(key=lambda i: abs(len(pairs[i]["english"]) - len(pair["english"])))
+            chosen = [place, *draw.sample(others[:_NEAR], _OPTIONS - 1)]
+            draw.shuffle(chosen)
+            options = [pairs[i]["english"] for i in chosen]
+            questions.append(
+                {"passage": pair["text"], "options": options, "answer": chosen.index(place), "unit": place}
+            )
+    return questions
+
+
+def match_task(language: Language, folder: str, shots: int | None, seed: int) -> dict:
+    """Defines `udhr_match` for lm-eval: the likelihood of each English passage as the translation of the given one.
+
+    What counts is how much likelier the passage makes it (mutual information): alone, some articles are likelier than
+    others whatever stands before them.
+
+    Raises:
+        TextUnavailable: For English.
+    """
+    import datasets
+
+    asked = match_questions(held_out_paragraphs("udhr_match", language, folder), seed)
+    tables = {"test": datasets.Dataset.from_list(asked)}
+    if shots:
+        examples = match_questions(held_out_paragraphs("udhr_match", language, folder, "train"), seed)
+        tables["train"] = datasets.Dataset.from_list(examples)
+    return {
+        "task": f"udhr_match_{language.code}",
+        "custom_dataset": lambda **_: tables,
+        "test_split": "test",
+        "fewshot_split": "train" if shots else None,
+        **likelihood_task(f"{language.name}: {{{{passage}}}}\nEnglish:", "options", "answer"),
+    }
+
+
+def likelihood_task(text: str, choices: str | list[str], target: str) -> dict:
+    """Returns what lm-eval is told of a task that is scored by the likelihood of each choice after a text.
+
+    Args:
+        text: Template of the text.
+        choices: The choices, or the column that holds them.
+        target: Column that holds the right one, or its index.
+    """
+    metrics = ("acc", "acc_norm", "acc_mutual_info")
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_text": text,
+        "doc_to_choice": choices,
+        "doc_to_target": target,
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],
+    }

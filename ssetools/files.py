@@ -1,0 +1,266 @@
+"""The one place that decides where caches and runs live, and how a file comes to be whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+
+def cache_dir() -> Path:
+    """Returns the folder of downloaded models and texts: `$SSETOOLS_HOME`, else the user's cache folder."""
+    home = os.environ.get("SSETOOLS_HOME")
+    if home:
+        return Path(home).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ssetools"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")).expanduser() / "ssetools"
+
+
+def model_dir(model: str, runs: str | Path = "runs") -> Path:
+    """Returns `runs/<model>`, the folder of a model's profile and neuron sets; a hub id loses its slash."""
+    if Path(model).is_dir():
+        model = Path(model).resolve().name
+    return Path(runs) / model.strip("/").replace("/", "--")
+
+
+def run_dir(model: str, lang: str, method: str, seed: int, runs: str | Path = "runs") -> Path:
+    """Returns `runs/<model>/<lang>/<method>-seed<k>`, the folder of one fine-tuning run."""
+    return model_dir(model, runs) / lang / f"{method}-seed{seed}"
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, and renames it to `path` only if the block succeeds.
+
+    Works for files and for folders (make the folder at the temporary path). A reader never sees half a file, and
+    a failed or interrupted block leaves nothing behind. A folder takes the place of an earlier one of the same files (a
+    README.md may stand beside them), and of no other.
+
+    Raises:
+        FileExistsError: If there is a folder with other files.
+        OSError: With one sentence about free space when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield scratch / path.name
+        readable(scratch)
+        if path.is_dir():
+            _check_replaceable(path, scratch / path.name)
+            shutil.rmtree(path)
+        (scratch / path.name).replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        free = shutil.disk_usage(path.parent).free / 2**20
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 1:
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set "
+                "SSETOOLS_HOME (caches) or the runs folder to another disk; nothing half-written was left",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def readable(folder: Path) -> None:
+    """Gives files the permissions of new ones: safetensors writes for its user alone, and a lab shares its cache."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        new = Path(place) / "new"
+        new.touch()
+        mode = new.stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    ours = {p.name for p in new.iterdir()} if new.is_dir() else set()
+    theirs = sorted({p.name for p in old.iterdir()} - ours - {"README.md"})
+    if theirs:
+        listed = ", ".join(theirs[:3]) + (" ..." if len(theirs) > 3 else "")
+        raise FileExistsError(f"{old} holds other files ({listed}), which are not overwritten: name another folder.")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: That names the file, if it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete it to make it again.") from error
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Writes `data` as indented UTF-8 JSON, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+# --- tensors ---
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
+    """Writes tensors and metadata (strings as they are, anything else as JSON) to one safetensors file."""
+    strings = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in metadata.items()}
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as scratch:
+        scratch.write_bytes(safetensors.torch.save(packed, strings))
+    return Path(path)
+
+
+def load_tensors(path: str | Path, kind: str, needed: Sequence[str] = ()) -> tuple[dict[str, torch.Tensor], dict]:
+    """Reads a safetensors file.
+
+    Args:
+        path: The file.
+        kind: What it should be, for the error ("a neuron set").
+        needed: Names of tensors that must be there.
+
+    Returns:
+        `(tensors, metadata)`; metadata values that are JSON are decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or is not what `kind` says.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no {path} ({kind}).")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            strings = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not {kind}, or is damaged: {error}.") from error
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise ValueError(f"{path} is not {kind}: it has no {missing}.")
+    return tensors, {key: _decoded(value) for key, value in strings.items()}
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Returns the SHA-256 of a tensor's numbers."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _decoded(value: str):
+    return json.loads(value) if value[:1] in '[{"' or value in ("null", "true", "false") else value
+
+
+# --- provenance ---
+
+
+_PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
+
+
+def provenance() -> dict:
+    """Returns package versions, the commit of a source checkout (None elsewhere) and the kind of machine."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+        "hardware": gpu or f"{platform.machine()} CPU with {_instructions()}, {os.cpu_count()} cores",
+    }
+
+
+def _instructions() -> str:
+    """Names the CPU's vector instructions: two kinds round differently, and perplexities differ by a few in 10,000."""
+    import torch
+
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return torch.backends.cpu.get_cpu_capability() + (" and AMX" if amx else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_folder(name: str, build: Callable[[Path], dict]) -> Path:
+    """Returns `cache_dir()/name`, building it first when it is missing, incomplete or damaged.
+
+    Args:
+        name: Folder name inside the cache.
+        build: Fills the (existing, empty) folder it is given and returns facts to record in the manifest.
+
+    Returns:
+        The folder, whose `manifest.json` holds the SHA-256 of each file; all are checked on every call.
+    """
+    folder = cache_dir() / name
+    if folder.exists() and not _fault(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{name}.lock"):  # several processes may be the first; the others wait and find it
+        if folder.exists():
+            fault = _fault(folder)
+            if not fault:
+                return folder
+            print(f"The cached {name} is damaged ({fault}); building it again.", flush=True)
+            shutil.rmtree(folder)
+        with whole_file(folder) as scratch:
+            scratch.mkdir()
+            facts = build(scratch)
+            files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}
+            write_json(scratch / "manifest.json", {**facts, "files": files})
+    return folder
+
+
+def _fault(folder: Path) -> str:
+    try:
+        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return "no readable manifest.json"
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_sha256(folder / name) != digest:
+            return f"{name} has changed"
+    return ""
+
+
+def manifest(folder: Path) -> dict:
+    """Returns what `cached_folder` recorded when it built `folder`."""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def digest_of(texts) -> str:
+    """Returns the SHA-256 of texts, in whatever lists and dicts they lie."""
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

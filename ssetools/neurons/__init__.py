@@ -1,0 +1,1 @@
+"""Activation counts, and the neuron sets selected from them."""

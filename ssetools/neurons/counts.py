@@ -1,0 +1,280 @@
+"""Counts, per language, on how many tokens each FFN neuron fires."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssetools import processes
+from ssetools.files import digest, load_tensors, save_tensors
+from ssetools.loss import body_of
+from ssetools.models import evaluation_mode, is_sharded, model_source
+from ssetools.neurons.ffn import find_ffn_blocks
+from ssetools.text.windows import pack_tokens
+
+_SAVE_SECONDS = 10
+
+
+@dataclass
+class ActivationProfile:
+    """Activation counts of a model for several languages.
+
+    Attributes:
+        counts: LongTensor [languages, layers, neurons]: tokens on which the neuron's activation was > 0.
+        tokens: LongTensor [languages]: tokens counted (BOS is not one of them).
+        languages: Codes, in the order of the first axis.
+        metadata: Model, revision, source and window of the counting.
+    """
+
+    counts: torch.Tensor
+    tokens: torch.Tensor
+    languages: list[str]
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.counts, self.tokens = torch.as_tensor(self.counts), torch.as_tensor(self.tokens)
+        self.languages = list(self.languages)
+        if self.counts.ndim != 3 or not len(self.counts) == len(self.tokens) == len(self.languages):
+            raise ValueError(
+                f"counts must be [languages, layers, neurons] with a token count for each language; got counts "
+                f"{list(self.counts.shape)}, tokens {list(self.tokens.shape)}, {len(self.languages)} languages."
+            )
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"A profile names each language once; got {self.languages}.")
+        if (self.tokens <= 0).any():
+            empty = [x for x, n in zip(self.languages, self.tokens.tolist(), strict=True) if n <= 0]
+            raise ValueError(f"No tokens were counted for {empty}.")
+
+    def probabilities(self) -> torch.Tensor:
+        """Returns activation probabilities, FloatTensor [languages, layers, neurons] in float32."""
+        return self.counts.float() / self.tokens.float()[:, None, None]
+
+    def subset(self, languages: Sequence[str]) -> ActivationProfile:
+        """Returns the profile of some of the languages, in the order asked for.
+
+        Raises:
+            ValueError: Naming the languages that the profile lacks.
+        """
+        missing = [language for language in languages if language not in self.languages]
+        if missing:
+            raise ValueError(f"The profile has no {missing}; it has {self.languages}. Profile them too, and add.")
+        rows = [self.languages.index(language) for language in languages]
+        return ActivationProfile(self.counts[rows], self.tokens[rows], list(languages), self.metadata)
+
+    def __add__(self, other: ActivationProfile) -> ActivationProfile:
+        """Merges shards of the same languages, or joins different languages of the same model."""
+        if self.counts.shape[1:] != other.counts.shape[1:]:
+            shapes = f"{list(self.counts.shape[1:])} and {list(other.counts.shape[1:])}"
+            raise ValueError(f"These profiles are of different models: [layers, neurons] are {shapes}.")
+        for key in ("model", "revision"):
+            if self.metadata.get(key) != other.metadata.get(key):
+                raise ValueError(
+                    f"These profiles differ in {key}: {self.metadata.get(key)}, {other.metadata.get(key)}."
+                )
+        if set(self.languages) == set(other.languages):
+            same = other.subset(self.languages)
+            return ActivationProfile(
+                self.counts + same.counts, self.tokens + same.tokens, self.languages, dict(self.metadata)
+            )
+        shared = [language for language in self.languages if language in other.languages]
+        if shared:
+            raise ValueError(f"Profiles add when they have the same languages or none in common; both have {shared}.")
+        counts, tokens = torch.cat([self.counts, other.counts]), torch.cat([self.tokens, other.tokens])
+        return ActivationProfile(counts, tokens, self.languages + other.languages, dict(self.metadata))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one safetensors file, whole or not at all."""
+        tensors = {"counts": self.counts, "tokens": self.tokens}
+        return save_tensors(path, tensors, {"languages": " ".join(self.languages), "metadata": self.metadata})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationProfile:
+        """Reads what `save` wrote."""
+        tensors, metadata = load_tensors(path, "an activation profile", ("counts", "tokens"))
+        return cls(tensors["counts"], tensors["tokens"], metadata["languages"].split(), metadata.get("metadata", {}))
+
+
+def profile_languages(
+    model: nn.Module,
+    tokenizer,
+    texts: Mapping[str, Sequence[str]],
+    tokens_per_language: int | None = None,
+    window: int = 256,
+    batch_size: int = 4,
+    path: str | Path | None = None,
+    metadata: Mapping | None = None,
+) -> ActivationProfile:
+    """Counts on how many tokens each FFN neuron's activation is above zero, for each language.
+
+    Every language gets exactly the same number of tokens, in windows spread evenly over its text. BOS opens each
+    window and is not counted: it is the same token in every language. Only the body runs, never the head. Counts
+    are exact integers.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        texts: Documents by language code.
+        tokens_per_language: Token budget; None takes all that the language with the least text has.
+        window: Tokens per window, BOS included.
+        batch_size: Windows per forward pass.
+        path: Where to save the profile. Counting goes on from `<path>.partial` when it was stopped there before.
+        metadata: Facts to keep with the counts, such as the corpus.
+
+    Returns:
+        The profile, in the order of `texts`.
+
+    Raises:
+        ValueError: If a language has fewer tokens than the budget, or has no text.
+    """
+    blocks = find_ffn_blocks(model)
+    packed = {lang: pack_tokens(tokenizer, documents, window) for lang, documents in texts.items()}
+    opening = 0 if tokenizer.bos_token_id is None else 1
+    have = {lang: sum(len(w) - opening for w in windows) for lang, windows in packed.items()}
+    budget = tokens_per_language or min(have.values())
+    short = {lang: n for lang, n in have.items() if n < budget}
+    if short:
+        raise ValueError(f"Too little text for {budget} tokens per language: {short}. Lower the budget or add text.")
+    plans = {lang: _spread(windows, budget, opening) for lang, windows in packed.items()}
+    plans = {lang: windows[processes.rank() :: processes.count()] for lang, windows in plans.items()}
+    facts = {**model_source(model), "window": window, **(metadata or {})}
+    shape = (len(plans), len(blocks), blocks[0].num_neurons)
+    share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
+    text = digest(torch.cat([window for windows in plans.values() for window in windows]))  # two texts do not add up
+    settings = {**facts, "languages": list(plans), "budget": budget, "text": text}
+    state = _Progress(f"{path}{share}" if path else None, shape, settings)
+    with counting(model) as count:
+        for row, windows in enumerate(plans.values()):
+            batches = _batches(windows[state.windows_done[row] :], batch_size)
+            for batch in processes.in_step(batches, is_sharded(model)):
+                if batch is None:  # only to take part in the gathering that the others' passes need
+                    count(torch.zeros(1, 2, dtype=torch.long), opening)
+                    continue
+                found = count(torch.stack(batch), opening)
+                state.add(row, found, len(batch), sum(len(w) - opening for w in batch))
+    counts, tokens = (processes.total(x.to(model.device)).cpu() for x in (state.counts, state.tokens))
+    profile = ActivationProfile(counts, tokens, list(plans), facts)
+    if path:
+        if processes.is_main():
+            profile.save(path)
+        processes.wait()
+        state.remove()
+    return profile
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.Tensor]]:
+    """Gives a function that counts fired activations, for the length of a `with` block.
+
+    Args:
+        model: A causal language model. Its head is never run.
+
+    Yields:
+        A function of a LongTensor [batch, window] of token ids, and of how many tokens at the start of each window
+        are not counted, which returns a LongTensor [layers, neurons]: positions on which the neuron fired.
+    """
+    blocks, body = find_ffn_blocks(model), body_of(model)
+    device = model.get_input_embeddings().weight.device
+    counts = torch.zeros(len(blocks), blocks[0].num_neurons, dtype=torch.long, device=device)
+    shape, opening = (0, 0), 0
+
+    def count(input_ids, skipped):
+        nonlocal shape, opening
+        shape, opening = input_ids.shape, skipped
+        counts.zero_()
+        body(input_ids=input_ids.to(device), use_cache=False)
+        return counts.cpu().clone()
+
+    def counter(layer, block):
+        def hook(module, args, output):
+            # Some families (OPT) flatten batch and window into one axis.
+            counts[layer] += _count_true(block.fired(output).view(*shape, -1)[:, opening:])
+
+        return block.inputs[0].module.register_forward_hook(hook)
+
+    hooks = [counter(layer, block) for layer, block in enumerate(blocks)]
+    try:
+        # A sharded model keeps what it gathers for the training to come, which cannot use tensors of inference mode.
+        with torch.no_grad(), torch.inference_mode(not is_sharded(model)), evaluation_mode(model):
+            yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _count_true(fired: torch.Tensor) -> torch.Tensor:
+    """Counts what is true in each column of a BoolTensor [windows, tokens, columns], exactly.
+
+    On a CPU eight columns are added at once: their bytes lie in one 64-bit word, and no byte overflows before 256
+    rows. The sum of Booleans takes several times as long.
+    """
+    if fired.device.type != "cpu" or fired.shape[2] % 8 or fired.stride()[1:] != (fired.shape[2], 1):
+        return fired.sum((0, 1))
+    words = [part.sum(0) for window in fired for part in window.view(torch.int64).split(255)]
+    return torch.stack(words).view(torch.uint8).sum(0)
+
+
+def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torch.Tensor]:
+    """Takes windows at even distances until exactly `budget` tokens are there; the last is cut to fit."""
+    size = len(windows[0]) - opening
+    needed = min(len(windows), -(-budget // size))
+    chosen = [windows[i * len(windows) // needed] for i in range(needed)]
+    used = {i * len(windows) // needed for i in range(needed)}
+    rest = iter([w for i, w in enumerate(windows) if i not in used])
+    kept, left = [], budget
+    while left:
+        window = chosen.pop(0) if chosen else next(rest)
+        kept.append(window[: left + opening])
+        left -= len(kept[-1]) - opening
+    return kept
+
+
+def _batches(windows: list[torch.Tensor], size: int):
+    """Groups neighbours of equal length, so that no window is padded."""
+    batch: list[torch.Tensor] = []
+    for window in windows:
+        if batch and (len(batch) == size or len(window) != len(batch[0])):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+class _Progress:
+    """Counts so far, kept in `<path>.partial` every few seconds; taken up again only for the same settings."""
+
+    def __init__(self, path, shape, settings):
+        self.path = Path(f"{path}.partial") if path else None
+        self.settings = settings
+        self.counts = torch.zeros(shape, dtype=torch.long)
+        self.tokens = torch.zeros(shape[0], dtype=torch.long)
+        self.windows_done = [0] * shape[0]
+        self.saved = time.monotonic()
+        if self.path and self.path.exists():
+            tensors, kept = load_tensors(self.path, "a partial profile", ("counts", "tokens"))
+            if kept.get("settings") == settings:
+                self.counts, self.tokens = tensors["counts"], tensors["tokens"]
+                self.windows_done = kept["windows_done"]
+                print(
+                    f"Going on with the profile in {self.path} ({int(self.tokens.sum())} tokens counted).", flush=True
+                )
+            else:
+                print(f"Starting the profile over: {self.path} has other settings.", flush=True)
+
+    def add(self, row, counts, windows, tokens):
+        self.counts[row] += counts
+        self.tokens[row] += tokens
+        self.windows_done[row] += windows
+        if self.path and time.monotonic() - self.saved > _SAVE_SECONDS:
+            tensors = {"counts": self.counts, "tokens": self.tokens}
+            save_tensors(self.path, tensors, {"settings": self.settings, "windows_done": self.windows_done})
+            self.saved = time.monotonic()
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,300 @@
+"""Sets of neurons per language: the mask object, its files, its overlap, and its random control."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.files import load_tensors, save_tensors, whole_file
+from ssetools.models import other_model
+from ssetools.neurons.ffn import find_ffn_blocks
+
+LayerNeurons = list[torch.Tensor]
+"""Neuron ids of one language: a LongTensor (ascending, possibly empty) for each layer."""
+
+
+class NeuronSets:
+    """Language-specific neurons of one model, by language code.
+
+    Attributes:
+        languages: Codes, in order.
+        num_layers: Layers of the model.
+        num_neurons: FFN neurons in each layer.
+        metadata: Model, revision, corpus, profiled languages, rates and token counts, where known.
+    """
+
+    def __init__(self, sets: Mapping[str, Sequence], num_neurons: int, metadata: Mapping | None = None):
+        self._sets = {lang: [torch.as_tensor(ids, dtype=torch.long) for ids in layers] for lang, layers in sets.items()}
+        self.languages = list(self._sets)
+        self.num_neurons = int(num_neurons)
+        self.metadata = dict(metadata or {})
+        depths = {len(layers) for layers in self._sets.values()}
+        if len(depths) != 1:
+            raise ValueError(f"Every language needs the same number of layers; got {sorted(depths)}.")
+        self.num_layers = depths.pop()
+        for lang, layers in self._sets.items():
+            for layer, ids in enumerate(layers):
+                check_ids(ids, self.num_neurons, f"language {lang!r}, layer {layer}")
+
+    def __getitem__(self, language: str) -> LayerNeurons:
+        if language not in self._sets:
+            raise KeyError(
+                f"No neurons for language {language!r}; this file has {' '.join(self.languages)}. Select from a profile that "
+                "has it: `ssetools profile --languages`."
+            )
+        return self._sets[language]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.languages)
+
+    def __contains__(self, language: str) -> bool:
+        return language in self._sets
+
+    def __len__(self) -> int:
+        return len(self.languages)
+
+    def __repr__(self) -> str:
+        model = self.metadata.get("model", "unknown model")
+        return f"NeuronSets({len(self)} languages, {self.num_layers} layers x {self.num_neurons} neurons, {model})"
+
+    def count(self, language: str) -> int:
+        """Returns how many neurons a language has, over all layers."""
+        return sum(len(ids) for ids in self[language])
+
+    def mask(self, language: str) -> torch.Tensor:
+        """Returns a BoolTensor [layers, neurons], true at the language's neurons."""
+        mask = torch.zeros(self.num_layers, self.num_neurons, dtype=torch.bool)
+        for layer, ids in enumerate(self[language]):
+            mask[layer, ids] = True
+        return mask
+
+    def overlap(self):
+        """Returns the Jaccard index of every two languages' sets, as a DataFrame [languages, languages].
+
+        Two empty sets have no overlap to speak of: NaN.
+        """
+        import pandas
+
+        masks = torch.stack([self.mask(lang).flatten() for lang in self.languages]).float()
+        shared = masks @ masks.T
+        sizes = masks.sum(1)
+        union = sizes[:, None] + sizes[None, :] - shared
+        return pandas.DataFrame((shared / union).numpy(), index=self.languages, columns=self.languages)
+
+    def random_like(self, language: str, seed: int = 0, depth_matched: bool = True) -> LayerNeurons:
+        """Draws as many neurons as the language has, none of them its own: the control for its set.
+
+        Args:
+            language: The language to match in number.
+            seed: Seed of the draw.
+            depth_matched: Match the number in each layer; False draws uniformly over all layers.
+
+        Returns:
+            Ascending neuron ids for each layer.
+
+        Raises:
+            ValueError: If the language has more than half of a layer (or of the model), which leaves too few others.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        free = ~self.mask(language)
+        for layer, row in enumerate(free if depth_matched else [free.flatten()]):
+            if 2 * int(row.sum()) < len(row):
+                where = f"layer {layer}" if depth_matched else "the model"
+                raise ValueError(
+                    f"{language!r} has {int((~row).sum())} of the {len(row)} neurons of {where}: the others are too few for a "
+                    "control of the same size. Select fewer (a lower top_rate)."
+                )
+        order = torch.rand(free.shape, generator=generator).masked_fill(~free, 2.0)
+        if depth_matched:
+            return [row.argsort()[: len(ids)].sort().values for row, ids in zip(order, self[language], strict=True)]
+        chosen = torch.zeros(free.numel(), dtype=torch.bool)
+        chosen[order.flatten().argsort()[: self.count(language)]] = True
+        return [row.nonzero().flatten() for row in chosen.view_as(free)]
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises a ValueError unless these sets were made for `model`: same name, revision, layers and width."""
+        blocks = find_ffn_blocks(model)
+        if (self.num_layers, self.num_neurons) != (len(blocks), blocks[0].num_neurons):
+            raise ValueError(
+                f"These neuron sets are for {self.metadata.get('model', 'a model')} with {self.num_layers} layers of "
+                f"{self.num_neurons} neurons; this model has {len(blocks)} layers of {blocks[0].num_neurons}."
+            )
+        if differs := other_model(self.metadata, model):
+            raise ValueError(f"These neuron sets were made for {differs}.")
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one safetensors file: per language its ids (uint16 where they fit) and the number in each layer."""
+        dtype = torch.uint16 if self.num_neurons <= 2**16 else torch.int32
+        tensors = {}
+        for lang, layers in self._sets.items():
+            tensors[f"{lang}.neurons"] = torch.cat(layers).to(dtype)
+            tensors[f"{lang}.per_layer"] = torch.tensor([len(ids) for ids in layers], dtype=torch.int32)
+        facts = {"languages": " ".join(self.languages), "num_neurons": str(self.num_neurons)}
+        return save_tensors(path, tensors, {**facts, "metadata": self.metadata})
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronSets:
+        """Reads what `save` wrote."""
+        tensors, facts = load_tensors(path, "a file of neuron sets")
+        if "num_neurons" not in facts or "languages" not in facts:
+            raise ValueError(f"{path} is not a file of neuron sets: its header has no languages.")
+        sets = {}
+        for lang in facts["languages"].split():
+            ids = tensors[f"{lang}.neurons"].long()
+            sets[lang] = list(ids.split(tensors[f"{lang}.per_layer"].tolist()))
+        return cls(sets, int(facts["num_neurons"]), facts.get("metadata", {}))
+
+    def to_reference(self, path: str | Path) -> Path:
+        """Writes the layout of the papers' files: `List[language][layer] -> LongTensor`, with no names in it."""
+        # Copies: ids that were loaded together are views of one tensor, and each would carry all of it.
+        sets = [[ids.clone() for ids in self._sets[lang]] for lang in self.languages]
+        with whole_file(path) as scratch:
+            torch.save(sets, scratch)
+        return Path(path)
+
+    @classmethod
+    def from_reference(
+        cls, path: str | Path, languages: Sequence[str], num_neurons: int | None = None, metadata: Mapping | None = None
+    ) -> NeuronSets:
+        """Reads a file of the papers (`List[language][layer] -> LongTensor`), never arbitrary pickle.
+
+        Args:
+            path: The file.
+            languages: What the list positions mean; the file does not say.
+            num_neurons: FFN width of the model; None takes the smallest that holds the ids.
+            metadata: Model, revision and rates, if known.
+
+        Raises:
+            ValueError: If the number of languages does not fit the file.
+        """
+        sets = torch.load(path, weights_only=True)
+        if len(sets) > len(languages):
+            raise ValueError(f"{path} has {len(sets)} languages, but {len(languages)} were named.")
+        # The reference drops trailing languages that have no neurons; their place is kept here.
+        sets = [*sets, *[[torch.empty(0)] * len(sets[0])] * (len(languages) - len(sets))]
+        largest = max((int(ids.max()) for layers in sets for ids in layers if len(ids)), default=0)
+        sets = {lang: [ids.long().sort().values for ids in s] for lang, s in zip(languages, sets, strict=True)}
+        return cls(sets, num_neurons or largest + 1, metadata)
+
+
+def check_ids(ids: torch.Tensor, num_neurons: int, where: str) -> None:
+    """Raises a ValueError unless `ids` are ascending, distinct and below `num_neurons`."""
+    if ids.ndim != 1 or (len(ids) and (ids.min() < 0 or ids.max() >= num_neurons)):
+        raise ValueError(f"Neuron ids of {where} must lie in 0..{num_neurons - 1}; got {ids.tolist()[:8]} ...")
+    if (ids[1:] <= ids[:-1]).any():
+        raise ValueError(f"Neuron ids of {where} must be ascending and distinct.")
+
+
+# --- interventions ---
+
+
+@contextlib.contextmanager
+def amplified(model: nn.Module, neurons: Sequence[torch.Tensor], factor: float = 2.0) -> Iterator[nn.Module]:
+    """Multiplies the output of the chosen neurons by `factor` while the block runs.
+
+    Args:
+        model: A causal language model.
+        neurons: Neuron ids for each layer, as in `neurons["yo"]`.
+        factor: 0 switches the neurons off, 1 changes nothing.
+
+    Yields:
+        The model.
+
+    Raises:
+        ValueError: If the neurons do not fit the model.
+    """
+    blocks = find_ffn_blocks(model)
+    check_layers(neurons, blocks)
+    hooks = []
+    try:
+        for block, ids in zip(blocks, neurons, strict=True):
+            if len(ids):
+                scale = torch.ones(block.num_neurons, device=block.down.module.weight.device)
+                scale[ids] = factor
+                hook = block.down.module.register_forward_pre_hook(
+                    lambda module, args, scale=scale: (args[0] * scale.to(args[0].dtype), *args[1:])
+                )
+                hooks.append(hook)
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def deactivated(model: nn.Module, neurons: Sequence[torch.Tensor]):
+    """Switches the chosen neurons off while the block runs: `with deactivated(model, neurons["yo"]): ...`."""
+    return amplified(model, neurons, factor=0.0)
+
+
+def check_layers(neurons: Sequence[torch.Tensor], blocks: Sequence) -> None:
+    """Raises a ValueError unless `neurons` has one list of valid ids for each block."""
+    if len(neurons) != len(blocks):
+        raise ValueError(f"The neurons are for {len(neurons)} layers, but this model has {len(blocks)}: other model?")
+    for layer, (ids, block) in enumerate(zip(neurons, blocks, strict=True)):
+        check_ids(ids, block.num_neurons, f"layer {layer}")
+
+
+def load_atlas(model: str = EMBEDDED_MODEL, top_rate: float = 0.05) -> NeuronSets:
+    """Loads the neuron sets of all languages that ship with the package.
+
+    Args:
+        model: Model whose atlas to load; "gemma-3-270m" ships.
+        top_rate: 0.01 or 0.05, the share of all neurons that is selected over all languages together.
+
+    Returns:
+        One set a language. `metadata["profiled_languages"]` names the languages that the selection contrasts.
+
+    Raises:
+        ValueError: If there is no such atlas; the message names those there are.
+    """
+    path = atlas_path(model, top_rate)
+    if not path.is_file():
+        there = sorted(x.stem.removeprefix("atlas-") for x in path.parent.glob("atlas-*.safetensors"))
+        raise ValueError(
+            f"No atlas of {model!r} at top_rate {top_rate} ships; there is {', '.join(there)} (percent). For a model of "
+            "your own: python -m study.atlas.make --model ..., or ssetools profile --languages 'yo ig'."
+        )
+    return NeuronSets.load(path)
+
+
+def atlas_path(model: str, top_rate: float) -> Path:
+    """Returns where the package keeps the atlas of a model."""
+    return Path(__file__).parents[1] / "data" / f"atlas-{model.replace('/', '--')}-{100 * top_rate:g}.safetensors"
+
+
+def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None):
+    """Compares two files of neuron sets, by language and layer.
+
+    Args:
+        first: Neuron sets, for instance of this package.
+        second: Sets of the same model, for instance from `NeuronSets.from_reference`.
+        languages: Code in `second` by code in `first`, where they are named differently; None takes all common codes.
+
+    Returns:
+        DataFrame with a row for each language and layer, and one for all layers together (layer "all"): `language`,
+        `layer`, `first` and `second` (neurons), `shared`, and `jaccard`, NaN where both are empty.
+
+    Raises:
+        ValueError: If the sets are of models of different shape, or have no language in common.
+    """
+    import pandas
+
+    if first.num_layers != second.num_layers:
+        raise ValueError(f"These sets have {first.num_layers} and {second.num_layers} layers: not the same model.")
+    pairs = dict(languages) if languages else {lang: lang for lang in first if lang in second}
+    if not pairs:
+        raise ValueError(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
+    rows = []
+    for lang, other in pairs.items():
+        sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(first[lang], second[other], strict=True)]
+        sizes = [(len(a), len(b), len(a & b)) for a, b in sets]
+        sizes.append(tuple(map(sum, zip(*sizes, strict=True))))
+        for layer, (a, b, shared) in zip([*range(first.num_layers), "all"], sizes, strict=True):
+            union = a + b - shared
+            rows.append((lang, layer, a, b, shared, shared / union if union else float("nan")))
+    return pandas.DataFrame(rows, columns=["language", "layer", "first", "second", "shared", "jaccard"])

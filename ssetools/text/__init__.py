@@ -1,0 +1,1 @@
+"""Text by language and split, from any source, packed into windows."""

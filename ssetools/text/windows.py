@@ -1,0 +1,216 @@
+"""Packed windows of tokens: in memory, or written once to a file from a stream and mapped from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from ssetools.files import cache_dir, write_json
+from ssetools.text.streams import Position, TextStream
+
+_PIECE = 200_000  # characters tokenised together: enough to keep the tokenizer busy, little enough to forget
+
+
+def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Tokenises documents, each followed by a newline, without special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: Documents, read as they are needed; empty ones are passed over.
+
+    Yields:
+        uint32 arrays [tokens], one for some documents at a time.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    if isinstance(texts, str):
+        raise ValueError("pack_tokens takes a list of documents, not one string.")
+    gathered: list[str] = []
+    size = pieces = 0
+    for text in texts:
+        if text.strip():
+            gathered.append(text + "\n")
+            size += len(text)
+        if size >= _PIECE:
+            yield _encoded(tokenizer, gathered)
+            gathered, size, pieces = [], 0, pieces + 1
+    if gathered:
+        yield _encoded(tokenizer, gathered)
+    elif not pieces:
+        raise ValueError("There is no text: every document is empty.")
+
+
+def _encoded(tokenizer, texts: list[str]) -> np.ndarray:
+    documents = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in documents])
+
+
+def pack_tokens(
+    tokenizer, texts: Iterable[str], window: int = 256, max_tokens: int | None = None
+) -> list[torch.Tensor]:
+    """Packs documents into windows of token ids, each opened by BOS where the tokenizer has one.
+
+    Documents are tokenised once, separated by a newline, and cut without overlap; nothing is padded, dropped or
+    decoded again. Gemma without BOS in front is another model, so no window goes without.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: Documents.
+        window: Tokens per window, BOS included.
+        max_tokens: Stop once the windows hold this many tokens, BOS included; None takes all the text. Documents
+            after that are not even read.
+
+    Returns:
+        LongTensors `[window]`; the last may be shorter, but holds at least one token besides BOS.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    step = window - len(bos)
+    pieces, count = [], 0
+    wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"max_tokens must leave room for a token besides BOS; got {max_tokens}.")
+    for piece in encode_texts(tokenizer, texts):
+        pieces.append(piece)
+        count += len(piece)
+        if wanted is not None and count >= wanted:
+            break
+    ids = torch.from_numpy(np.concatenate(pieces)[:wanted].astype(np.int64))
+    return [torch.cat([torch.tensor(bos, dtype=torch.long), piece]) for piece in ids.split(step)]
+
+
+_FORMAT = 1
+_DIGESTED = 1 << 22
+
+
+class PackedWindows:
+    """Tokens without end, seen as full windows, each opened by BOS where the tokenizer has one.
+
+    Attributes:
+        tokens: uint32 array [tokens], in memory or mapped from a file; BOS is not among them.
+        window: Tokens per window, BOS included.
+    """
+
+    def __init__(self, tokens: np.ndarray, bos: int | None, window: int):
+        self.tokens, self.window = tokens, window
+        self._opening = [] if bos is None else [bos]
+        self._step = window - len(self._opening)
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self._step
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Returns one window, LongTensor [window]."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no window {index}: there are {len(self)}.")
+        piece = self.tokens[index * self._step : (index + 1) * self._step]
+        return torch.tensor([*self._opening, *piece.tolist()], dtype=torch.long)
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of the tokens and the way they are cut."""
+        found = hashlib.sha256(f"{self._opening} {self.window}".encode())
+        for start in range(0, len(self.tokens), _DIGESTED):
+            found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)))
+        return found.hexdigest()
+
+    def _piece(self, start: int, count: int) -> np.ndarray:
+        if not isinstance(self.tokens, np.memmap):
+            return self.tokens[start : start + count]
+        # Read, since what is touched of a mapped file counts as this process's memory.
+        return np.fromfile(self.tokens.filename, np.uint32, count, offset=4 * start)
+
+
+def pack_in_memory(tokenizer, texts: Iterable[str], window: int) -> PackedWindows:
+    """Packs documents into windows in memory: 4 bytes per token.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), tokenizer.bos_token_id, window)
+
+
+def pack_stream(tokenizer, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
+    """Packs a stream into windows on disk, once: 4 bytes per token in the cache, none in memory.
+
+    The stream is read until `max_windows` windows are full or it ends. A packing stopped at any moment goes on from the
+    last block that it finished, to the same tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        stream: From `stream_texts`.
+        window: Tokens per window, BOS included.
+        max_windows: How many windows are wanted.
+
+    Returns:
+        Up to `max_windows` full windows.
+
+    Raises:
+        ValueError: If the stream has no text.
+    """
+    wanted = max_windows * (window - (tokenizer.bos_token_id is not None))
+    facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_dir() / "tokens" / name
+    if not (folder / "about.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{name}.lock"):
+            if not (folder / "about.json").is_file():
+                _write(tokenizer, stream, wanted, folder, facts)
+    tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
+    return PackedWindows(tokens, tokenizer.bos_token_id, window)
+
+
+def _write(tokenizer, stream, wanted, folder: Path, facts):
+    partial = folder.parent / f"{folder.name}.part"
+    partial.mkdir(exist_ok=True)
+    state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
+    kept = next((partial / x for x in ("state.json", "about.json") if (partial / x).is_file()), None)
+    if kept:
+        state = {key: value for key, value in json.loads(kept.read_text(encoding="utf-8")).items() if key in state}
+        print(f"Going on with packing {stream.source} after {state['tokens']:,} tokens.", flush=True)
+    else:
+        print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
+    (partial / "tokens.bin").touch()
+    with open(partial / "tokens.bin", "r+b") as file:
+        file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
+        file.seek(0, 2)
+        start = Position(**state["position"]) if state["position"] else None
+        left_out = state["lines_left_out"] - stream.overlap.lines
+        for texts, position in stream.blocks(start) if state["tokens"] < wanted else ():
+            for piece in encode_texts(tokenizer, texts) if texts else ():
+                piece = piece[: wanted - state["tokens"]]
+                file.write(piece.tobytes())
+                state["tokens"] += len(piece)
+                if state["tokens"] == wanted:
+                    break
+            file.flush()
+            state |= {"documents": state["documents"] + len(texts), "position": asdict(position)}
+            state["lines_left_out"] = left_out + stream.overlap.lines
+            write_json(partial / "state.json", state)
+            if state["tokens"] == wanted:
+                break
+    if not state["tokens"]:
+        raise ValueError(f"There is no training text in {stream.source} for {stream.lang!r}.")
+    # about.json makes the folder whole, so it is there before the folder has its name.
+    write_json(partial / "about.json", {**facts, **state})
+    (partial / "state.json").unlink(missing_ok=True)
+    partial.rename(folder)
+    left_out = state["lines_left_out"]
+    apart = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
+    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{apart}.", flush=True)
+
+
+def _tokenizer_digest(tokenizer) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    whole = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True) + type(tokenizer).__name__
+    return hashlib.sha256(whole.encode()).hexdigest()

@@ -1,0 +1,357 @@
+"""The training loop, the same for every method: warm-up and decay, validation, best weights, exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from ssetools import processes
+from ssetools.files import digest, whole_file
+from ssetools.loss import check_head, chunked_loss, token_losses
+from ssetools.models import evaluation_mode, is_sharded, model_source
+from ssetools.neurons.ffn import decoder_layers
+from ssetools.training.methods import METHODS
+from ssetools.training.subnetwork import Subnetwork
+
+_FLOAT16_SCALE = 1024
+_LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run is: change one of these and it is another run.
+
+    Attributes:
+        learning_rate: Peak rate of AdamW, None for the method's own; warm-up over `warmup` of the steps, then cosine
+            decay to zero.
+        max_tokens: Training stops after this many tokens, or after `epochs`, whichever is first; in whole steps, of
+            which there is at least one.
+        epochs: Passes over the text.
+        batch_size: Windows per forward pass.
+        gradient_accumulation: Forward passes per optimiser step.
+        window: Tokens per window, BOS included.
+        warmup: Share of the steps.
+        weight_decay: AdamW's; pulls what is trained to zero: deltas and LoRA, and with them the weights to their
+            pretrained values; but whole weights ("ffn", "full") and IA3's factors, which start at 1, as well.
+        clip: Largest norm of the gradient.
+        validate_every: Steps between validations; the best weights seen are the ones kept.
+        checkpoint_every: Steps between checkpoints.
+        seed: Order of the windows.
+        optimizer: "adamw", or "adamw8bit" (bitsandbytes: a quarter of the state, rounded).
+        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass:
+            over a frozen base half as much work again, for a fraction of the memory that grows with batch and window.
+    """
+
+    learning_rate: float | None = None
+    max_tokens: int = 30_720
+    epochs: int = 1
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    window: int = 256
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    validate_every: int = 10
+    checkpoint_every: int = 10
+    seed: int = 0
+    optimizer: str = "adamw"
+    checkpoint_activations: bool = False
+
+    def __post_init__(self):
+        least = dict.fromkeys(("max_tokens", "epochs", "batch_size", "gradient_accumulation"), 1)
+        least |= {"window": 2, "validate_every": 1, "checkpoint_every": 1}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
+
+    def for_method(self, method: str) -> TrainingSettings:
+        """Returns these settings with the learning rate that `method` has by default, unless one is given."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=METHODS[method].learning_rate)
+
+
+def _rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rate at a step counted from 0: linear warm-up, whose first step already moves, then cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Run:
+    """The state of one run, and its loop."""
+
+    def __init__(self, adapter, windows, validation, steps, settings, run_dir, method):
+        self.adapter, self.windows, self.validation, self.steps = adapter, windows, validation, steps
+        self.settings, self.folder = settings, Path(run_dir) if run_dir else None
+        model = adapter.model
+        self.device = model.get_input_embeddings().weight.device
+        with evaluation_mode(model):  # while no dropout is active
+            check_head(model)
+        torch.manual_seed(settings.seed)
+        self.optimizer = make_optimizer(
+            settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
+        )
+        # In a mean over a thousand tokens, gradients fall below what float16 can hold.
+        self.gradient_scale = _FLOAT16_SCALE if model_source(model)["dtype"] == "float16" else 1
+        warmup = max(1, round(settings.warmup * steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, warmup, steps))
+        self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
+        self._order = -1, torch.empty(0)
+        self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
+        self.identity["parameters"] = adapter.num_parameters
+        self.identity["validation"] = digest(torch.cat(validation)) if validation else None
+        if isinstance(adapter, Subnetwork):
+            self.identity["neurons"] = digest(torch.cat(adapter.neurons))
+        if processes.count() > 1:
+            self.identity["processes"] = processes.count()
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._resume()
+        if not processes.is_main():
+            self.folder = None  # from here on, files are one process's work
+        if self.folder:
+            self._write_log()
+
+    def train(self):
+        silent = not (sys.stderr.isatty() and processes.is_main())
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=silent)
+        with bar, checkpointed_activations(self.adapter.model, self.settings.checkpoint_activations):
+            while self.step < self.steps:
+                began = time.monotonic()
+                row = self._one_step()
+                seen = row["tokens"] - (self.history[-1]["tokens"] if self.history else 0)
+                row["tokens_per_second"] = round(seen / (time.monotonic() - began), 1)
+                if self.validation and (self.step % self.settings.validate_every == 0 or self.step == self.steps):
+                    row["validation_loss"] = self._validate()
+                    if bar.disable and processes.is_main():
+                        print(_line(row, self.steps), flush=True)
+                self.history.append(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"])
+                bar.update()
+                self._append_log(row)
+                if self.folder and (self.step % self.settings.checkpoint_every == 0):
+                    self._save()
+        if self.best is not None:
+            self.adapter.load_state_dict(self.best)
+        else:
+            self.best_step = self.step
+        self.adapter.dropout(False)
+
+    def _one_step(self) -> dict:
+        settings = self.settings
+        mine = settings.batch_size * settings.gradient_accumulation
+        per_step = mine * processes.count()
+        first = self.step * per_step + processes.rank() * mine
+        chosen = [self._window_at(i) for i in range(first, first + mine)]
+        loss = 0.0
+        self.adapter.dropout(True)
+        for batch in torch.stack(chosen).split(settings.batch_size):
+            part = chunked_loss(self.adapter.model, batch.to(self.device)) / settings.gradient_accumulation
+            (part * self.gradient_scale).backward()
+            self.adapter.collect_gradients()
+            loss += part.item()
+        if self.gradient_scale != 1:
+            for parameter in self.adapter.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= self.gradient_scale
+        processes.average_gradients(self.adapter.parameters())
+        loss = processes.total(self._exact(loss)).item() / processes.count()
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
+        if not math.isfinite(loss + norm):
+            if self.folder:
+                self._checkpoint.unlink(missing_ok=True)
+            raise FloatingPointError(
+                f"The loss is {loss} at step {self.step + 1}, its gradient's norm {norm}. Lower the learning rate (now "
+                f"{settings.learning_rate:g}), or load the model with dtype='float32' (float16 overflows in some models)."
+            )
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.adapter.publish()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        tokens = self.step * per_step * settings.window
+        return {"step": self.step, "tokens": tokens, "loss": loss, "learning_rate": rate, "grad_norm": norm}
+
+    def _window_at(self, position: int) -> torch.Tensor:
+        # A pure function of seed and position, so that a resumed run sees the windows it would have seen.
+        epoch, index = divmod(position, len(self.windows))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self.windows), generator=generator)
+        return self.windows[self._order[1][index].item()]
+
+    def _validate(self) -> float:
+        sums = self._exact([0.0, 0.0])  # loss, tokens
+        self.adapter.dropout(False)
+        model, mine = self.adapter.model, self.validation[processes.rank() :: processes.count()]
+        for window in processes.in_step(mine, is_sharded(model)):
+            losses = token_losses(model, (self.validation[0] if window is None else window)[None].to(self.device))
+            if window is None:  # only to take part in the gathering that the others' passes need
+                continue
+            sums += self._exact([losses.sum().item(), losses.numel()])
+        total, count = processes.total(sums).tolist()
+        if total / count < self.best_loss:
+            self.best_loss, self.best_step = total / count, self.step
+            self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
+        return total / count
+
+    def _exact(self, numbers) -> torch.Tensor:
+        """Float64 numbers where processes exchange them; alone on the CPU, since not every device has float64."""
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device if processes.count() > 1 else "cpu")
+
+    # --- files ---
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _save(self):
+        state = {
+            "identity": self.identity,
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best": (self.best, self.best_step, self.best_loss),
+            "rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        with whole_file(self._checkpoint) as scratch:
+            torch.save(state, scratch)
+
+    def _resume(self):
+        if not self._checkpoint.is_file():
+            return
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+        if state["identity"] != self.identity:
+            before, now = state["identity"], self.identity
+            differ = [f"{k} {before.get(k)} (now {now.get(k)})" for k in before | now if before.get(k) != now.get(k)]
+            raise ValueError(
+                f"{self.folder} holds a stopped run with other settings: {', '.join(differ)}. Delete the folder to "
+                "start over, or ask for those settings to go on with it."
+            )
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.history = state["step"], state["history"]
+        self.best, self.best_step, self.best_loss = state["best"]
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        print(f"Going on with the run in {self.folder} at step {self.step} of {self.steps}.", flush=True)
+
+    def _write_log(self):
+        with whole_file(self.folder / "log.csv") as scratch, open(scratch, "w", newline="") as file:
+            writer = csv.DictWriter(file, _LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def _append_log(self, row):
+        if self.folder:
+            with open(self.folder / "log.csv", "a", newline="") as file:
+                csv.DictWriter(file, _LOG_COLUMNS).writerow(row)
+
+    def optimizer_bytes(self) -> int:
+        """Size of the state that the optimiser keeps for the trained numbers."""
+        tensors = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())  # tables are shared
+
+    def finish(self):
+        if self.folder:
+            self._checkpoint.unlink(missing_ok=True)
+
+
+def _line(row: dict, steps: int) -> str:
+    return (
+        f"step {row['step']:>4} of {steps}   loss {row['loss']:.3f}   validation {row['validation_loss']:.3f}   "
+        f"{row['tokens_per_second']:.0f} tokens/s"
+    )
+
+
+# --- memory ---
+
+
+OPTIMIZERS = ("adamw", "adamw8bit")
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Makes an optimiser over float32 parameters.
+
+    Args:
+        name: "adamw" (8 bytes of state for each number), or "adamw8bit" (2 bytes; bitsandbytes, in blocks of 256;
+            tensors of fewer than 4,096 numbers keep 8 bytes).
+        parameters: What it moves.
+        learning_rate: Peak rate.
+        weight_decay: Decoupled, as AdamW's.
+
+    Raises:
+        ValueError: For an unknown name, or a device on which bitsandbytes has no 8-bit AdamW.
+    """
+    check_optimizer(name)
+    parameters = list(parameters)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    device = parameters[0].device.type
+    if device not in ("cpu", "cuda", "xpu"):
+        raise ValueError(f"bitsandbytes has no 8-bit AdamW on {device}: use optimizer='adamw'.")
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def check_optimizer(name: str) -> None:
+    """Raises a ValueError naming the valid optimisers unless `name` is one."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
+
+
+@contextlib.contextmanager
+def checkpointed_activations(model: nn.Module, active: bool = True) -> Iterator[None]:
+    """Keeps only what enters each layer during a `with` block; the backward pass computes the rest again.
+
+    Works in evaluation mode, in which ssetools trains, and with 8-bit layers, whose inputs are kept by `bitsandbytes`
+    itself where autograd cannot drop them: so the layer runs without a graph at first (PyTorch's reentrant kind).
+
+    Args:
+        model: A causal language model, with whatever is trained attached.
+        active: False does nothing.
+    """
+    layers = decoder_layers(model) if active else []
+    for layer in layers:
+        layer.forward = _recomputed(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            before = layer.forward.__wrapped__
+            if getattr(before, "__func__", None) is type(layer).forward:
+                del layer.forward
+            else:  # it was replaced on this module before us, as accelerate does on several devices
+                layer.forward = before
+
+
+def _recomputed(forward):
+    def run(hidden, *args, **options):
+        if not torch.is_grad_enabled():
+            return forward(hidden, *args, **options)
+        if not hidden.requires_grad:  # else the layer's output would not, whatever is trained inside
+            hidden = hidden.detach().requires_grad_()
+        return checkpoint(lambda x: forward(x, *args, **options), hidden, use_reentrant=True)
+
+    run.__wrapped__ = forward
+    return run

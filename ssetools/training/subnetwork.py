@@ -1,0 +1,259 @@
+"""Trainable slices over a frozen base: only the chosen neurons' weights move, as small deltas beside the model.
+
+The base is never copied, cloned or dequantised. For neurons `idx` of a layer,
+
+    gate, up:  y[..., idx] += x @ rows.T          rows [k, hidden]
+    down:      y += h[..., idx] @ columns.T       columns [hidden, k]
+
+which is the FFN with `rows` added to its weight's rows and `columns` to its columns. Deltas start at zero, so weight
+decay pulls towards the pretrained weights. Each slice is also a LoRA pair whose other half is one-hot: `to_peft`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ssetools.files import load_tensors, save_tensors
+from ssetools.models import has_8bit_layers, int8_scales
+from ssetools.neurons.ffn import Projection, find_ffn_blocks
+from ssetools.neurons.sets import check_layers
+from ssetools.training.adapter import Adapter, copy_into
+from ssetools.training.exports import write_gguf_lora, write_peft
+
+
+class _Slice(nn.Module):
+    """The delta of one projection at the chosen neurons: [k, hidden] for gate and up, [hidden, k] for down."""
+
+    def __init__(self, projection: Projection, neurons: torch.Tensor, hidden: int):
+        super().__init__()
+        self.projection = projection
+        device = projection.module.weight.device
+        shape = (hidden, len(neurons)) if projection.name == "down" else (len(neurons), hidden)
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
+        self.register_buffer("columns", (neurons + projection.offset).to(device), persistent=False)
+        self.active = True
+        self.handle = projection.module.register_forward_hook(self._add)
+
+    def _add(self, module, args, output):
+        if not self.active:
+            return None
+        x, delta = args[0], self.delta.to(args[0].dtype)
+        if self.projection.name == "down":
+            return output + F.linear(_Taken.apply(x, self.columns), delta).to(output.dtype)
+        return _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns)
+
+
+class _Added(torch.autograd.Function):
+    """A projection's output with a change added at some columns, in the output's own memory.
+
+    A copy of the output costs more than all the rest of a slice. No layer keeps its output for the backward pass, so
+    writing into it is safe; plain autograd forbids it, as an 8-bit layer's output is a view made by a custom function.
+    """
+
+    @staticmethod
+    def forward(ctx, output, change, columns):
+        ctx.save_for_backward(columns)
+        output[..., columns] += change
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.index_select(-1, *ctx.saved_tensors), None
+
+
+class _Taken(torch.autograd.Function):
+    """Some columns of a tensor, none of them twice: that is why the gradient can be written in place of added."""
+
+    @staticmethod
+    def forward(ctx, x, columns):
+        ctx.save_for_backward(columns)
+        ctx.shape = x.shape
+        return x.index_select(-1, columns)
+
+    @staticmethod
+    def backward(ctx, grad):
+        whole = grad.new_zeros(ctx.shape)
+        whole[..., ctx.saved_tensors[0]] = grad
+        return whole, None
+
+
+class Subnetwork(Adapter):
+    """The trainable slices of chosen neurons, attached to a model. Make one with `attach` or `load`.
+
+    `parameters()` are the slices alone, in float32; the base is frozen.
+    """
+
+    format = "ssetools-subnetwork"
+
+    def __init__(self, model: nn.Module, neurons: Sequence[torch.Tensor]):
+        blocks = find_ffn_blocks(model)
+        check_layers(neurons, blocks)
+        if not any(len(ids) for ids in neurons):
+            raise ValueError("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
+        super().__init__(model)
+        self.parts: list[Subnetwork] = []  # of a stack
+        self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
+        self.slices = nn.ModuleDict()
+        for layer, (block, ids) in enumerate(zip(blocks, self.neurons, strict=True)):
+            if len(ids):
+                for projection in block.projections:
+                    name = f"{layer}-{projection.name}"
+                    self.slices[name] = _Slice(projection, ids, block.hidden_size)
+        self._register()
+
+    @classmethod
+    def attach(cls, model: nn.Module, neurons: Sequence[torch.Tensor]) -> Subnetwork:
+        """Attaches zero deltas: the model's logits stay exactly what they were, and every base weight is frozen.
+
+        Args:
+            model: A causal language model, 8-bit or not.
+            neurons: Neuron ids for each layer, as in `neurons["yo"]`.
+
+        Raises:
+            ValueError: If the neurons do not fit the model, none is selected, or an adapter is attached already.
+        """
+        return cls(model, neurons)
+
+    def _switch(self, on):
+        for piece in self.slices.values():
+            piece.active = on
+
+    def _take_off(self):
+        for piece in self.slices.values():
+            piece.handle.remove()
+
+    def merge(self) -> nn.Module:
+        """Adds the deltas to a 16/32-bit base in place and detaches. Returns the model.
+
+        Raises:
+            ValueError: For an 8-bit base, with the share of this training that rounding to int8 would lose; or when the
+                adapter is off the model, as after a merge.
+        """
+        self._check_attached()
+        if has_8bit_layers(self.model):
+            raise ValueError(
+                f"Merged into int8 weights, these slices would miss what was trained by {self.int8_merge_error():.0%} of "
+                "its norm: int8 steps are coarse beside deltas. Load the base with load_in_8bit=False, "
+                "Subnetwork.load(folder, model), and merge there (`ssetools merge`)."
+            )
+        with torch.no_grad():
+            for name, piece in self.slices.items():
+                piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.delta)
+        return self.detach()
+
+    def int8_merge_error(self) -> float:
+        """Measures what merging into the 8-bit base would lose: 0 nothing, 1 as much as was trained.
+
+        Every merged matrix is rounded to int8 as bitsandbytes does and read back. Returned is the norm of what the
+        neurons' slices are then off by, over the norm of the deltas.
+
+        Raises:
+            ValueError: If the base is not 8-bit.
+        """
+        if not has_8bit_layers(self.model):
+            raise ValueError("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
+        missed = trained = 0.0
+        with torch.no_grad():
+            for piece in self.slices.values():
+                missed += _missed_in_int8(piece).square().sum().item()
+                trained += piece.delta.square().sum().item()
+        return (missed / trained) ** 0.5 if trained else 0.0
+
+    def _write(self, folder):
+        tensors = {f"{name.replace('-', '.')}": piece.delta for name, piece in self.slices.items()}
+        tensors |= {f"{layer}.neurons": ids.int() for layer, ids in enumerate(self.neurons) if len(ids)}
+        save_tensors(folder / "adapter.safetensors", tensors, {"format": self.format})
+        return {"layers": len(self.neurons)}
+
+    @classmethod
+    def _read(cls, folder, model, about):
+        tensors, _ = load_tensors(folder / "adapter.safetensors", "a subnetwork adapter")
+        empty = torch.empty(0, dtype=torch.long)
+        neurons = [tensors.pop(f"{layer}.neurons", empty).long() for layer in range(about["layers"])]
+        subnet = cls(model, neurons)
+        for name, piece in subnet.slices.items():
+            copy_into(piece.delta, tensors[name.replace("-", ".")])
+        return subnet
+
+    def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
+        """Writes the same function as a standard PEFT LoRA checkpoint, which PEFT, vLLM and the hub load.
+
+        Args:
+            folder: Folder to write.
+            uniform_rank: Whether to pad all modules with zeros to one rank (8, 16, 32, 64, 128, 256, 320 or 512), as
+                vLLM needs; otherwise every module has the rank of its number of neurons.
+
+        Raises:
+            ValueError: If a layer has more neurons than the largest uniform rank.
+        """
+        return write_peft(self.model, self._places_and_deltas(), folder, uniform_rank)
+
+    def to_gguf_lora(self, path: str | Path) -> Path:
+        """Writes the same function as a GGUF adapter, which llama.cpp loads beside the base in GGUF.
+
+        Raises:
+            ValueError: If llama.cpp does not know the family.
+        """
+        return write_gguf_lora(self.model, self._places_and_deltas(), path)
+
+    def _places_and_deltas(self):
+        return [(piece.projection, piece.columns, piece.delta) for piece in self.slices.values()]
+
+    @classmethod
+    def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
+        """Attaches several saved subnetworks to one base, as one over the union of their neurons.
+
+        Deltas add: each neuron's slice is the sum of the adapters' slices, times their weights. With one weight 1
+        and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
+
+        Args:
+            folders: Folders of saved subnetworks of this model.
+            model: The model, with nothing attached.
+            weights: A factor for each folder.
+
+        Raises:
+            ValueError: If there are not as many weights as folders, or an adapter does not fit the model.
+        """
+        if len(weights) != len(folders):
+            raise ValueError(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
+        parts = []
+        for folder in folders:
+            parts.append(cls.load(folder, model))
+            parts[-1].detach()
+        stacked = cls(model, [torch.cat(ids).unique() for ids in zip(*(one.neurons for one in parts), strict=True)])
+        stacked.parts = parts
+        stacked.weigh(weights)
+        return stacked
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Gives the adapters of a stack other weights, in place: (0, 1) switches to the second of two.
+
+        Raises:
+            ValueError: If this is no stack, or there are not as many weights as adapters.
+        """
+        if len(weights) != len(self.parts):
+            raise ValueError(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
+        with torch.no_grad():
+            for piece in self.slices.values():
+                piece.delta.zero_()
+            for part, weight in zip(self.parts, weights, strict=True):
+                for name, piece in part.slices.items():
+                    layer, axis = int(name.split("-")[0]), 1 if piece.projection.name == "down" else 0
+                    places = torch.searchsorted(self.neurons[layer], part.neurons[layer]).to(piece.delta.device)
+                    self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight)
+
+
+def _missed_in_int8(piece: _Slice) -> torch.Tensor:
+    """What the slice's weights would be off by after merging into the int8 matrix; same shape as its delta."""
+    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+    module, axis = piece.projection.module, 1 if piece.projection.name == "down" else 0
+    merged = int8_vectorwise_dequant(module.weight.data, int8_scales(module))
+    merged.index_add_(axis, piece.columns, piece.delta)
+    codes, scales, _ = int8_vectorwise_quant(merged.half())
+    return (int8_vectorwise_dequant(codes, scales) - merged).index_select(axis, piece.columns)

@@ -1,0 +1,1 @@
+"""Neuron sets of 420 languages: counting, statistics and figures."""

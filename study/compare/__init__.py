@@ -1,0 +1,1 @@
+"""All methods compared on equal terms."""

@@ -1,0 +1,182 @@
+"""Alignment, weight change and identification against what is known by construction."""
+
+from __future__ import annotations
+
+import itertools
+
+import families
+import pandas
+import pytest
+import torch
+
+from ssetools import plots
+from ssetools.evaluation.identify import (
+    amplification_effect,
+    can_identify,
+    identified_most,
+    identified_shares,
+    identify_language,
+)
+from ssetools.evaluation.inside import align_passages, alignment, change_by_depth, training_logs, weight_change
+from ssetools.neurons.ffn import find_ffn_blocks
+from ssetools.neurons.sets import NeuronSets
+from ssetools.training.methods import attach_method
+
+_WORDS = torch.randint(3, 93, (9, 15), generator=torch.Generator().manual_seed(0)).tolist()
+PASSAGES = [" ".join(f"w{i}" for i in words) for words in _WORDS]
+
+
+def moved_a_little(model, method):
+    """Attaches a method and gives what it trains values that are neither zero nor alike."""
+    adapter = attach_method(model, method, families.some_neurons(model))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    adapter.publish()
+    return adapter
+
+
+def test_a_text_aligns_with_itself_and_not_with_others(word_tokenizer):
+    model = families.tiny_model("llama")
+    same = align_passages(model, word_tokenizer, PASSAGES, PASSAGES)
+    torch.testing.assert_close(same.matched, torch.ones_like(same.matched))
+    assert (same.retrieved == 1).all()
+    assert (same.margin > 0).all()
+    wrong = align_passages(model, word_tokenizer, PASSAGES, PASSAGES[1:] + PASSAGES[:1])
+    assert (wrong.retrieved == 0).all()
+    assert (wrong.matched.mean(1) < same.matched.mean(1)).all()
+    table = wrong.table(base=same)
+    assert (table[table.measure == "retrieved"]["mean"] == -1).all()
+    assert (table.low <= table["mean"] + 1e-6).all()
+    with pytest.raises(ValueError, match="do not compare"):
+        same.table(align_passages(model, word_tokenizer, PASSAGES[:5], PASSAGES[:5]))
+
+
+def test_the_shuffled_control_is_the_mean_of_all_wrong_pairs(word_tokenizer):
+    model = families.tiny_model("llama")
+    other = PASSAGES[3:] + PASSAGES[:3]
+    found = align_passages(model, word_tokenizer, PASSAGES, other)
+    wrong = []
+    for shift in range(1, len(PASSAGES)):
+        wrong.append(align_passages(model, word_tokenizer, PASSAGES, other[shift:] + other[:shift]).matched.mean(1))
+    torch.testing.assert_close(found.shuffled.mean(1), torch.stack(wrong).mean(0))
+
+
+def test_alignment_refuses_what_it_cannot_compare(word_tokenizer):
+    model = families.tiny_model("llama")
+    with pytest.raises(ValueError, match="two languages; got 'yo' twice"):
+        alignment(model, word_tokenizer, "yo", "yo")
+    with pytest.raises(ValueError, match="two or more pairs"):
+        align_passages(model, word_tokenizer, PASSAGES[:1], PASSAGES[:1])
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*itertools.product(["llama", "phi3", "gpt2"], ["lape", "ffn", "full", "lora"]), ("llama", "ia3")],
+)
+def test_weight_change_is_that_of_the_merged_weights(family, method):
+    model = families.tiny_model(family)
+    blocks = find_ffn_blocks(model)
+    before = {p.path: p.module.weight.detach().clone() for block in blocks for p in block.projections}
+    adapter = moved_a_little(model, method)
+    found = weight_change(adapter).set_index(["layer", "projection"])
+    if method == "lape":
+        adapter.merge()
+        after = {p.path: p.module.weight.detach() for block in blocks for p in block.projections}
+    elif method in ("lora", "ia3"):
+        merged = adapter.wrapped.merge_and_unload()
+        after = {path: merged.get_submodule(path).weight.detach() for path in before}
+    else:
+        after = {p.path: p.module.weight.detach() for block in blocks for p in block.projections}
+    for layer, block in enumerate(blocks):
+        for projection in block.projections:
+            difference, base = after[projection.path] - before[projection.path], before[projection.path]
+            if len(block.inputs) == 2 and projection.path == block.inputs[0].path == block.inputs[1].path:
+                rows = slice(projection.offset, projection.offset + block.num_neurons)
+                difference, base = difference[rows], base[rows]
+            if (layer, projection.name) not in found.index:
+                assert method == "ia3", "PEFT scales what enters the down projection, and no other of the FFN"
+                assert not difference.any()
+                continue
+            row = found.loc[(layer, projection.name)]
+            assert row.delta == pytest.approx(difference.norm().item(), rel=1e-4)
+            assert row.matrix == pytest.approx(base.norm().item(), rel=1e-4)
+            assert row.relative_to_matrix == pytest.approx(difference.norm().item() / base.norm().item(), rel=1e-4)
+
+
+def test_weight_change_over_an_8bit_base_uses_what_it_computes_with():
+    plain, small = (moved_a_little(families.tiny_model("llama", bits), "lape") for bits in (False, True))
+    a, b = weight_change(plain), weight_change(small.model)
+    assert torch.allclose(torch.tensor(a.base.values), torch.tensor(b.base.values), rtol=0.02)
+    assert not torch.equal(torch.tensor(a.base.values), torch.tensor(b.base.values))
+    depth = change_by_depth(b, num_layers=2)
+    assert list(depth.index) == ["gate", "up", "down"]
+
+
+def test_an_adapter_beside_the_ffn_has_no_change_to_measure():
+    model = families.tiny_model("llama")
+    adapter = attach_method(model, "ia3")
+    for block in find_ffn_blocks(model):
+        parent, _, name = block.down.path.rpartition(".")
+        setattr(model.get_submodule(parent), name, model.get_submodule(block.down.path).get_base_layer())
+    with pytest.raises(ValueError, match="changes no FFN projection"):
+        weight_change(adapter)
+    adapter.detach()
+    with pytest.raises(ValueError, match="No adapter is attached"):
+        weight_change(model)
+
+
+def test_logs_add_up_to_seconds(tmp_path):
+    folder = tmp_path / "m" / "yo" / "lape-seed0"
+    folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="03_finetune"):
+        training_logs("m", "yo", tmp_path)
+    (folder / "log.csv").write_text(
+        "step,tokens,loss,validation_loss,tokens_per_second\n1,100,3,,50\n2,200,2,2.5,100\n"
+    )
+    logs = training_logs("m", "yo", tmp_path)
+    assert logs.seconds.tolist() == [2.0, 3.0]
+    assert plots.dynamics(logs).axes[0].get_xlabel() == "tokens"
+
+
+def test_languages_are_identified_and_babble_is_not():
+    texts = [
+        "Every person has the right to freedom of thought, conscience and religion.",
+        "Gbogbo ènìyàn ni a bí ní òmìnira; iyì àti ẹ̀tọ́ kọ̀ọ̀kan sì dọ́gba.",
+        "ყველა ადამიანი იბადება თავისუფალი და თანასწორი თავისი ღირსებითა და უფლებებით.",
+        "7",
+    ]
+    assert [code for code, _ in identify_language(texts)] == ["en", "yo", "ka", "und"]
+
+
+def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
+    model = families.tiny_model("llama")
+    sets = NeuronSets({"yo": families.some_neurons(model)}, find_ffn_blocks(model)[0].num_neurons)
+    effect = amplification_effect(
+        model, word_tokenizer, sets, "yo", factors=(1, 4), prompts=("w5", "w9 w7"), samples=3, new_tokens=4
+    )
+    assert len(effect) == 2 * 2 * 2 * 3
+    plain = effect[effect.factor == 1]
+    own, random = (plain[plain.neurons == name].text.tolist() for name in ("yo", "random"))
+    assert own == random, "a factor of one is the model as it is"
+    shares = identified_shares(effect.assign(identified=["yo", "und"] * 12), "yo")
+    assert shares.share.tolist() == [0.5] * 4
+    assert (shares.low < 0.5).all()
+    counted = identified_most(effect.assign(identified=["yo", "und", "und"] * 8), "yo")
+    assert counted.loc[4, "identified as"] == {"und": 4, "yo": 2}
+    assert can_identify("yo")
+    assert not can_identify("qq")
+    with pytest.raises(ValueError, match="does not know 'qq'"):
+        amplification_effect(model, word_tokenizer, sets, "qq")
+
+
+def test_figures_are_drawn(word_tokenizer):
+    model = families.tiny_model("llama")
+    base = align_passages(model, word_tokenizer, PASSAGES, PASSAGES[::-1]).table()
+    assert len(plots.alignment_by_layer(base, base, pairs=9).axes) == 3
+    assert plots.change_by_layer(weight_change(moved_a_little(model, "lape"))).get_xlabel() == "layer"
+    shares = pandas.DataFrame(
+        {"neurons": ["yo", "random"], "factor": [1, 1], "share": [0.1, 0.0], "low": [0.0, 0.0], "high": [0.2, 0.1]}
+    )
+    assert "Yoruba" in plots.amplification(shares, "yo").get_ylabel()

@@ -1,0 +1,198 @@
+"""Scores, intervals, and switching neurons off."""
+
+import contextlib
+import math
+
+import families
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ssetools import amplified, deactivated, perplexity, score_texts
+from ssetools.evaluation.perplexity import change, continue_text
+from ssetools.models import _check_one_device, _first_device, evaluation_mode, load_model, model_source
+from ssetools.neurons.ffn import find_ffn_blocks
+from ssetools.training.methods import attach_method
+
+TEXTS = [" ".join(f"w{3 + (7 * i + k) % 90}" for k in range(9)) for i in range(8)]
+
+
+def plain_losses(model, tokenizer, window):
+    """Every token's loss, one window at a time, through the model's own logits."""
+    ids = [i for text in TEXTS for i in tokenizer(text + "\n", add_special_tokens=False)["input_ids"]]
+    losses = []
+    with torch.no_grad(), evaluation_mode(model):
+        for start in range(0, len(ids), window - 1):
+            row = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + window - 1]]])
+            losses += F.cross_entropy(model(input_ids=row).logits[0, :-1], row[0, 1:], reduction="none").tolist()
+    return losses
+
+
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_perplexity_weighs_every_token_once(word_tokenizer, load_in_8bit, batch_size):
+    model = families.tiny_model("llama", load_in_8bit)
+    losses = plain_losses(model, word_tokenizer, window=13)
+    score = score_texts(model, word_tokenizer, TEXTS, window=13, batch_size=batch_size)
+    assert int(score.tokens.sum()) == len(losses) == 80
+    assert score.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    num_bytes = sum(len(text) + 1 for text in TEXTS)
+    assert score.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / num_bytes, rel=1e-4)
+    assert perplexity(model, word_tokenizer, TEXTS, window=13) == pytest.approx(score.perplexity, rel=1e-4)
+
+
+def test_scores_do_not_depend_on_the_mode_the_model_was_in(word_tokenizer):
+    model = families.tiny_model("llama", load_in_8bit=True)
+    scores = {mode: perplexity(model.train(mode), word_tokenizer, TEXTS) for mode in (True, False)}
+    assert scores[True] == scores[False]
+    assert not model.training
+
+
+def test_a_single_string_is_no_list_of_documents(word_tokenizer):
+    with pytest.raises(TypeError, match=r"give \[text\]"):
+        perplexity(families.tiny_model("llama"), word_tokenizer, "w3 w4 w5")
+
+
+def test_max_tokens_takes_documents_from_the_front(word_tokenizer):
+    model = families.tiny_model("llama")
+    score = score_texts(model, word_tokenizer, ["", *TEXTS], max_tokens=15, window=13)
+    assert int(score.tokens.sum()) == 20
+    with pytest.raises(ValueError, match="no text to score"):
+        score_texts(model, word_tokenizer, ["", " "])
+
+
+def score_dict(losses, tokens):
+    return {"window_losses": losses, "window_tokens": tokens}
+
+
+def test_change_and_its_interval():
+    generator = torch.Generator().manual_seed(0)
+    before = (torch.rand(40, generator=generator) * 5 + 10).tolist()
+    same = change(score_dict(before, [10] * 40), score_dict([x - 1.0 for x in before], [10] * 40))
+    assert same["percent"] == pytest.approx(100 * math.expm1(-0.1))
+    assert same["low"] == pytest.approx(same["high"]), "an equal shift of every window leaves no doubt"
+    noisy = [x - 1.0 + (3 if i % 2 else -3) for i, x in enumerate(before)]
+    moved = change(score_dict(before, [10] * 40), score_dict(noisy, [10] * 40))
+    assert moved["low"] < moved["percent"] < moved["high"]
+    assert moved["low"] < -15
+    nine = change(score_dict(before[:9], [10] * 9), score_dict(noisy[:9], [10] * 9))
+    spread = torch.tensor([noisy[i] - before[i] for i in range(9)]).std().item() / 10 / 3
+    width = math.log1p(nine["high"] / 100) - math.log1p(nine["low"] / 100)
+    assert width == pytest.approx(2 * 2.306 * spread, rel=0.1), "a plain bootstrap is a fifth narrower"
+    few = score_dict([1.0] * 4, [3] * 4)
+    assert change(few, few) == {"percent": 0.0, "low": None, "high": None}, "four windows are too few to resample"
+    with pytest.raises(ValueError, match="different texts"):
+        change(score_dict([1.0], [3]), score_dict([1.0], [4]))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt"])
+def test_deactivation_zeroes_exactly_the_chosen_neurons(family):
+    model = families.tiny_model(family)
+    neurons, ids = families.some_neurons(model), families.tokens()
+    base = model(input_ids=ids).logits
+    seen = {}
+    for layer, block in enumerate(find_ffn_blocks(model)):
+        block.down.module.register_forward_hook(lambda m, args, out, layer=layer: seen.update({layer: args[0]}))
+    with deactivated(model, neurons):
+        model(input_ids=ids)
+    for layer, chosen in enumerate(neurons):
+        zero = (seen[layer].reshape(-1, seen[layer].shape[-1]) == 0).all(0)
+        assert zero.nonzero().flatten().tolist() == chosen.tolist()
+    with amplified(model, neurons, factor=1.0):
+        torch.testing.assert_close(model(input_ids=ids).logits, base)
+    assert torch.equal(model(input_ids=ids).logits, base)
+    with pytest.raises(ValueError, match="other model"), deactivated(model, neurons[:1]):
+        pass
+
+
+@pytest.mark.parametrize("method", [None, "lape", "lora"])
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+def test_amplification_multiplies_the_chosen_neurons_and_leaves_no_trace(load_in_8bit, method):
+    model = families.tiny_model("llama", load_in_8bit)
+    neurons, ids = families.some_neurons(model), families.tokens()
+    if method:
+        adapter = attach_method(model, method, neurons)
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.add_(0.05)
+        adapter.publish()
+    base, seen = model(input_ids=ids).logits, {}
+    for layer, block in enumerate(find_ffn_blocks(model)):
+        block.down.module.register_forward_hook(lambda m, args, out, layer=layer: seen.update({layer: args[0]}))
+    model(input_ids=ids)
+    plain = seen[0].detach().clone()
+    with contextlib.suppress(RuntimeError), amplified(model, neurons, factor=3.0):
+        assert not torch.equal(model(input_ids=ids).logits, base)
+        factors = seen[0] / plain
+        raise RuntimeError("half-way")
+    expected = torch.ones(plain.shape[-1])
+    expected[neurons[0]] = 3
+    torch.testing.assert_close(factors, expected.expand_as(factors), rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(input_ids=ids).logits, base)
+
+
+def test_continuation_is_deterministic(word_tokenizer):
+    model = families.tiny_model("llama")
+    once = continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
+    assert once == continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
+
+
+def test_a_continuation_opens_with_bos(word_tokenizer, monkeypatch):
+    model, seen = families.tiny_model("llama"), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: (seen.append(given["input_ids"]), generate(**given))[1])
+    continue_text(model, word_tokenizer, "w5 w6", 2)
+    assert seen[0].tolist() == [[word_tokenizer.bos_token_id, 5, 6]]
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = families.tiny_model("llama")
+    model.model.layers[1].to("meta")
+    with pytest.raises(ValueError, match=r"does not lie on one device but on cpu, meta \(meta: offloaded\)"):
+        _check_one_device("tiny", model)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "device"), [({"": "cpu"}, "cpu"), ({"": 1}, "cuda:1"), ("cpu", "cpu"), ("auto", "here")]
+)
+def test_the_dtype_is_that_of_the_device_that_is_named(monkeypatch, device_map, device):
+    monkeypatch.setattr("ssetools.models._device", lambda: "here")
+    assert _first_device(device_map) == device
+
+
+def test_unknown_models_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssetools.models.hub_reachable", lambda: False)
+    with pytest.raises(ValueError, match="Unknown model 'gemma-3-720m': use 'gemma-3-270m'"):
+        load_model("gemma-3-720m")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+    with pytest.raises(ValueError, match="Unknown model 'owner/name'"):
+        load_model("owner/name")
+
+
+def test_a_local_folder_loads_in_8_bit_and_frozen(tmp_path, word_tokenizer):
+    families.tiny_model("llama").save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_model(str(tmp_path))
+    assert model_source(model)["load_in_8bit"]
+    assert type(model.model.layers[0].mlp.gate_proj).__name__ == "Linear8bitLt"
+    assert type(model.lm_head).__name__ == "Linear"
+    assert not any(p.requires_grad for p in model.parameters())
+    assert tokenizer.bos_token_id == 2
+    full, _ = load_model(str(tmp_path), load_in_8bit=False, dtype="bfloat16")
+    assert model_source(full)["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="Unknown dtype 'int7'"):
+        load_model(str(tmp_path), dtype="int7")
+
+
+@pytest.mark.parametrize(
+    ("family", "capability", "dtype"),
+    [("gemma3_text", (7, 5), "float32"), ("llama", (7, 5), "float16"), ("gemma3_text", (8, 0), "bfloat16")],
+)
+def test_dtype_fits_gpu_and_model(monkeypatch, family, capability, dtype):
+    from ssetools.models import _dtype_and_reason
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
+    chosen, reason = _dtype_and_reason(family, "cuda:0")
+    assert str(chosen) == f"torch.{dtype}"
+    assert "GPU" in reason

