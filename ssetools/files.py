@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -117,6 +117,61 @@ def write_json(path: str | Path, data: Any) -> Path:
     return Path(path)
 
 
+def facts_of(path: str | Path) -> dict[str, Any]:
+    """Reads the facts that a file of ours records about itself.
+
+    Args:
+        path: A JSON file (its top-level keys), a safetensors file (its metadata), or a folder (its manifest.json).
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_tensors(path, "a safetensors file", only_metadata=True)[1]
+    return read_json(path / "manifest.json" if path.is_dir() else path)
+
+
+def kept(
+    path: str | Path,
+    wanted: Mapping[str, Any],
+    on_change: Literal["raise", "remake"] = "raise",
+    remedy: str = "Ask for the same, name another folder, or delete it to make it again.",
+) -> dict[str, Any] | None:
+    """Says whether the file at `path` was made from what is wanted now: the one check before a file is reused.
+
+    Args:
+        path: A JSON file, a safetensors file, or a folder with a manifest.json.
+        wanted: Facts that the file must record, by name. Compared as JSON, so a tuple equals a list.
+        on_change: "raise" refuses a file whose facts differ; "remake" treats it as absent.
+        remedy: Last sentence of the error.
+
+    Returns:
+        All facts that the file records; None if there is no file, or it differs and is to be made again.
+
+    Raises:
+        ValueError: If the file differs, with "raise"; the message names each fact, its value and the one wanted.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    found = facts_of(path)
+    differ = differences(found, wanted)
+    if not differ:
+        return found
+    if on_change == "remake":
+        return None
+    raise ValueError(f"{path} was made from something else ({'; '.join(differ)}). {remedy}")
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Lists the facts in which `found` differs from `wanted`, each as a phrase with both values."""
+    as_json = json.loads(json.dumps(dict(wanted)))
+    # As strings too: numbers in a safetensors file's metadata are read as strings.
+    differ = [name for name, x in as_json.items() if found.get(name) != x and str(found.get(name)) != str(x)]
+    return [f"{name}: {found.get(name)!r}, wanted {as_json[name]!r}" for name in differ]
+
+
 # --- tensors ---
 
 
@@ -129,13 +184,16 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
     return Path(path)
 
 
-def load_tensors(path: str | Path, kind: str, needed: Sequence[str] = ()) -> tuple[dict[str, torch.Tensor], dict]:
+def load_tensors(
+    path: str | Path, kind: str, needed: Sequence[str] = (), only_metadata: bool = False
+) -> tuple[dict[str, torch.Tensor], dict]:
     """Reads a safetensors file.
 
     Args:
         path: The file.
         kind: What it should be, for the error ("a neuron set").
         needed: Names of tensors that must be there.
+        only_metadata: Whether to leave the tensors unread.
 
     Returns:
         `(tensors, metadata)`; metadata values that are JSON are decoded.
@@ -148,7 +206,8 @@ def load_tensors(path: str | Path, kind: str, needed: Sequence[str] = ()) -> tup
         raise FileNotFoundError(f"There is no {path} ({kind}).")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = () if only_metadata else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             strings = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not {kind}, or is damaged: {error}.") from error

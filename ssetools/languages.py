@@ -132,6 +132,15 @@ PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
 """The languages that are profiled by default."""
 
 
+UNSPACED_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"})
+"""Scripts that write no spaces between words; two characters are counted as one word."""
+
+
+def num_words(text: str, script: str) -> int:
+    """Counts the words of a text; in scripts without spaces, two characters are one word."""
+    return len(text) // 2 if script in UNSPACED_SCRIPTS else len(text.split())
+
+
 def get_language(code: str) -> Language:
     """Looks a language up by its code.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssetools.models import int8_scales
+from ssetools.models import device_of, int8_scales
 
 IGNORED = -100
 """Label of a token that no loss is taken on, as everywhere in transformers."""
@@ -200,7 +200,7 @@ def check_head(model: nn.Module) -> None:
     """Compares `Head` with the model's own logits, once per model: a head we do not know must not pass."""
     if model in _CHECKED:
         return
-    ids = torch.arange(3, 7, device=model.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(3, 7, device=device_of(model))[None]
     with torch.no_grad():
         hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
         head = Head(model)  # after the body has run: it gathers a sharded head

@@ -118,6 +118,11 @@ def int8_scales(module: nn.Module) -> torch.Tensor:
     return module.weight.SCB if module.weight.SCB is not None else module.state.SCB
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the device that takes a model's token ids."""
+    return model.get_input_embeddings().weight.device
+
+
 def num_parameters(model: nn.Module) -> int:
     """Counts the model's weights, whether stored in 8 bits or more; tied ones once."""
     return sum(p.numel() for p in model.parameters())

@@ -10,8 +10,9 @@ from torch import nn
 
 from ssetools.files import load_tensors, save_tensors
 from ssetools.loss import Head, SoftmaxSums, body_of
-from ssetools.models import evaluation_mode, model_source
+from ssetools.models import device_of, evaluation_mode, model_source
 from ssetools.text.sources import load_texts
+from ssetools.text.windows import bos_ids
 from ssetools.training.adapter import Adapter
 
 _PROMPT_TOKENS = 12
@@ -53,7 +54,7 @@ def sample_from_base(
         found, facts = load_tensors(path, "samples from the base")
         if facts.get("settings") == wanted:
             return {lang: found[lang] for lang in languages}
-    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    opening = bos_ids(tokenizer)
     prompts = []
     for lang in languages:
         texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
@@ -61,7 +62,7 @@ def sample_from_base(
             raise ValueError(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
         for text in texts:
             prompts.append(opening + tokenizer(text, add_special_tokens=False)["input_ids"][:_PROMPT_TOKENS])
-    drawn = _draw(model, torch.tensor(prompts, device=model.get_input_embeddings().weight.device), tokens, seed)
+    drawn = _draw(model, torch.tensor(prompts, device=device_of(model)), tokens, seed)
     by_language = dict(zip(languages, drawn.cpu().split(samples), strict=True))
     if path:
         save_tensors(path, by_language, {"settings": wanted})
@@ -109,7 +110,7 @@ def token_divergence(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         FloatTensor [batch, window - 1], in nats.
     """
     adapter = Adapter.attached_to(model)
-    ids = input_ids.to(model.get_input_embeddings().weight.device)
+    ids = input_ids.to(device_of(model))
     with evaluation_mode(model), torch.no_grad():
         after, head = body_of(model)(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1), Head(model)
         with adapter.switched_off():

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ssetools.models import evaluation_mode
+from ssetools.models import device_of, evaluation_mode
 from ssetools.neurons.sets import NeuronSets, amplified
 from ssetools.text.sources import load_texts
+from ssetools.text.windows import bos_ids
 
 NEUTRAL_PROMPTS = ("1.", "-", "2 + 2 =", "The")
 """Openings that ask for no language, and one that asks for English."""
@@ -133,8 +134,8 @@ def sample_continuations(
     Returns:
         For each prompt its continuations, without the prompt.
     """
-    device = model.get_input_embeddings().weight.device
-    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    device = device_of(model)
+    opening = bos_ids(tokenizer)
     encoded = [opening + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     longest = max(len(ids) for ids in encoded)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

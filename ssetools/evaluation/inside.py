@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from ssetools.evaluation.perplexity import score_texts
 from ssetools.files import model_dir
 from ssetools.loss import body_of
-from ssetools.models import evaluation_mode, int8_scales
+from ssetools.models import device_of, evaluation_mode, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets, deactivated
 from ssetools.text.sources import SPLITS, load_parallel, load_texts
+from ssetools.text.windows import bos_ids
 from ssetools.training.adapter import Adapter
 from ssetools.training.methods import WholeWeights
 from ssetools.training.subnetwork import Subnetwork
@@ -158,8 +159,8 @@ def mean_hidden_states(model: nn.Module, tokenizer, texts: Sequence[str], max_to
     Raises:
         ValueError: If a text is empty.
     """
-    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    device = model.get_input_embeddings().weight.device
+    opening = bos_ids(tokenizer)
+    device = device_of(model)
     means = []
     with evaluation_mode(model), torch.no_grad():
         for text in texts:

@@ -11,8 +11,8 @@ from torch import nn
 
 from ssetools.evaluation.intervals import interval
 from ssetools.loss import token_losses
-from ssetools.models import evaluation_mode
-from ssetools.text.windows import pack_tokens
+from ssetools.models import device_of, evaluation_mode
+from ssetools.text.windows import bos_ids, pack_tokens
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def score_texts(
         raise TypeError("texts is a list of documents; for a single one give [text].")
     kept, seen = _within_budget(list(texts), tokenizer, max_tokens)
     windows = pack_tokens(tokenizer, kept, window)
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     losses, tokens = [], []
     with evaluation_mode(model), torch.no_grad():
         full = [w for w in windows if len(w) == window]
@@ -169,8 +169,8 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
 
 def continue_text(model: nn.Module, tokenizer, prompt: str, new_tokens: int = 40) -> str:
     """Lets the model go on from `prompt`, taking the likeliest token each time; returns prompt and continuation."""
-    device = model.get_input_embeddings().weight.device
-    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    device = device_of(model)
+    opening = bos_ids(tokenizer)
     ids = opening + tokenizer(prompt, add_special_tokens=False)["input_ids"]
     inputs = torch.tensor([ids], device=device)
     with evaluation_mode(model), torch.no_grad():

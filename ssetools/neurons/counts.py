@@ -14,9 +14,9 @@ from torch import nn
 from ssetools import processes
 from ssetools.files import digest, load_tensors, save_tensors
 from ssetools.loss import body_of
-from ssetools.models import evaluation_mode, is_sharded, model_source
+from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.text.windows import pack_tokens
+from ssetools.text.windows import bos_ids, pack_tokens
 
 _SAVE_SECONDS = 10
 
@@ -134,7 +134,7 @@ def profile_languages(
     """
     blocks = find_ffn_blocks(model)
     packed = {lang: pack_tokens(tokenizer, documents, window) for lang, documents in texts.items()}
-    opening = 0 if tokenizer.bos_token_id is None else 1
+    opening = len(bos_ids(tokenizer))
     have = {lang: sum(len(w) - opening for w in windows) for lang, windows in packed.items()}
     budget = tokens_per_language or min(have.values())
     short = {lang: n for lang, n in have.items() if n < budget}
@@ -179,7 +179,7 @@ def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.T
         are not counted, which returns a LongTensor [layers, neurons]: positions on which the neuron fired.
     """
     blocks, body = find_ffn_blocks(model), body_of(model)
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     counts = torch.zeros(len(blocks), blocks[0].num_neurons, dtype=torch.long, device=device)
     shape, opening = (0, 0), 0
 

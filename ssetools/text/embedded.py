@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from ssetools.files import cache_dir, cached_folder, digest_of, manifest, write_json
-from ssetools.languages import Language
+from ssetools.languages import Language, num_words
 from ssetools.text.own import split_of
 
 _UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
@@ -157,7 +157,6 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
 
 CLEANING_VERSION = 1
 MIN_WORDS = 5
-_UNSPACED_SCRIPTS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
 _CHOICE = {"PLURAL": -1, "GENDER": 0, "GRAMMAR": -1}
 
 
@@ -190,15 +189,10 @@ def clean_messages(messages: dict[str, str], english: dict[str, str], language: 
         if language.code != "en" and message == english.get(key):
             continue
         text = plain_text(message)
-        if num_words(text, language) >= MIN_WORDS and text not in seen:
+        if num_words(text, language.script) >= MIN_WORDS and text not in seen:
             seen.add(text)
             kept[key] = text
     return kept
-
-
-def num_words(text: str, language: Language) -> int:
-    """Counts the words of a text; scripts without spaces count two characters as one."""
-    return len(text) // 2 if language.script in _UNSPACED_SCRIPTS else len(text.split())
 
 
 class _DeclarationParser(HTMLParser):

@@ -18,6 +18,11 @@ from ssetools.text.streams import Position, TextStream
 _PIECE = 200_000  # characters tokenised together: enough to keep the tokenizer busy, little enough to forget
 
 
+def bos_ids(tokenizer) -> list[int]:
+    """Returns what opens every window: the tokenizer's BOS, or nothing where it has none."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
 def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
     """Tokenises documents, each followed by a newline, without special tokens.
 
@@ -74,7 +79,7 @@ def pack_tokens(
     Raises:
         ValueError: If there is no text.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = bos_ids(tokenizer)
     step = window - len(bos)
     pieces, count = [], 0
     wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)

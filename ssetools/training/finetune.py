@@ -16,7 +16,7 @@ from torch import nn
 from ssetools import processes
 from ssetools.models import evaluation_mode
 from ssetools.text.streams import TextStream
-from ssetools.text.windows import PackedWindows, pack_in_memory, pack_stream, pack_tokens
+from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
 from ssetools.training.adapter import Adapter
 from ssetools.training.loop import Run, TrainingSettings
 from ssetools.training.methods import attach_method, check_method
@@ -157,7 +157,7 @@ def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSett
     else:
         windows = pack_in_memory(tokenizer, texts, settings.window)
     if not len(windows):
-        tokens = len(windows.tokens) + (tokenizer.bos_token_id is not None)
+        tokens = len(windows.tokens) + len(bos_ids(tokenizer))
         raise ValueError(
             f"The training text has {tokens} tokens, less than one window of {settings.window}: give more text, or a "
             "smaller window."

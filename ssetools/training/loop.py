@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ssetools import processes
 from ssetools.files import digest, whole_file
 from ssetools.loss import check_head, chunked_loss, token_losses
-from ssetools.models import evaluation_mode, is_sharded, model_source
+from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
 from ssetools.neurons.ffn import decoder_layers
 from ssetools.training.methods import METHODS
 from ssetools.training.subnetwork import Subnetwork
@@ -94,7 +94,7 @@ class Run:
         self.adapter, self.windows, self.validation, self.steps = adapter, windows, validation, steps
         self.settings, self.folder = settings, Path(run_dir) if run_dir else None
         model = adapter.model
-        self.device = model.get_input_embeddings().weight.device
+        self.device = device_of(model)
         with evaluation_mode(model):  # while no dropout is active
             check_head(model)
         torch.manual_seed(settings.seed)

@@ -12,9 +12,9 @@ from torch import nn
 
 from ssetools.files import read_json, write_json
 from ssetools.loss import token_losses
-from ssetools.models import evaluation_mode, model_source
+from ssetools.models import device_of, evaluation_mode, model_source
 from ssetools.neurons.sets import NeuronSets, deactivated
-from ssetools.text.windows import pack_tokens
+from ssetools.text.windows import bos_ids, pack_tokens
 from study.atlas.shards import atlas_texts
 
 WINDOWS = 6
@@ -119,7 +119,7 @@ def row_names(languages: Sequence[str]) -> list[str]:
 
 def _windows(tokenizer, texts: Sequence[str], count: int, tokens: int) -> torch.Tensor:
     """Returns windows spread evenly over a text, LongTensor [count, tokens + BOS]."""
-    opening = 0 if tokenizer.bos_token_id is None else 1
+    opening = len(bos_ids(tokenizer))
     full = [w for w in pack_tokens(tokenizer, texts, tokens + opening) if len(w) == tokens + opening]
     if len(full) < count:
         raise ValueError(f"The text has {len(full)} windows of {tokens} tokens, not {count}.")
@@ -127,7 +127,7 @@ def _windows(tokenizer, texts: Sequence[str], count: int, tokens: int) -> torch.
 
 
 def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     with evaluation_mode(model), torch.no_grad():
         return torch.cat([token_losses(model, batch.to(device)).float().cpu() for batch in windows.split(_BATCH)])
 

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.files import model_dir, provenance, write_json
-from ssetools.languages import CONTRAST_LANGUAGES, LANGUAGES, TARGET_LANGUAGES, get_language, languages_in
+from ssetools.languages import (
+    CONTRAST_LANGUAGES,
+    LANGUAGES,
+    TARGET_LANGUAGES,
+    UNSPACED_SCRIPTS,
+    get_language,
+    languages_in,
+)
 from ssetools.loss import body_of
 from ssetools.models import load_model
 from ssetools.neurons.selection import select_neurons
@@ -28,7 +35,6 @@ from study.atlas import statistics as atlas_statistics
 from study.atlas.shards import SHARDS, TOP_RATES, interface_messages, load_shards, profile_atlas
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results" / "atlas"
-_SPACELESS = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"}
 _MANY_MESSAGES, _LONG_MESSAGES = 1500, 150
 _DEACTIVATED = 32
 _MORE_SHARDS = 64
@@ -178,7 +184,9 @@ class Work:
                 "nearest": {self.languages[j]: round(1 - float(table[i, j]), 3) for j in near},
                 "map": [round(float(x), 4) for x in places[i]],
                 "tokens_per_byte": round(one["tokens"] / one["bytes"], 4),
-                "tokens_per_word": None if language.script in _SPACELESS else round(one["tokens"] / one["words"], 3),
+                "tokens_per_word": None
+                if language.script in UNSPACED_SCRIPTS
+                else round(one["tokens"] / one["words"], 3),
                 "nats_per_token": one["nats"],
                 "bits_per_byte": round(one["nats"] * one["tokens"] / one["bytes"] / math.log(2), 4),
                 "wikipedia_articles": language.wikipedia_articles,

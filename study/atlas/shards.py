@@ -23,7 +23,7 @@ from ssetools.neurons.counts import ActivationProfile, counting
 from ssetools.text import embedded
 from ssetools.text import embedded as wikitext
 from ssetools.text.sources import SPLITS, load_texts
-from ssetools.text.windows import pack_tokens
+from ssetools.text.windows import bos_ids, pack_tokens
 
 SHARDS = 8
 SHARD_TOKENS = 200
@@ -141,7 +141,7 @@ def profile_atlas(
 
 
 def _shards(tokenizer, texts: Sequence[str], shards: int, shard_tokens: int, lang: str) -> list[torch.Tensor]:
-    opening = 0 if tokenizer.bos_token_id is None else 1
+    opening = len(bos_ids(tokenizer))
     full = [w for w in pack_tokens(tokenizer, texts, shard_tokens + opening) if len(w) == shard_tokens + opening]
     if len(full) < shards:
         raise ValueError(f"The text in {lang!r} has {len(full)} windows of {shard_tokens} tokens, not {shards}.")

@@ -299,7 +299,7 @@ def test_other_errors_are_not_swallowed(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not in list"):
         evaluate(model, tokenizer, "yo", [task])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "ssetools.evaluation.tasks.evaluate")
+    monkeypatch.delitem(sys.modules, "ssetools.evaluation.tasks.harness")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "ssetools\[tasks\]"'):
         evaluate(model, tokenizer, "yo", [task])
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ssetools.loss import Head, SoftmaxSums, body_of, check_head
 from ssetools.models import evaluation_mode
+from ssetools.text.windows import bos_ids
 
 # It warns of what is meant here (a model object, no chat template), at length and each time.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -36,7 +37,7 @@ class InMemoryLM(HFLM):
 
     def __init__(self, model: nn.Module, tokenizer, batch_size: int):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-        self.opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self.opening = bos_ids(tokenizer)
         self.cut = 0
 
     def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **_) -> list[int]:
