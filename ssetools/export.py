@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.errors import InvalidInput
 from ssetools.evaluation.perplexity import perplexity
 from ssetools.files import read_json, whole_file
 from ssetools.languages import get_language
@@ -37,7 +38,7 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
             card tells.
     """
     if form not in FORMATS:
-        raise ValueError(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
+        raise InvalidInput(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
     about = adapter_facts(run)
     _check_exportable(run, about)
     metrics_path = Path(run) / "metrics.json"
@@ -59,10 +60,10 @@ def export_run(run: str | Path, output: str | Path, model: str, form: str = "pef
 def _check_exportable(run: str | Path, about: Mapping) -> None:
     if about["format"] != Subnetwork.format:
         remedy = "PEFT loads the folder as it is" if about["format"] == "peft" else "it is the model's own weights"
-        raise ValueError(f"{run} holds a {about['format']!r} adapter, and only subnetworks are exported: {remedy}.")
+        raise InvalidInput(f"{run} holds a {about['format']!r} adapter, and only subnetworks are exported: {remedy}.")
     lacking = [name for name in _TOLD if about.get(name) is None]
     if lacking:
-        raise ValueError(
+        raise InvalidInput(
             f"{run}/adapter.json lacks {', '.join(lacking)}, which the card tells: give them to finetune in facts=, or "
             "use `ssetools finetune`."
         )

@@ -22,6 +22,8 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from ssetools.errors import InvalidInput
+
 
 def cache_dir() -> Path:
     """Returns the folder of downloaded models and texts: `$SSETOOLS_HOME`, else the user's cache folder."""
@@ -107,7 +109,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete it to make it again.") from error
+        raise InvalidInput(f"{path} is not JSON ({error}): delete it to make it again.") from error
 
 
 def write_json(path: str | Path, data: Any) -> Path:
@@ -161,7 +163,7 @@ def kept(
         return found
     if on_change == "remake":
         return None
-    raise ValueError(f"{path} was made from something else ({'; '.join(differ)}). {remedy}")
+    raise InvalidInput(f"{path} was made from something else ({'; '.join(differ)}). {remedy}")
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -210,10 +212,10 @@ def load_tensors(
             tensors = {name: file.get_tensor(name) for name in names}
             strings = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not {kind}, or is damaged: {error}.") from error
+        raise InvalidInput(f"{path} is not {kind}, or is damaged: {error}.") from error
     missing = [name for name in needed if name not in tensors]
     if missing:
-        raise ValueError(f"{path} is not {kind}: it has no {missing}.")
+        raise InvalidInput(f"{path} is not {kind}: it has no {missing}.")
     return tensors, {key: _decoded(value) for key, value in strings.items()}
 
 

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ssetools.errors import InvalidInput
+
 _DATA = Path(__file__).parent / "data" / "languages.json"
 
 # Corpora name a language either by its own short code or as ISO 639-3 plus script ("mlt_Latn").
@@ -159,7 +161,7 @@ def get_language(code: str) -> Language:
     known = {name.lower(): x.code for x in LANGUAGES for name in (x.code, x.iso639_3, x.name, x.own_name)}
     near = dict.fromkeys(known[n] for n in difflib.get_close_matches(asked, known, n=3, cutoff=0.5))
     hint = " Did you mean " + " or ".join(f"{c!r} ({_BY_CODE[c].name})" for c in near) + "?" if near else ""
-    raise ValueError(
+    raise InvalidInput(
         f"Unknown language {code!r}.{hint} Known codes: {' '.join(x.code for x in _BY_HAND)}, and "
         f"{len(LANGUAGES) - len(_BY_HAND)} more that `ssetools languages` lists."
     )

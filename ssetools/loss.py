@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.errors import InvalidInput
 from ssetools.models import device_of, int8_scales
 
 IGNORED = -100
@@ -141,7 +142,7 @@ def chunked_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor
     if (labels == IGNORED).any():
         hidden, labels = hidden[labels != IGNORED], labels[labels != IGNORED]
     if not len(labels):
-        raise ValueError("No token is labelled, so there is no loss to take.")
+        raise InvalidInput("No token is labelled, so there is no loss to take.")
     head = Head(model)
     return _BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head)
 
@@ -210,7 +211,7 @@ def check_head(model: nn.Module) -> None:
     allowed = 1e-4 if head.weight.dtype == torch.float32 else 2e-2
     differ = ((ours - theirs).norm() / theirs.norm()).item()
     if not differ < allowed:
-        raise ValueError(
+        raise InvalidInput(
             f"{type(model).__name__} changes its logits after the head in a way that ssetools does not know "
             f"(relative difference {differ:.3g}). Please open an issue naming the model."
         )

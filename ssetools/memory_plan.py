@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ssetools.errors import InvalidInput
 from ssetools.loss import _BLOCK_BYTES, Head, _BlockwiseLoss, body_of
 from ssetools.models import as_dtype, choose_dtype
 from ssetools.neurons.ffn import find_ffn_blocks
@@ -144,9 +145,9 @@ def plan_memory(
     settings = TrainingSettings(**settings)
     check_optimizer(settings.optimizer)
     if load_in_8bit and not METHODS[method].on_8bit:
-        raise ValueError(f"Method {method!r} trains the weights themselves: plan it with load_in_8bit=False.")
+        raise InvalidInput(f"Method {method!r} trains the weights themselves: plan it with load_in_8bit=False.")
     if METHODS[method].needs_neurons and neurons is None:
-        raise ValueError(f"Method {method!r} needs neurons: their number, or their ids for each layer.")
+        raise InvalidInput(f"Method {method!r} needs neurons: their number, or their ids for each layer.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = config_of(model)
     if dtype is None:
@@ -202,7 +203,7 @@ def config_of(model: str):
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InvalidInput(
             f"There is no configuration for {model!r}: use {', '.join(KNOWN_MODELS)}, a local transformers folder, or "
             "the id of a hub model that can be reached."
         ) from error
@@ -214,7 +215,7 @@ def _spread(model, neurons):
     blocks = find_ffn_blocks(model)
     most = sum(block.num_neurons for block in blocks)
     if not 0 < neurons <= most:
-        raise ValueError(f"{neurons} neurons cannot be trained: this model has {most:,}.")
+        raise InvalidInput(f"{neurons} neurons cannot be trained: this model has {most:,}.")
     share, more = divmod(neurons, len(blocks))
     return [torch.arange(share + (layer < more)) for layer in range(len(blocks))]
 

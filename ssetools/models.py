@@ -15,6 +15,7 @@ from torch import nn
 
 from ssetools import processes
 from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
+from ssetools.errors import InvalidInput
 from ssetools.text.hub import hub_reachable, quiet_transformers
 
 # One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them. And, on CPUs
@@ -58,7 +59,7 @@ def load_model(
     else:
         folder = name
     if not Path(folder).is_dir() and not _on_hub(folder):
-        raise ValueError(
+        raise InvalidInput(
             f"Unknown model {name!r}: use {EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
@@ -73,10 +74,10 @@ def load_model(
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"Model {name!r} cannot be loaded: {_opening(error)}") from error
+            raise InvalidInput(f"Model {name!r} cannot be loaded: {_opening(error)}") from error
     _check_one_device(name, model)
     if load_in_8bit and not has_8bit_layers(model):
-        raise ValueError(
+        raise InvalidInput(
             f"bitsandbytes converts no layer of {name!r} ({config.model_type}) to 8-bit, because the model uses a linear "
             "class of its own. Load it with load_in_8bit=False."
         )
@@ -203,7 +204,7 @@ def _check_one_device(name: str, model: nn.Module) -> None:
     """Refuses what deltas cannot lie beside: offloaded layers have no memory, and other devices are not asked."""
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
-        raise ValueError(
+        raise InvalidInput(
             f"Model {name!r} does not lie on one device but on {', '.join(devices)} (meta: offloaded). Name one device "
             'that holds it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
         )
@@ -217,7 +218,7 @@ def _opening(error: Exception) -> str:
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
+        raise InvalidInput(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
     return found
 
 

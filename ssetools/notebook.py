@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ssetools.errors import InvalidInput
 from ssetools.languages import get_language
 from ssetools.training.methods import check_method
 
@@ -32,7 +33,7 @@ def check_parameters(namespace: Mapping[str, Any], **parameters: Any) -> None:
             continue
         near = difflib.get_close_matches(name, parameters, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(parameters)}.")
+        raise InvalidInput(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(parameters)}.")
     if "lang" in parameters:
         get_language(parameters["lang"])
     for code in str(parameters.get("languages", "")).split():
@@ -40,4 +41,4 @@ def check_parameters(namespace: Mapping[str, Any], **parameters: Any) -> None:
     check_method(parameters.get("method", "lape"))
     for name, value in parameters.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-            raise ValueError(f"{name} cannot be negative; got {value}.")
+            raise InvalidInput(f"{name} cannot be negative; got {value}.")

@@ -17,6 +17,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ssetools.errors import InvalidInput
 from ssetools.languages import get_language
 from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.selection import lape_entropy
@@ -42,7 +43,7 @@ def theme(name: str) -> Iterator[None]:
     """Draws figures for a light or a dark page for the length of a `with` block; "light" is the default."""
     global _theme
     if name not in _THEMES:
-        raise ValueError(f"Unknown theme {name!r}: use one of {', '.join(_THEMES)}.")
+        raise InvalidInput(f"Unknown theme {name!r}: use one of {', '.join(_THEMES)}.")
     before, _theme = _theme, name
     try:
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas
 import torch
 
+from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import MIN_UNITS, interval
 from ssetools.evaluation.tasks.evaluate import evaluate
 from ssetools.evaluation.tasks.questions import OFFLINE_TASKS
@@ -118,7 +119,9 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
         if "unavailable" in one or "unavailable" in other:
             continue
         if one["digest"] != other["digest"]:
-            raise ValueError(f"{name} was asked with other questions or prompts before and after: they do not compare.")
+            raise InvalidInput(
+                f"{name} was asked with other questions or prompts before and after: they do not compare."
+            )
         if "hypotheses" in one:
             scores = compare_translations(one["hypotheses"], other["hypotheses"], one["references"], one["target"])
             if len(one["hypotheses"]) < MIN_UNITS:  # resampling so few texts calls chance significant

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ssetools import processes
+from ssetools.errors import InvalidInput
 from ssetools.files import model_dir, provenance, run_dir
 from ssetools.languages import PROFILED_LANGUAGES
 from ssetools.models import model_precision, model_source, num_parameters, other_model
@@ -69,7 +70,7 @@ def get_profile(
         if differs := other_model(profile.metadata, model):
             differ.insert(0, differs)
         if differ:
-            raise ValueError(
+            raise InvalidInput(
                 f"{path} was made for something else ({'; '.join(differ)}). Ask for the same, name another folder of runs, "
                 "or delete the file to profile again."
             )
@@ -109,7 +110,7 @@ def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -
     if not METHODS[method].needs_neurons:
         return None
     if lang in neurons and neurons.count(lang) == 0:
-        raise ValueError(
+        raise InvalidInput(
             f"No neuron is selected for {lang!r} at top_rate {neurons.metadata.get('top_rate')}: raise it."
         )
     if method.startswith("random"):
@@ -150,19 +151,19 @@ def get_run(
         found = {**about["settings"], "source": about.get("source"), "top_rate": about.get("top_rate")}
         differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
         if differ:
-            raise ValueError(
+            raise InvalidInput(
                 f"{folder} holds a run with other settings ({'; '.join(differ)}). Ask for the settings it was trained with "
                 "(`--source`, `--max-tokens` and so on), name another seed or folder of runs, or delete it to train again."
             )
         if None not in (digest, about.get("text")) and about["text"] != digest:
-            raise ValueError(
+            raise InvalidInput(
                 f"{folder} holds a run that was trained before the text of {plan.train!r} changed. Name another seed or "
                 "folder of runs, or delete it to train again."
             )
         adapter = load_adapter(folder, model)
         if isinstance(adapter, Subnetwork) and not all(map(torch.equal, adapter.neurons, chosen)):
             adapter.detach()
-            raise ValueError(
+            raise InvalidInput(
                 f"{folder} holds a run of other neurons of {lang!r}: the profile or the selection was made anew since. Name "
                 "another seed or folder of runs, or delete it to train again."
             )

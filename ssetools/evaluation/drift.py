@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, save_tensors
 from ssetools.loss import Head, SoftmaxSums, body_of
 from ssetools.models import device_of, evaluation_mode, model_source
@@ -59,7 +60,7 @@ def sample_from_base(
     for lang in languages:
         texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
         if len(texts) < samples:
-            raise ValueError(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
+            raise InvalidInput(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
         for text in texts:
             prompts.append(opening + tokenizer(text, add_special_tokens=False)["input_ids"][:_PROMPT_TOKENS])
     drawn = _draw(model, torch.tensor(prompts, device=device_of(model)), tokens, seed)

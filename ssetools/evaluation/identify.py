@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.models import device_of, evaluation_mode
 from ssetools.neurons.sets import NeuronSets, amplified
 from ssetools.text.sources import load_texts
@@ -175,7 +176,7 @@ def can_identify(lang: str) -> bool:
 def _check_known(lang: str) -> None:
     known = _identifier().labels
     if not can_identify(lang):
-        raise ValueError(f"The language identifier does not know {lang!r}; it knows {' '.join(known)}.")
+        raise InvalidInput(f"The language identifier does not know {lang!r}; it knows {' '.join(known)}.")
 
 
 def identified_most(effect, neurons: str, most: int = 4):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.errors import InvalidInput
 from ssetools.evaluation.perplexity import score_texts
 from ssetools.files import model_dir
 from ssetools.loss import body_of
@@ -70,7 +71,7 @@ class Alignment:
 
         if base is not None and base.matched.shape != self.matched.shape:
             shapes = f"{list(base.matched.shape)} and {list(self.matched.shape)}"
-            raise ValueError(f"These alignments do not compare: their [layers + 1, pairs] are {shapes}.")
+            raise InvalidInput(f"These alignments do not compare: their [layers + 1, pairs] are {shapes}.")
         pairs = self.matched.shape[1]
         picks = torch.randint(pairs, (_RESAMPLES, pairs), generator=torch.Generator().manual_seed(seed))
         rows = []
@@ -114,7 +115,7 @@ def alignment(
         ValueError: If the languages are the same, or share fewer than two passages.
     """
     if lang == other:
-        raise ValueError(f"Alignment needs two languages; got {lang!r} twice.")
+        raise InvalidInput(f"Alignment needs two languages; got {lang!r} twice.")
     passages: dict[str, list[str]] = {lang: [], other: []}
     for split in splits:
         for code, texts in load_parallel(source, [lang, other], split).items():
@@ -129,7 +130,7 @@ def align_passages(
 ) -> Alignment:
     """Does the work of `alignment` for passages of your own: `first[i]` says the same as `second[i]`."""
     if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"Alignment needs two or more pairs of passages; got {len(first)} and {len(second)}.")
+        raise InvalidInput(f"Alignment needs two or more pairs of passages; got {len(first)} and {len(second)}.")
     a = F.normalize(mean_hidden_states(model, tokenizer, first, max_tokens), dim=-1)
     b = F.normalize(mean_hidden_states(model, tokenizer, second, max_tokens), dim=-1)
     cosines = a @ b.transpose(1, 2)  # [layers + 1, pairs of first, pairs of second]
@@ -166,7 +167,7 @@ def mean_hidden_states(model: nn.Module, tokenizer, texts: Sequence[str], max_to
         for text in texts:
             ids = opening + tokenizer(text, add_special_tokens=False)["input_ids"]
             if len(ids) == len(opening):
-                raise ValueError("A passage is empty: there is nothing to average.")
+                raise InvalidInput("A passage is empty: there is nothing to average.")
             row = torch.tensor([ids[:max_tokens]], device=device)
             states = body_of(model)(input_ids=row, use_cache=False, output_hidden_states=True).hidden_states
             means.append(torch.stack([state[0, len(opening) :].float().mean(0) for state in states]).cpu())
@@ -217,7 +218,7 @@ def weight_deltas(adapter: Adapter) -> Iterator[WeightDelta]:
                 touched = True
                 yield WeightDelta(layer, projection, every, delta)
     if not touched:
-        raise ValueError(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
+        raise InvalidInput(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
 
 
 def _change_of(adapter: Adapter, projection: Projection, every: torch.Tensor) -> torch.Tensor | None:

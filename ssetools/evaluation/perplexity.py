@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import interval
 from ssetools.loss import token_losses
 from ssetools.models import device_of, evaluation_mode
@@ -109,7 +110,7 @@ def _within_budget(texts: list[str], tokenizer, max_tokens: int | None) -> tuple
         kept.append(text)
         total += len(tokenizer(text + "\n", add_special_tokens=False)["input_ids"])
     if not kept:
-        raise ValueError("There is no text to score: every document is empty.")
+        raise InvalidInput("There is no text to score: every document is empty.")
     return kept, total
 
 
@@ -157,7 +158,7 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
         Fewer than `MIN_UNITS` windows are too few to resample, and the interval is None.
     """
     if before["window_tokens"] != after["window_tokens"]:
-        raise ValueError("These scores are of different texts: their windows differ.")
+        raise InvalidInput("These scores are of different texts: their windows differ.")
     tokens, ours, theirs = (
         torch.tensor(x, dtype=torch.float64)
         for x in (before["window_tokens"], after["window_losses"], before["window_losses"])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ssetools import processes
+from ssetools.errors import InvalidInput
 from ssetools.files import digest, load_tensors, save_tensors
 from ssetools.loss import body_of
 from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
@@ -41,15 +42,15 @@ class ActivationProfile:
         self.counts, self.tokens = torch.as_tensor(self.counts), torch.as_tensor(self.tokens)
         self.languages = list(self.languages)
         if self.counts.ndim != 3 or not len(self.counts) == len(self.tokens) == len(self.languages):
-            raise ValueError(
+            raise InvalidInput(
                 f"counts must be [languages, layers, neurons] with a token count for each language; got counts "
                 f"{list(self.counts.shape)}, tokens {list(self.tokens.shape)}, {len(self.languages)} languages."
             )
         if len(set(self.languages)) < len(self.languages):
-            raise ValueError(f"A profile names each language once; got {self.languages}.")
+            raise InvalidInput(f"A profile names each language once; got {self.languages}.")
         if (self.tokens <= 0).any():
             empty = [x for x, n in zip(self.languages, self.tokens.tolist(), strict=True) if n <= 0]
-            raise ValueError(f"No tokens were counted for {empty}.")
+            raise InvalidInput(f"No tokens were counted for {empty}.")
 
     def probabilities(self) -> torch.Tensor:
         """Returns activation probabilities, FloatTensor [languages, layers, neurons] in float32."""
@@ -63,7 +64,7 @@ class ActivationProfile:
         """
         missing = [language for language in languages if language not in self.languages]
         if missing:
-            raise ValueError(f"The profile has no {missing}; it has {self.languages}. Profile them too, and add.")
+            raise InvalidInput(f"The profile has no {missing}; it has {self.languages}. Profile them too, and add.")
         rows = [self.languages.index(language) for language in languages]
         return ActivationProfile(self.counts[rows], self.tokens[rows], list(languages), self.metadata)
 
@@ -71,10 +72,10 @@ class ActivationProfile:
         """Merges shards of the same languages, or joins different languages of the same model."""
         if self.counts.shape[1:] != other.counts.shape[1:]:
             shapes = f"{list(self.counts.shape[1:])} and {list(other.counts.shape[1:])}"
-            raise ValueError(f"These profiles are of different models: [layers, neurons] are {shapes}.")
+            raise InvalidInput(f"These profiles are of different models: [layers, neurons] are {shapes}.")
         for key in ("model", "revision"):
             if self.metadata.get(key) != other.metadata.get(key):
-                raise ValueError(
+                raise InvalidInput(
                     f"These profiles differ in {key}: {self.metadata.get(key)}, {other.metadata.get(key)}."
                 )
         if set(self.languages) == set(other.languages):
@@ -84,7 +85,7 @@ class ActivationProfile:
             )
         shared = [language for language in self.languages if language in other.languages]
         if shared:
-            raise ValueError(f"Profiles add when they have the same languages or none in common; both have {shared}.")
+            raise InvalidInput(f"Profiles add when they have the same languages or none in common; both have {shared}.")
         counts, tokens = torch.cat([self.counts, other.counts]), torch.cat([self.tokens, other.tokens])
         return ActivationProfile(counts, tokens, self.languages + other.languages, dict(self.metadata))
 
@@ -139,7 +140,7 @@ def profile_languages(
     budget = tokens_per_language or min(have.values())
     short = {lang: n for lang, n in have.items() if n < budget}
     if short:
-        raise ValueError(f"Too little text for {budget} tokens per language: {short}. Lower the budget or add text.")
+        raise InvalidInput(f"Too little text for {budget} tokens per language: {short}. Lower the budget or add text.")
     plans = {lang: _spread(windows, budget, opening) for lang, windows in packed.items()}
     plans = {lang: windows[processes.rank() :: processes.count()] for lang, windows in plans.items()}
     facts = {**model_source(model), "window": window, **(metadata or {})}

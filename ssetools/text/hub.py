@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import Language
 from ssetools.text.own import SPLITS, files_digest, split_of
 
@@ -23,10 +24,6 @@ HEAD = 2000
 """Documents at the head of a streamed corpus from which held-out text is taken."""
 
 _BATCH = 200
-
-
-class TextUnavailable(RuntimeError):
-    """A source that exists but cannot be reached from here; the message holds the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def hub_documents(name: str, folder: str, language: Language, split: str) -> dic
     corpus = corpus_of(name, folder, language)
     if corpus.streamed:
         if split == "train":
-            raise ValueError(
+            raise InvalidInput(
                 f"{corpus.title} has more training text than fits in memory: stream_texts({name!r}, "
                 f"{language.code!r}) reads it as it goes, load_texts(..., max_bytes=) loads a part of it."
             )
@@ -114,13 +111,13 @@ def hub_documents(name: str, folder: str, language: Language, split: str) -> dic
         head = _head(hub_shards(name, folder, language, split if own else "train"))
         return {key: text for key, text in head if own or split_of(key) == split}
     if split not in corpus.splits:
-        raise ValueError(
+        raise InvalidInput(
             f"{corpus.title} has no {split} text: it is for measuring ({', '.join(corpus.splits)}), not for training."
         )
     table = hub_table(name, folder, language, split)
     column = corpus.text or language.code_for(name)
     if column not in table.column_names:
-        raise ValueError(f"{corpus.title} has no text in {language.name} (there is no column {column!r}).")
+        raise InvalidInput(f"{corpus.title} has no text in {language.name} (there is no column {column!r}).")
     keys = table[corpus.key] if corpus.key else range(len(table))
     return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
 
@@ -236,7 +233,7 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 raise
     where = f"{folder} has no {files}" if folder else f"there is no {code}"
-    raise ValueError(f"{corpus.title} has no text in {language.name} ({where}).")
+    raise InvalidInput(f"{corpus.title} has no text in {language.name} ({where}).")
 
 
 @contextlib.contextmanager

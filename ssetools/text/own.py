@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssetools.errors import InvalidInput
 from ssetools.languages import LANGUAGES
 
 SPLITS = ("train", "validation", "test")
@@ -31,16 +32,16 @@ def own_files(path: Path, lang: str, split: str) -> tuple[list[Path], bool]:
     """
     if not path.is_dir():
         if path.suffix not in OWN_SUFFIXES:
-            raise ValueError(f"Cannot read {path}: text files end in {', '.join(OWN_SUFFIXES)}.")
+            raise InvalidInput(f"Cannot read {path}: text files end in {', '.join(OWN_SUFFIXES)}.")
         return [path], True
     others = sorted(x.name for x in path.iterdir() if x.is_dir() and x.name in _CODES)
     if (path / lang).is_dir():
         path = path / lang
     elif others:
-        raise ValueError(f"{path} has folders for {', '.join(others)}, and none for {lang}.")
+        raise InvalidInput(f"{path} has folders for {', '.join(others)}, and none for {lang}.")
     files = sorted(p for p in path.rglob("*") if p.suffix in OWN_SUFFIXES)
     if not files:
-        raise ValueError(f"The folder {path} holds no {', '.join(OWN_SUFFIXES)} file.")
+        raise InvalidInput(f"The folder {path} holds no {', '.join(OWN_SUFFIXES)} file.")
     splits = {p: _named_split(p, path) for p in files}
     if any(splits.values()):
         return [p for p in files if splits[p] == split], False
@@ -73,7 +74,7 @@ def own_documents(files: list[Path], split: str, by_hash: bool) -> Iterator[tupl
             if split_of(key) == split:
                 yield key, text
     if not seen:
-        raise ValueError(f"{files[0]} is empty: there is no text in it.")
+        raise InvalidInput(f"{files[0]} is empty: there is no text in it.")
 
 
 def split_of(key: str) -> str:
@@ -111,7 +112,7 @@ def _lines(path: Path) -> Iterator[str]:
             try:
                 line = raw.decode("utf-8-sig" if start == 0 else "utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(
+                raise InvalidInput(
                     f"{path} is not UTF-8 text (byte {start + error.start} is {raw[error.start]:#04x}). "
                     "Convert it, e.g. iconv -f LATIN1 -t UTF-8."
                 ) from error
@@ -153,7 +154,7 @@ def _json_lines(path: Path) -> Iterator[object]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+                raise InvalidInput(f"{path}, line {number} is not JSON: {error}.") from error
 
 
 def _table_rows(path: Path) -> Iterator[object]:
@@ -171,4 +172,4 @@ def _text_of(path: Path, row) -> str:
     for column in ("text", "content"):
         if isinstance(row, dict) and isinstance(row.get(column), str):
             return row[column]
-    raise ValueError(f"{path} has a row without a 'text' or 'content' column: {str(row)[:80]}.")
+    raise InvalidInput(f"{path} has a row without a 'text' or 'content' column: {str(row)[:80]}.")

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.files import digest_of, manifest
 from ssetools.languages import get_language
 from ssetools.text import embedded
 from ssetools.text.hub import HUB_CORPORA, held_out_documents, hub_documents, hub_revision, hub_shards
-from ssetools.text.hub import TextUnavailable as TextUnavailable
 from ssetools.text.own import OWN_SUFFIXES, SPLITS, own_documents, own_files
 
 SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
@@ -86,12 +86,12 @@ def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, li
 
 def _documents(source: str, lang: str, split: str) -> dict[str, str]:
     if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
+        raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     if not source:
-        raise ValueError(f"The source of the text is empty: name one of {', '.join(SOURCES)}, a file or a folder.")
+        raise InvalidInput(f"The source of the text is empty: name one of {', '.join(SOURCES)}, a file or a folder.")
     name, _, folder = source.partition(":")
     if folder and name in (*SOURCES, *STREAMED) and not Path(folder).is_dir():
-        raise ValueError(f"Source {source!r} names a folder that does not exist: {folder}.")
+        raise InvalidInput(f"Source {source!r} names a folder that does not exist: {folder}.")
     if name == "udhr":
         found = embedded.declaration_articles(get_language(lang), split, folder)
     elif name == "mediawiki":
@@ -102,12 +102,12 @@ def _documents(source: str, lang: str, split: str) -> dict[str, str]:
         files, by_hash = own_files(Path(source), lang, split)
         found = dict(own_documents(files, split, by_hash))
     else:
-        raise ValueError(
+        raise InvalidInput(
             f"Unknown source {source!r}: use {', '.join((*SOURCES, *STREAMED))} (or NAME:FOLDER for a local copy), or "
             f"the path of an existing file or folder of {', '.join(OWN_SUFFIXES)} text."
         )
     if not found:
-        raise ValueError(f"Source {source!r} has no {split} text for {lang!r}.")
+        raise InvalidInput(f"Source {source!r} has no {split} text for {lang!r}.")
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssetools.errors import InvalidInput
 from ssetools.languages import Language, get_language
 from ssetools.text.hub import HUB_CORPORA, document_key, held_out_documents, hub_revision, hub_shards
 from ssetools.text.own import files_digest, own_documents, own_files
@@ -48,7 +49,7 @@ class TextStream:
 
     def __init__(self, source: str, lang: str, avoid: Sequence[str], seed: int, buffer: int):
         if buffer < 1:
-            raise ValueError(f"The buffer holds {buffer} documents: it needs at least 1.")
+            raise InvalidInput(f"The buffer holds {buffer} documents: it needs at least 1.")
         self.source, self.lang, self.seed, self.buffer = source, lang, seed, buffer
         self._parts = [_open(part.strip(), lang) for part in source.split("+")]
         held_out = [text for part in self._parts for text in part.held_out]
@@ -153,14 +154,14 @@ def _open(part: str, lang: str) -> _Part:
     name, _, folder = part.partition(":")
     if name in HUB_CORPORA and HUB_CORPORA[name].streamed:
         if folder and not Path(folder).is_dir():
-            raise ValueError(f"Source {part!r} names a folder that does not exist: {folder}.")
+            raise InvalidInput(f"Source {part!r} names a folder that does not exist: {folder}.")
         held_out = held_out_documents(name, folder, language)
         shards = [_kept(shard, set(held_out)) for shard in hub_shards(name, folder, language)]
         return _Part(shards, hub_revision(name, folder, language), list(held_out.values()))
     if name not in HUB_CORPORA and Path(part).exists():
         files, by_hash = own_files(Path(part), lang, "train")
         if not files:
-            raise ValueError(f"Source {part!r} has no train text for {lang!r}.")
+            raise InvalidInput(f"Source {part!r} has no train text for {lang!r}.")
 
         def documents(skip: int) -> Iterator[str]:
             found = (text for _, text in own_documents(files, "train", by_hash))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ssetools.errors import InvalidInput
 from ssetools.files import cache_dir, write_json
 from ssetools.text.streams import Position, TextStream
 
@@ -37,7 +38,7 @@ def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
         ValueError: If there is no text.
     """
     if isinstance(texts, str):
-        raise ValueError("pack_tokens takes a list of documents, not one string.")
+        raise InvalidInput("pack_tokens takes a list of documents, not one string.")
     gathered: list[str] = []
     size = pieces = 0
     for text in texts:
@@ -50,7 +51,7 @@ def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
     if gathered:
         yield _encoded(tokenizer, gathered)
     elif not pieces:
-        raise ValueError("There is no text: every document is empty.")
+        raise InvalidInput("There is no text: every document is empty.")
 
 
 def _encoded(tokenizer, texts: list[str]) -> np.ndarray:
@@ -84,7 +85,7 @@ def pack_tokens(
     pieces, count = [], 0
     wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
     if wanted is not None and wanted < 1:
-        raise ValueError(f"max_tokens must leave room for a token besides BOS; got {max_tokens}.")
+        raise InvalidInput(f"max_tokens must leave room for a token besides BOS; got {max_tokens}.")
     for piece in encode_texts(tokenizer, texts):
         pieces.append(piece)
         count += len(piece)
@@ -205,7 +206,7 @@ def _write(tokenizer, stream, wanted, folder: Path, facts):
             if state["tokens"] == wanted:
                 break
     if not state["tokens"]:
-        raise ValueError(f"There is no training text in {stream.source} for {stream.lang!r}.")
+        raise InvalidInput(f"There is no training text in {stream.source} for {stream.lang!r}.")
     # about.json makes the folder whole, so it is there before the folder has its name.
     write_json(partial / "about.json", {**facts, **state})
     (partial / "state.json").unlink(missing_ok=True)

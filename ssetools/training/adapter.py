@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.files import read_json, write_json
 from ssetools.models import model_source, other_model
 
@@ -32,7 +33,7 @@ class Adapter(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         if model in _ATTACHED:
-            raise ValueError("This model already has an adapter attached: detach() it first.")
+            raise InvalidInput("This model already has an adapter attached: detach() it first.")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)
@@ -51,7 +52,7 @@ class Adapter(nn.Module):
             ValueError: If there is none.
         """
         if model not in _ATTACHED:
-            raise ValueError("No adapter is attached to this model: attach, load or finetune first.")
+            raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
         return _ATTACHED[model]
 
     @property
@@ -93,7 +94,7 @@ class Adapter(nn.Module):
 
     def _check_attached(self) -> None:
         if not self.attached:
-            raise ValueError("This adapter was taken off its model: load it again, or train it anew.")
+            raise InvalidInput("This adapter was taken off its model: load it again, or train it anew.")
 
     def save(self, folder: str | Path, **facts) -> Path:
         """Writes the trained numbers and `adapter.json` into `folder`.
@@ -119,9 +120,9 @@ class Adapter(nn.Module):
         """
         about = adapter_facts(folder)
         if about["format"] != cls.format:
-            raise ValueError(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
+            raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
         if differs := other_model(about["base"], model):
-            raise ValueError(f"The adapter in {folder} was trained for {differs}.")
+            raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
         return cls._read(Path(folder), model, about)
 
     # --- what the loop calls; most methods have nothing to do here ---

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.errors import InvalidInput, MissingPackage
 from ssetools.files import save_tensors, whole_file
 from ssetools.models import model_source
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
@@ -91,7 +92,7 @@ def lora_pairs(slices) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def _uniform_rank(ranks: Mapping[str, int]) -> int:
     widest = max(ranks, key=ranks.__getitem__)
     if ranks[widest] > UNIFORM_RANKS[-1]:
-        raise ValueError(
+        raise InvalidInput(
             f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and vLLM takes no rank above "
             f"{UNIFORM_RANKS[-1]} ({sum(rank > UNIFORM_RANKS[-1] for rank in ranks.values())} of {len(ranks)} modules "
             "need more). Export without a uniform rank (PEFT reads one for each module), merge into the "
@@ -139,13 +140,13 @@ def write_gguf_lora(
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('GGUF needs the package "gguf": pip install "ssetools[embedded]"') from error
+        raise MissingPackage('GGUF needs the package "gguf": pip install "ssetools[embedded]"') from error
 
     family = model.config.model_type
     name = _FAMILIES.get(family, family)
     known = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     if name not in known:
-        raise ValueError(f"llama.cpp has no model family {name!r} ({family}): export with --format peft or merged.")
+        raise InvalidInput(f"llama.cpp has no model family {name!r} ({family}): export with --format peft or merged.")
     names = gguf.get_tensor_name_map(known[name], len(find_ffn_blocks(model)))
     with whole_file(path) as scratch:
         writer = gguf.GGUFWriter(scratch, name)
@@ -155,7 +156,7 @@ def write_gguf_lora(
         for module, pair in lora_pairs(slices).items():
             tensor = names.get_name(module)
             if tensor is None:
-                raise ValueError(
+                raise InvalidInput(
                     f"llama.cpp has no name for {module} of {family}: export with --format peft or merged."
                 )
             for half, values in zip("ab", pair, strict=True):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssetools import processes
+from ssetools.errors import InvalidInput
 from ssetools.models import evaluation_mode
 from ssetools.text.streams import TextStream
 from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
@@ -81,7 +82,7 @@ def finetune(
 
     Raises:
         ValueError: For an unknown method, text shorter than one window, or a stopped run with other settings.
-        FloatingPointError: When the loss is not finite, with advice.
+        TrainingDiverged: When the loss is not finite, with advice.
     """
     check_method(method)
     settings = TrainingSettings(**settings).for_method(method)
@@ -158,7 +159,7 @@ def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSett
         windows = pack_in_memory(tokenizer, texts, settings.window)
     if not len(windows):
         tokens = len(windows.tokens) + len(bos_ids(tokenizer))
-        raise ValueError(
+        raise InvalidInput(
             f"The training text has {tokens} tokens, less than one window of {settings.window}: give more text, or a "
             "smaller window."
         )

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ssetools import processes
+from ssetools.errors import InvalidInput, TrainingDiverged
 from ssetools.files import digest, whole_file
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
@@ -73,7 +74,7 @@ class TrainingSettings:
         least |= {"window": 2, "validate_every": 1, "checkpoint_every": 1}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
+                raise InvalidInput(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
 
     def for_method(self, method: str) -> TrainingSettings:
         """Returns these settings with the learning rate that `method` has by default, unless one is given."""
@@ -170,7 +171,7 @@ class Run:
         if not math.isfinite(loss + norm):
             if self.folder:
                 self._checkpoint.unlink(missing_ok=True)
-            raise FloatingPointError(
+            raise TrainingDiverged(
                 f"The loss is {loss} at step {self.step + 1}, its gradient's norm {norm}. Lower the learning rate (now "
                 f"{settings.learning_rate:g}), or load the model with dtype='float32' (float16 overflows in some models)."
             )
@@ -239,7 +240,7 @@ class Run:
         if state["identity"] != self.identity:
             before, now = state["identity"], self.identity
             differ = [f"{k} {before.get(k)} (now {now.get(k)})" for k in before | now if before.get(k) != now.get(k)]
-            raise ValueError(
+            raise InvalidInput(
                 f"{self.folder} holds a stopped run with other settings: {', '.join(differ)}. Delete the folder to "
                 "start over, or ask for those settings to go on with it."
             )
@@ -308,7 +309,7 @@ def make_optimizer(
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     device = parameters[0].device.type
     if device not in ("cpu", "cuda", "xpu"):
-        raise ValueError(f"bitsandbytes has no 8-bit AdamW on {device}: use optimizer='adamw'.")
+        raise InvalidInput(f"bitsandbytes has no 8-bit AdamW on {device}: use optimizer='adamw'.")
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -317,7 +318,7 @@ def make_optimizer(
 def check_optimizer(name: str) -> None:
     """Raises a ValueError naming the valid optimisers unless `name` is one."""
     if name not in OPTIMIZERS:
-        raise ValueError(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
+        raise InvalidInput(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
 
 
 @contextlib.contextmanager

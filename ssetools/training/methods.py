@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, readable, save_tensors
 from ssetools.models import has_8bit_layers, is_sharded, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
@@ -68,7 +69,7 @@ def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor]
     """
     check_method(method)
     if METHODS[method].needs_neurons and neurons is None:
-        raise ValueError(f'Method {method!r} needs neurons=, such as neurons["yo"] of a NeuronSets.')
+        raise InvalidInput(f'Method {method!r} needs neurons=, such as neurons["yo"] of a NeuronSets.')
     if method == "ia3":
         return PeftAdapter.ia3(model)
     if method == "lora":
@@ -92,13 +93,13 @@ def load_adapter(folder: str | Path, model: nn.Module) -> Adapter:
     for kind in (Subnetwork, PeftAdapter, WholeWeights):
         if kind.format == form:
             return kind.load(folder, model)
-    raise ValueError(f"{folder} holds an adapter of unknown format {form!r}: was it made by a newer ssetools?")
+    raise InvalidInput(f"{folder} holds an adapter of unknown format {form!r}: was it made by a newer ssetools?")
 
 
 def check_method(method: str) -> None:
     """Raises a ValueError naming the valid methods unless `method` is one."""
     if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
+        raise InvalidInput(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
 
 
 # --- weights ---
@@ -116,12 +117,12 @@ class WholeWeights(Adapter):
     def __init__(self, model: nn.Module, only_ffn: bool):
         which = "ffn" if only_ffn else "full"
         if is_sharded(model):
-            raise ValueError(
+            raise InvalidInput(
                 f"Method {which!r} trains the weights themselves, and those of a sharded model are spread over processes, "
                 "which exchange only what is trained beside it: load the model whole."
             )
         if has_8bit_layers(model):
-            raise ValueError(
+            raise InvalidInput(
                 f"Method {which!r} trains the weights themselves, and int8 weights cannot be trained: load the model "
                 "with load_in_8bit=False."
             )
@@ -253,7 +254,9 @@ class PeftAdapter(Adapter):
 
         family = model.config.model_type
         if family not in KNOWN:
-            raise ValueError(f"PEFT knows no modules to scale with IA3 in {family!r} models; it knows {sorted(KNOWN)}.")
+            raise InvalidInput(
+                f"PEFT knows no modules to scale with IA3 in {family!r} models; it knows {sorted(KNOWN)}."
+            )
         return cls(model, IA3Config(task_type="CAUSAL_LM"))
 
     @property

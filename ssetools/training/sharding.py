@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssetools import processes
+from ssetools.errors import InvalidInput
 from ssetools.loss import body_of
 from ssetools.models import has_8bit_layers, load_model
 from ssetools.neurons.ffn import decoder_layers
@@ -68,13 +69,13 @@ def shard_model(model: nn.Module) -> nn.Module:
 
 def _check(in_8bit: bool) -> None:
     if in_8bit:
-        raise ValueError(
+        raise InvalidInput(
             "An 8-bit base cannot be sharded: bitsandbytes keeps the scales of an 8-bit layer beside its weight, outside "
             "of what FSDP splits and gathers. Load it in 16 bits (--16-bit), or, if it fits one device in 8 bits, leave "
             "sharding out: several processes share the text all the same."
         )
     if processes.count() == 1:
-        raise ValueError(
+        raise InvalidInput(
             "Sharding spreads a model over several processes, and there is one: start the command with "
             "`accelerate launch --num_processes N -m ssetools ...` (GPUs) or `torchrun --nproc_per_node N -m ssetools ...`."
         )

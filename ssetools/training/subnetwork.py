@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, save_tensors
 from ssetools.models import has_8bit_layers, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
@@ -94,7 +95,7 @@ class Subnetwork(Adapter):
         blocks = find_ffn_blocks(model)
         check_layers(neurons, blocks)
         if not any(len(ids) for ids in neurons):
-            raise ValueError("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
+            raise InvalidInput("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
         super().__init__(model)
         self.parts: list[Subnetwork] = []  # of a stack
         self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
@@ -136,7 +137,7 @@ class Subnetwork(Adapter):
         """
         self._check_attached()
         if has_8bit_layers(self.model):
-            raise ValueError(
+            raise InvalidInput(
                 f"Merged into int8 weights, these slices would miss what was trained by {self.int8_merge_error():.0%} of "
                 "its norm: int8 steps are coarse beside deltas. Load the base with load_in_8bit=False, "
                 "Subnetwork.load(folder, model), and merge there (`ssetools merge`)."
@@ -156,7 +157,7 @@ class Subnetwork(Adapter):
             ValueError: If the base is not 8-bit.
         """
         if not has_8bit_layers(self.model):
-            raise ValueError("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
+            raise InvalidInput("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
         missed = trained = 0.0
         with torch.no_grad():
             for piece in self.slices.values():
@@ -220,7 +221,7 @@ class Subnetwork(Adapter):
             ValueError: If there are not as many weights as folders, or an adapter does not fit the model.
         """
         if len(weights) != len(folders):
-            raise ValueError(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
+            raise InvalidInput(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
         parts = []
         for folder in folders:
             parts.append(cls.load(folder, model))
@@ -237,7 +238,7 @@ class Subnetwork(Adapter):
             ValueError: If this is no stack, or there are not as many weights as adapters.
         """
         if len(weights) != len(self.parts):
-            raise ValueError(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
+            raise InvalidInput(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
         with torch.no_grad():
             for piece in self.slices.values():
                 piece.delta.zero_()

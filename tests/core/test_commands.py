@@ -11,6 +11,7 @@ import pytest
 from made_up_study import LANGS, SETTINGS, trained
 
 from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
+from ssetools.errors import InvalidInput, MissingLanguage, MissingPackage, TextUnavailable, TrainingDiverged
 from ssetools.evaluation.metrics import get_metrics
 from ssetools.export import model_card, push_to_hub
 from ssetools.steps import get_run
@@ -52,7 +53,40 @@ def test_what_stops_a_command_is_no_traceback(study, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "_languages", stopped)
     assert cli.main(["languages"]) == 130
-    assert capsys.readouterr().err == "ssetools: stopped. The same command goes on from what is done.\n"
+    message = "ssetools: interrupted. The same command continues from the files that are finished.\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("error", [KeyError("weight"), RuntimeError("shape mismatch"), ValueError("too many values")])
+def test_an_error_that_no_user_can_fix_keeps_its_traceback(monkeypatch, capsys, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "_languages", fail)
+    with pytest.raises(type(error)) as caught:
+        cli.main(["languages"])
+    assert caught.value is error
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInput("The rate is 2."),
+        TextUnavailable("The rate is 2."),
+        MissingLanguage("The rate is 2."),
+        MissingPackage("The rate is 2."),
+        TrainingDiverged("The rate is 2."),
+        FileNotFoundError("The rate is 2."),
+    ],
+)
+def test_an_error_that_a_user_can_fix_is_one_sentence(monkeypatch, capsys, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "_languages", fail)
+    assert cli.main(["languages"]) == 2
+    assert capsys.readouterr().err == "ssetools: The rate is 2.\n"
 
 
 def test_a_reader_who_has_seen_enough_ends_the_command_in_silence():

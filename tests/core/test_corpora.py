@@ -6,12 +6,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ssetools.errors import TextUnavailable
 from ssetools.languages import get_language
 from ssetools.text import hub as hub_corpora
 from ssetools.text import sources as corpora
 from ssetools.text.embedded import clean_messages, plain_text
 from ssetools.text.own import split_of
-from ssetools.text.sources import TextUnavailable, load_parallel, load_texts
+from ssetools.text.sources import load_parallel, load_texts
 from ssetools.text.windows import pack_tokens
 
 

@@ -3,9 +3,10 @@
 import hub_layouts
 import pytest
 
+from ssetools.errors import TextUnavailable
 from ssetools.languages import get_language
 from ssetools.text import hub as hub_corpora
-from ssetools.text.hub import HUB_CORPORA, TextUnavailable, corpus_of, hub_reachable, hub_shards
+from ssetools.text.hub import HUB_CORPORA, corpus_of, hub_reachable, hub_shards
 from ssetools.text.sources import describe_source, load_parallel, load_texts, plan_texts
 
 DOCUMENTS = [f"oju ewe {i} ti a ko" for i in range(90)]

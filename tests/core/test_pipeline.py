@@ -13,6 +13,7 @@ import torch
 from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
+from ssetools.errors import TextUnavailable
 from ssetools.evaluation.inside import deactivation_matrix
 from ssetools.evaluation.metrics import get_metrics, summarise
 from ssetools.models import model_revision
@@ -212,7 +213,6 @@ def test_the_deactivation_matrix_is_what_switching_off_does(study, monkeypatch):
 
 def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
     def unreachable(source, lang, split):
-        from ssetools.text.sources import TextUnavailable
 
         raise TextUnavailable("no hub")
 

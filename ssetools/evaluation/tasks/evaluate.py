@@ -9,12 +9,13 @@ from importlib.metadata import version
 
 from torch import nn
 
+from ssetools.errors import InvalidInput, MissingPackage, TextUnavailable
 from ssetools.evaluation.tasks.questions import OFFLINE_TASKS, TASKS, parse_tasks, question_tasks
 from ssetools.evaluation.tasks.translation import score_translations, translation_tasks
 from ssetools.files import provenance
 from ssetools.languages import Language, get_language
 from ssetools.models import model_source
-from ssetools.text.hub import TextUnavailable, quiet_datasets, revision_of
+from ssetools.text.hub import quiet_datasets, revision_of
 from ssetools.text.sources import describe_source
 from ssetools.training.adapter import Adapter
 
@@ -72,13 +73,13 @@ def evaluate(
     for name, value in numbers.items():
         least = 0 if name == "shots" else 1
         if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} is a whole number from {least} on; got {value!r}.")
+            raise InvalidInput(f"{name} is a whole number from {least} on; got {value!r}.")
     try:
         import sacrebleu  # noqa: F401
 
         from ssetools.evaluation.tasks.harness import ask, in_memory
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
+        raise MissingPackage(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
     rows: dict[str, dict] = {}
     with in_memory(model, tokenizer, batch_size) as lm, quiet_datasets():
         for name, folder in wanted:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import Language
-from ssetools.text.hub import HUB_CORPORA, TextUnavailable, fresh, hub_reachable, hub_table, unavailable
+from ssetools.text.hub import HUB_CORPORA, fresh, hub_reachable, hub_table, unavailable
 from ssetools.text.sources import load_parallel
 
 _TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
@@ -96,12 +97,12 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     found = [(name, folder) for name, _, folder in (task.partition(":") for task in tasks)]
     for name, folder in found:
         if name not in TASKS:
-            raise ValueError(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
+            raise InvalidInput(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
         if folder and not Path(folder).is_dir():
-            raise ValueError(f"Task {name!r} names a folder that does not exist: {folder}.")
+            raise InvalidInput(f"Task {name!r} names a folder that does not exist: {folder}.")
     names = [name for name, _ in found]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"Each task is asked once, and at least one: got {' '.join(names) or 'none'}.")
+        raise InvalidInput(f"Each task is asked once, and at least one: got {' '.join(names) or 'none'}.")
     return found
 
 
@@ -257,7 +258,7 @@ def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict
         the passage: its questions are not independent of each other).
     """
     if len(pairs) < _OPTIONS:
-        raise ValueError(f"A question needs {_OPTIONS} passages to choose from; there are {len(pairs)}.")
+        raise InvalidInput(f"A question needs {_OPTIONS} passages to choose from; there are {len(pairs)}.")
     questions = []
     for turn in range(_ROUNDS):
         for place, pair in enumerate(pairs):

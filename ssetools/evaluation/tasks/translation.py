@@ -6,9 +6,9 @@ import json
 import random
 from collections.abc import Sequence
 
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.evaluation.tasks.questions import held_out_paragraphs
 from ssetools.languages import Language
-from ssetools.text.hub import TextUnavailable
 from ssetools.text.sources import load_parallel
 
 SHOTS = 4
@@ -76,7 +76,7 @@ def translation_tasks(
     shots = SHOTS if shots is None else shots
     short = [pair for pair in examples if len(pair["english"]) <= _LONGEST_EXAMPLE]
     if len(short) < shots:
-        raise ValueError(f"{name} has {len(short)} examples that are short enough; asked for {shots}.")
+        raise InvalidInput(f"{name} has {len(short)} examples that are short enough; asked for {shots}.")
     shown = random.Random(seed).sample(short, shots)
     tasks = {}
     for source, target in (("text", "english"), ("english", "text")):

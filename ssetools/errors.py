@@ -1,0 +1,33 @@
+"""Errors that a user can fix: the command line prints them as one sentence, every other error keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A parameter, a file, a text or the installation is wrong; the message says what, and what to do.
+
+    Raised as one of the classes below, each of which is also the built-in error that Python code would expect.
+    """
+
+
+class InvalidInput(UserError, ValueError):
+    """A parameter, a file or a model is not what it has to be."""
+
+
+class TextUnavailable(UserError, RuntimeError):
+    """A text exists but cannot be fetched from this machine; the message has the reason and the remedy."""
+
+
+class MissingLanguage(UserError, KeyError):
+    """A file has nothing for a language."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the quoted representation
+
+
+class MissingPackage(UserError, ModuleNotFoundError):
+    """An optional package is not installed; the message has the command that installs it."""
+
+
+class TrainingDiverged(UserError, FloatingPointError):
+    """The loss is no longer a finite number."""
