@@ -15,14 +15,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import safetensors.torch
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from ssetools.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cache_dir() -> Path:
@@ -179,6 +180,8 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
     """Writes tensors and metadata (strings as they are, anything else as JSON) to one safetensors file."""
+    import safetensors.torch
+
     strings = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in metadata.items()}
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as scratch:

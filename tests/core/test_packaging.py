@@ -1,5 +1,6 @@
 """What the project says of itself agrees: environments, address, public names, documentation."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -83,11 +84,92 @@ def test_a_clone_stays_small(tmp_path):
     assert 0 < megabytes < 60, f"{megabytes:.0f} MB: executed notebooks with smaller figures, or results elsewhere"
 
 
-def test_importing_the_package_leaves_out_what_only_tasks_and_figures_need():
-    """Importing lm-eval takes longer than everything else together."""
-    code = "import sys, ssetools; print(*sorted({'lm_eval', 'sacrebleu', 'pandas', 'matplotlib', 'study'} & set(sys.modules)))"
+PUBLIC_NAMES = [
+    "CONTRAST_LANGUAGES",
+    "METHODS",
+    "PAPER_LANGUAGES",
+    "TARGET_LANGUAGES",
+    "ActivationProfile",
+    "Alignment",
+    "FFNBlock",
+    "Language",
+    "MemoryPlan",
+    "NeuronSets",
+    "Subnetwork",
+    "TextStream",
+    "TrainingResult",
+    "TrainingSettings",
+    "alignment",
+    "amplified",
+    "cache_dir",
+    "compare_neurons",
+    "deactivated",
+    "drift",
+    "evaluate",
+    "find_ffn_blocks",
+    "finetune",
+    "get_language",
+    "lape_entropy",
+    "load_adapter",
+    "load_atlas",
+    "load_model",
+    "load_parallel",
+    "load_sharded",
+    "load_texts",
+    "pack_tokens",
+    "perplexity",
+    "plan_memory",
+    "profile_languages",
+    "run_dir",
+    "sample_from_base",
+    "score_languages",
+    "score_texts",
+    "select_neurons",
+    "stream_texts",
+    "weight_change",
+]
+
+
+def test_public_names_are_never_removed():
+    assert set(PUBLIC_NAMES) <= set(ssetools.__all__)
+    assert set(ssetools.__all__) <= set(dir(ssetools))
+    assert callable(ssetools.loss.chunked_loss), "a module of the package is imported when it is used"
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    tree = ast.parse(Path(ssetools.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module.removeprefix("ssetools.") for node in block.body for alias in node.names}
+    assert seen == ssetools._MODULE_OF
+    assert sorted(seen) == sorted(ssetools.__all__)
+    with pytest.raises(AttributeError, match="module 'ssetools' has no attribute 'load_modle'"):
+        ssetools.load_modle  # noqa: B018
+
+
+@pytest.mark.parametrize("command", ["import ssetools", "from ssetools import cli; cli.main(['--help'])"])
+def test_the_package_and_the_help_text_load_without_pytorch(command):
+    code = f"""
+import sys
+try:
+    {command}
+except SystemExit:
+    pass
+heavy = {{"torch", "transformers", "numpy", "lm_eval", "sacrebleu", "pandas", "matplotlib", "study"}}
+print("loaded:", *sorted(heavy & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == ""
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_importing_every_public_name_leaves_out_what_only_tasks_and_figures_need():
+    """Importing lm-eval takes longer than everything else together."""
+    code = """
+import sys
+from ssetools import *
+print("loaded:", *sorted({"lm_eval", "sacrebleu", "pandas", "matplotlib", "study"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "loaded:"
 
 
 @pytest.fixture(scope="session")
