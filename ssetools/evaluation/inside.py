@@ -206,7 +206,7 @@ def weight_deltas(adapter: Adapter) -> Iterator[WeightDelta]:
     if isinstance(adapter, Subnetwork):
         for name, piece in adapter.slices.items():
             layer = int(name.split("-")[0])
-            delta = piece.delta.detach().float().cpu()
+            delta = adapter.scale * piece.delta.detach().float().cpu()
             rows = delta.T if piece.projection.name == "down" else delta
             yield WeightDelta(layer, piece.projection, adapter.neurons[layer], rows)
         return

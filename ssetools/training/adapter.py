@@ -1,27 +1,28 @@
-"""What the training loop and the evaluation ask of anything that can be trained, whatever the method."""
+"""What all trained adapters have in common: scale, switching off, merging, saving and loading."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ssetools.errors import InvalidInput
 from ssetools.files import read_json, write_json
-from ssetools.models import model_source, other_model
+from ssetools.models import has_8bit_layers, model_source, other_model
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
 class Adapter(nn.Module):
-    """Trainable numbers attached to a frozen model, which can be switched off and taken off again.
+    """Trainable numbers attached to a frozen model, which can be scaled, switched off and taken off again.
 
-    `parameters()` are what the optimiser moves, in float32. A subclass provides `_attach`, `_switch`, `_write`,
-    `_read` and `_take_off`.
+    `parameters()` are what the optimiser moves, in float32. A subclass provides `_set_factor`, `_take_off`, `_merge`,
+    `_write` and `_read`.
 
     Attributes:
         attached: Whether the model still carries this adapter.
@@ -33,12 +34,13 @@ class Adapter(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         if model in _ATTACHED:
-            raise InvalidInput("This model already has an adapter attached: detach() it first.")
+            raise ValueError("This model already has an adapter attached: detach() it first.")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)
         self.attached = False
         self.active = True
+        self._scale = 1.0
 
     def _register(self) -> None:
         _ATTACHED[self.model] = self
@@ -52,7 +54,7 @@ class Adapter(nn.Module):
             ValueError: If there is none.
         """
         if model not in _ATTACHED:
-            raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
+            raise ValueError("No adapter is attached to this model: attach, load or finetune first.")
         return _ATTACHED[model]
 
     @property
@@ -65,6 +67,24 @@ class Adapter(nn.Module):
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def scale(self) -> float:
+        """The factor of the trained change: 1 as trained, 0 the base exactly.
+
+        Set it at any time after training. Between the two, each weight is interpolated between its pretrained and its
+        trained value (Wortsman et al., arXiv 2109.01903). Saved, merged and exported adapters carry it.
+
+        Raises:
+            ValueError: When set to a negative number, or to one that is not finite.
+        """
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._scale = check_scale(value)
+        if self.attached and self.active:
+            self._set_factor(self._scale)
+
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[nn.Module]:
         """Gives the base model, exactly, for the length of a `with` block.
@@ -73,16 +93,14 @@ class Adapter(nn.Module):
             ValueError: If the adapter was taken off the model.
         """
         self._check_attached()
-        if not self.active:  # within another such block
-            yield self.model
-            return
-        self._switch(False)
-        self.active = False
+        before, self.active = self.active, False
+        self._set_factor(0.0)
         try:
             yield self.model
         finally:
-            self._switch(True)
-            self.active = True
+            self.active = before
+            if self.attached and before:
+                self._set_factor(self.scale)
 
     def detach(self) -> nn.Module:
         """Takes the adapter off: the model is the base again, exactly. Returns the model."""
@@ -92,12 +110,31 @@ class Adapter(nn.Module):
             self.attached = False
         return self.model
 
+    def merge(self) -> nn.Module:
+        """Adds the trained change, times `scale`, to the weights of a 16- or 32-bit base and detaches.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: For an 8-bit base, or when the adapter is off the model, as after a merge.
+        """
+        self._check_attached()
+        if has_8bit_layers(self.model):
+            raise ValueError(
+                f"Merged into int8 weights, {self._lost_in_int8()}: int8 steps are coarse beside a trained change. Load the "
+                "base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
+            )
+        self._set_factor(self.scale)
+        self._merge()
+        return self.detach()
+
     def _check_attached(self) -> None:
         if not self.attached:
-            raise InvalidInput("This adapter was taken off its model: load it again, or train it anew.")
+            raise ValueError("This adapter was taken off its model: load it again, or train it again.")
 
-    def save(self, folder: str | Path, **facts) -> Path:
-        """Writes the trained numbers and `adapter.json` into `folder`.
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Writes the trained numbers, unscaled, and `adapter.json` with the scale into `folder`.
 
         Args:
             folder: Made if absent.
@@ -105,25 +142,27 @@ class Adapter(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"format": self.format, "parameters": self.num_parameters, **self._write(folder)}
+        about = {"format": self.format, "parameters": self.num_parameters, "scale": self.scale, **self._write(folder)}
         write_json(folder / "adapter.json", {**about, "base": model_source(self.model), **facts})
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Adapter:
-        """Attaches a saved adapter to `model`.
+        """Attaches a saved adapter to `model`, at the scale at which it was saved.
 
         Raises:
             FileNotFoundError: If `folder` holds no adapter.
-            ValueError: If the adapter is of another kind, or was trained for another model or revision. 8-bit or not
+            ValueError: If the adapter is of another format, or was trained for another model or revision. 8-bit or not
                 is free to differ where the method allows it.
         """
         about = adapter_facts(folder)
         if about["format"] != cls.format:
-            raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
+            raise ValueError(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
         if differs := other_model(about["base"], model):
-            raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
-        return cls._read(Path(folder), model, about)
+            raise ValueError(f"The adapter in {folder} was trained for {differs}.")
+        adapter = cls._read(Path(folder), model, about)
+        adapter.scale = about["scale"]
+        return adapter
 
     # --- what the loop calls; most methods have nothing to do here ---
 
@@ -140,11 +179,20 @@ class Adapter(nn.Module):
         """Returns what a weight of the model was before training: itself, unless the method trains it in place."""
         return weight
 
-    def _switch(self, on: bool) -> None:
+    # --- what a method provides ---
+
+    def _set_factor(self, factor: float) -> None:
+        """Makes the model the base plus `factor` times the trained change; at 0 exactly the base."""
         raise NotImplementedError
 
     def _take_off(self) -> None:
         raise NotImplementedError
+
+    def _merge(self) -> None:
+        raise NotImplementedError
+
+    def _lost_in_int8(self) -> str:
+        return "what was trained would be rounded"
 
     def _write(self, folder: Path) -> dict:
         raise NotImplementedError
@@ -155,7 +203,7 @@ class Adapter(nn.Module):
 
 
 def adapter_facts(folder: str | Path) -> dict:
-    """Reads `adapter.json`.
+    """Reads `adapter.json`; adapters that were saved without a scale have scale 1.
 
     Raises:
         FileNotFoundError: If `folder` holds no adapter.
@@ -163,7 +211,18 @@ def adapter_facts(folder: str | Path) -> dict:
     path = Path(folder) / "adapter.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter in {folder}: {path} does not exist.")
-    return read_json(path)
+    return {"scale": 1.0, **read_json(path)}
+
+
+def check_scale(value: float) -> float:
+    """Returns a scale as a float.
+
+    Raises:
+        ValueError: If it is negative, not finite or not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"scale is a number from 0 (the base) on, 1 as trained; got {value!r}.")
+    return float(value)
 
 
 def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.files import load_tensors, readable, save_tensors
+from ssetools.files import load_tensors, readable, save_tensors, whole_file
 from ssetools.models import has_8bit_layers, is_sharded, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.adapter import Adapter, adapter_facts, copy_into
@@ -153,8 +153,7 @@ class WholeWeights(Adapter):
                 weight.grad = None
 
     def publish(self):
-        for name, weight in self.pairs():
-            copy_into(weight, self.masters[name.replace(".", "-")])
+        self._set_factor(self.scale)
 
     def base_value(self, weight):
         return next((self._before[name] for name, mine in self.pairs() if mine is weight), weight)
@@ -164,15 +163,18 @@ class WholeWeights(Adapter):
         self.publish()
         return found
 
-    def _switch(self, on):
-        if on:
-            self.publish()
-            return
+    def _set_factor(self, factor):
         for name, weight in self.pairs():
-            copy_into(weight, self._before[name])
+            before, trained = self._before[name], self.masters[name.replace(".", "-")].detach()
+            # Not interpolated at the ends, where rounding could leave neither value exactly.
+            value = {0: before, 1: trained}.get(factor)
+            copy_into(weight, torch.lerp(before.float(), trained, factor) if value is None else value)
+
+    def _merge(self):
+        self._before = {name: weight.detach().clone() for name, weight in self.pairs()}
 
     def _take_off(self):
-        self._switch(False)
+        self._set_factor(0.0)
         for weight in self._weights.values():
             weight.requires_grad_(False)
             weight.grad = None
@@ -210,19 +212,18 @@ class PeftAdapter(Adapter):
 
     def __init__(self, model: nn.Module, config):
         from peft import get_peft_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
 
         super().__init__(model)
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers is about to rename
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
             self._wrapped = (get_peft_model(model, config),)
-        for module in self.wrapped.modules():  # float32 factors must not turn a bfloat16 model's states to float32
-            if isinstance(module, BaseTunerLayer):
-                module.register_forward_hook(lambda module, args, output: output.to(args[0].dtype))
+        for module in self._layers().values():  # float32 factors must not turn a bfloat16 model's states to float32
+            module.register_forward_hook(lambda module, args, output: output.to(args[0].dtype))
         trained = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
         self.numbers = nn.ParameterDict({name.replace(".", "-"): p for name, p in trained.items()})
         self._dropouts = [m for name, m in self.wrapped.named_modules() if "lora_dropout" in name]
         self._off = contextlib.ExitStack()
+        self._trained: dict[str, torch.Tensor] = {}  # IA3's factors as trained, while the model has them scaled
         self.dropout(False)
         self._register()
 
@@ -264,35 +265,77 @@ class PeftAdapter(Adapter):
         """The `peft.PeftModel` around the base."""
         return self._wrapped[0]
 
+    @property
+    def kind(self) -> str:
+        """PEFT's name of the method: "LORA" or "IA3"."""
+        return str(self.wrapped.peft_config["default"].peft_type.value)
+
     def dropout(self, active):
         for module in self._dropouts:
             module.train(active)
 
-    def _switch(self, on):
-        if on:
-            self._off.close()
-        else:
+    def _set_factor(self, factor):
+        self._off.close()
+        for module in self._layers().values():
+            if hasattr(module, "set_scale"):  # LoRA's
+                module.set_scale("default", factor)
+        if self.kind == "IA3":
+            self._trained = self._trained or {name: p.detach().clone() for name, p in self.numbers.items()}
+            for name, parameter in self.numbers.items():
+                copy_into(parameter, torch.lerp(torch.ones_like(parameter), self._trained[name], factor))
+            if factor == 1:
+                self._trained = {}
+        if factor == 0:
             self._off.enter_context(self.wrapped.disable_adapter())
+
+    def _layers(self):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return {path: m for path, m in self.model.named_modules() if isinstance(m, BaseTunerLayer)}
+
+    def _merge(self):
+        for module in self._layers().values():
+            module.merge()
 
     def _take_off(self):
         # Not PEFT's own unload: for IA3 on 8-bit layers it refuses, as if it were to merge.
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for path, module in list(self.model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                parent, _, name = path.rpartition(".")
-                setattr(self.model.get_submodule(parent), name, module.get_base_layer())
+        for path, module in self._layers().items():
+            parent, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, module.get_base_layer())
         del self.model.peft_config
         self.model.requires_grad_(False)
 
     def _write(self, folder):
         self._check_attached()  # PEFT would write a checkpoint without a tensor
+        self._set_factor(1.0)
+        self._checkpoint(folder)
+        self._set_factor(self.scale if self.active else 0.0)
+        return {"peft_type": self.kind}
+
+    def to_peft(self, folder: str | Path) -> Path:
+        """Writes a PEFT checkpoint of the same function, the scale included.
+
+        Raises:
+            ValueError: If the adapter was taken off its model.
+        """
+        self._check_attached()
+        with whole_file(folder) as scratch:
+            self._set_factor(self.scale)
+            self._checkpoint(scratch)
+            self._set_factor(self.scale if self.active else 0.0)
+            if self.kind == "LORA":  # whose scale is no tensor: it goes into one half of each pair
+                path = scratch / "adapter_model.safetensors"
+                tensors, facts = load_tensors(path, "a PEFT adapter")
+                scaled = {name: x * self.scale if ".lora_B." in name else x for name, x in tensors.items()}
+                save_tensors(path, scaled, facts)
+        return Path(folder)
+
+    def _checkpoint(self, folder):
         # By its name, not by the folder in which this machine keeps it; and without asking the hub for its vocabulary.
         self.wrapped.peft_config["default"].base_model_name_or_path = model_source(self.model)["model"]
         self.wrapped.save_pretrained(folder, save_embedding_layers=False)
         readable(folder)
         (folder / "README.md").unlink(missing_ok=True)
-        return {"peft_type": str(self.wrapped.peft_config["default"].peft_type.value)}
 
     @classmethod
     def _read(cls, folder, model, about):

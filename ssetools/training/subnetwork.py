@@ -37,16 +37,19 @@ class _Slice(nn.Module):
         shape = (hidden, len(neurons)) if projection.name == "down" else (len(neurons), hidden)
         self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
         self.register_buffer("columns", (neurons + projection.offset).to(device), persistent=False)
-        self.active = True
+        self.factor = 1.0
         self.handle = projection.module.register_forward_hook(self._add)
 
     def _add(self, module, args, output):
-        if not self.active:
+        if self.factor == 0:
             return None
-        x, delta = args[0], self.delta.to(args[0].dtype)
+        x, delta = args[0], self.scaled(self.factor).to(args[0].dtype)
         if self.projection.name == "down":
             return output + F.linear(_Taken.apply(x, self.columns), delta).to(output.dtype)
         return _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns)
+
+    def scaled(self, factor: float) -> torch.Tensor:
+        return self.delta if factor == 1 else self.delta * factor
 
 
 class _Added(torch.autograd.Function):
@@ -120,32 +123,21 @@ class Subnetwork(Adapter):
         """
         return cls(model, neurons)
 
-    def _switch(self, on):
+    def _set_factor(self, factor):
         for piece in self.slices.values():
-            piece.active = on
+            piece.factor = factor
 
     def _take_off(self):
         for piece in self.slices.values():
             piece.handle.remove()
 
-    def merge(self) -> nn.Module:
-        """Adds the deltas to a 16/32-bit base in place and detaches. Returns the model.
-
-        Raises:
-            ValueError: For an 8-bit base, with the share of this training that rounding to int8 would lose; or when the
-                adapter is off the model, as after a merge.
-        """
-        self._check_attached()
-        if has_8bit_layers(self.model):
-            raise InvalidInput(
-                f"Merged into int8 weights, these slices would miss what was trained by {self.int8_merge_error():.0%} of "
-                "its norm: int8 steps are coarse beside deltas. Load the base with load_in_8bit=False, "
-                "Subnetwork.load(folder, model), and merge there (`ssetools merge`)."
-            )
+    def _merge(self):
         with torch.no_grad():
             for name, piece in self.slices.items():
-                piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.delta)
-        return self.detach()
+                piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.scaled(self.scale))
+
+    def _lost_in_int8(self):
+        return f"these slices would miss what was trained by {self.int8_merge_error():.0%} of its norm"
 
     def int8_merge_error(self) -> float:
         """Measures what merging into the 8-bit base would lose: 0 nothing, 1 as much as was trained.
@@ -161,8 +153,8 @@ class Subnetwork(Adapter):
         missed = trained = 0.0
         with torch.no_grad():
             for piece in self.slices.values():
-                missed += _missed_in_int8(piece).square().sum().item()
-                trained += piece.delta.square().sum().item()
+                missed += _missed_in_int8(piece, self.scale).square().sum().item()
+                trained += piece.scaled(self.scale).square().sum().item()
         return (missed / trained) ** 0.5 if trained else 0.0
 
     def _write(self, folder):
@@ -203,13 +195,13 @@ class Subnetwork(Adapter):
         return write_gguf_lora(self.model, self._places_and_deltas(), path)
 
     def _places_and_deltas(self):
-        return [(piece.projection, piece.columns, piece.delta) for piece in self.slices.values()]
+        return [(piece.projection, piece.columns, piece.scaled(self.scale)) for piece in self.slices.values()]
 
     @classmethod
     def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
         """Attaches several saved subnetworks to one base, as one over the union of their neurons.
 
-        Deltas add: each neuron's slice is the sum of the adapters' slices, times their weights. With one weight 1
+        Deltas add: each neuron's slice is the sum of the adapters' slices, times its scale and its weight. With one weight 1
         and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
 
         Args:
@@ -246,15 +238,15 @@ class Subnetwork(Adapter):
                 for name, piece in part.slices.items():
                     layer, axis = int(name.split("-")[0]), 1 if piece.projection.name == "down" else 0
                     places = torch.searchsorted(self.neurons[layer], part.neurons[layer]).to(piece.delta.device)
-                    self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight)
+                    self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight * part.scale)
 
 
-def _missed_in_int8(piece: _Slice) -> torch.Tensor:
+def _missed_in_int8(piece: _Slice, scale: float) -> torch.Tensor:
     """What the slice's weights would be off by after merging into the int8 matrix; same shape as its delta."""
     from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
 
     module, axis = piece.projection.module, 1 if piece.projection.name == "down" else 0
     merged = int8_vectorwise_dequant(module.weight.data, int8_scales(module))
-    merged.index_add_(axis, piece.columns, piece.delta)
+    merged.index_add_(axis, piece.columns, piece.scaled(scale))
     codes, scales, _ = int8_vectorwise_quant(merged.half())
     return (int8_vectorwise_dequant(codes, scales) - merged).index_select(axis, piece.columns)

@@ -81,6 +81,7 @@ def test_merge_moves_the_chosen_neurons_and_nothing_else(family):
     before, neurons = tensors(model), families.some_neurons(model)
     subnet = Subnetwork.attach(model, neurons)
     train_a_little(model, subnet)
+    subnet.scale = 0.5
     attached = logits(model)
     subnet.merge()
     torch.testing.assert_close(logits(model), attached, rtol=1e-4, atol=1e-4)
@@ -100,6 +101,7 @@ def test_peft_export_is_the_same_function(family, load_in_8bit, tmp_path):
     model = families.tiny_model(family, load_in_8bit)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
     train_a_little(model, subnet)
+    subnet.scale = 0.5
     attached = logits(model)
     subnet.to_peft(tmp_path / "peft")
     subnet.detach()
@@ -112,6 +114,7 @@ def test_a_uniform_rank_is_the_same_function(family, tmp_path, monkeypatch):
     model = families.tiny_model(family)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
     train_a_little(model, subnet)
+    subnet.scale = 0.5
     attached = logits(model)
     subnet.to_peft(tmp_path / "peft", uniform_rank=True)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
@@ -145,6 +148,7 @@ def test_a_gguf_adapter_holds_the_same_change_of_every_matrix(family, tmp_path):
     before = tensors(model)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
     train_a_little(model, subnet)
+    subnet.scale = 0.5
     reader = gguf.GGUFReader(subnet.to_gguf_lora(tmp_path / "adapter.gguf"))
     facts = {name: field.contents() for name, field in reader.fields.items()}
     assert (facts["general.type"], facts["adapter.type"], facts["adapter.lora.alpha"]) == ("adapter", "lora", 0.0)
@@ -179,6 +183,7 @@ def test_adapters_switch_and_stack(family, load_in_8bit, tmp_path):
     for name, neurons in sets.items():
         subnet = Subnetwork.attach(model, [ids.sort().values for ids in neurons])
         train_a_little(model, subnet)
+        subnet.scale = 0.5
         subnet.save(tmp_path / name)
         alone[name] = logits(model)
         subnet.detach()

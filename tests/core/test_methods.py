@@ -7,7 +7,9 @@ import json
 import families
 import pytest
 import torch
+from peft import PeftModel
 from test_training import SETTINGS, words
+from transformers import AutoModelForCausalLM
 
 from ssetools import METHODS, Subnetwork, finetune, load_adapter
 from ssetools.steps import neurons_for
@@ -63,6 +65,107 @@ def test_a_method_trains_saves_loads_and_comes_off(name, load_in_8bit, word_toke
     Subnetwork.attach(base, families.some_neurons(base)).detach()
     with pytest.raises(ValueError, match="No adapter is attached"):
         Adapter.attached_to(base)
+
+
+def same(left, right, exactly=True):
+    if exactly:
+        assert torch.equal(left, right)
+    else:
+        torch.testing.assert_close(left, right, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "load_in_8bit"), [x for x in BASES if x[0] in ("lape", "lora", "ia3", "ffn", "full")])
+def test_attached_saved_exported_and_merged_models_agree_at_every_scale(name, load_in_8bit, word_tokenizer, tmp_path):
+    base = gemma2(load_in_8bit)
+    logits = {0.0: base(input_ids=IDS).logits}
+    model, result = trained(name, load_in_8bit, word_tokenizer, None)
+    adapter = result.adapter
+    logits[1.0] = model(input_ids=IDS).logits
+    adapter.scale = 0.5
+    logits[0.5] = model(input_ids=IDS).logits
+    assert all((logits[0.5] - logits[end]).abs().max() > 1e-3 for end in (0.0, 1.0))
+    for scale, expected in logits.items():
+        folder = tmp_path / str(scale)
+        adapter.scale = scale
+        same(model(input_ids=IDS).logits, expected)
+        with adapter.switched_off():
+            same(model(input_ids=IDS).logits, logits[0.0])
+        same(model(input_ids=IDS).logits, expected)
+        adapter.save(folder / "own")
+        same(model(input_ids=IDS).logits, expected)
+        again = load_adapter(folder / "own", base)
+        assert again.scale == scale
+        same(base(input_ids=IDS).logits, expected)
+        again.scale = 1
+        same(base(input_ids=IDS).logits, logits[1.0])
+        again.detach()
+        if hasattr(adapter, "to_peft"):
+            adapter.to_peft(folder / "peft")
+            same(model(input_ids=IDS).logits, expected)
+            exported = PeftModel.from_pretrained(gemma2(load_in_8bit), folder / "peft")
+            same(exported(input_ids=IDS).logits, expected, exactly=False)
+        if load_in_8bit:
+            with pytest.raises(ValueError, match="Merged into int8 weights, .* load_in_8bit=False"):
+                adapter.merge()
+            continue
+        mergeable = gemma2()
+        load_adapter(folder / "own", mergeable).merge()
+        same(mergeable(input_ids=IDS).logits, expected, exactly=False)
+        assert not any(p.requires_grad for p in mergeable.parameters())
+        mergeable.save_pretrained(folder / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+        same(merged(input_ids=IDS).logits, expected, exactly=False)
+
+
+def test_half_the_scale_is_half_of_what_was_trained(word_tokenizer):
+    for name in ("ffn", "full", "lora", "lape"):
+        before = {n: p.clone() for n, p in gemma2().named_parameters()}
+        model, result = trained(name, False, word_tokenizer, None)
+        result.adapter.scale = 0.5
+        result.adapter.merge()
+        half = {n: p.clone() for n, p in model.named_parameters()}
+        model, result = trained(name, False, word_tokenizer, None)
+        result.adapter.merge()
+        moved = 0.0
+        for n, whole in model.named_parameters():
+            torch.testing.assert_close(half[n], (before[n] + whole) / 2, rtol=1e-5, atol=1e-6)
+            moved += (whole - before[n]).abs().max().item()
+        assert moved > 0.01
+    model, result = trained("ia3", False, word_tokenizer, None)
+    factors = {n: p.detach().clone() for n, p in result.adapter.numbers.items()}
+    result.adapter.scale = 0.5
+    for n, p in result.adapter.numbers.items():
+        torch.testing.assert_close(p.detach(), (1 + factors[n]) / 2)
+
+
+def test_adapters_saved_without_a_scale_have_scale_one_and_wrong_scales_are_refused(word_tokenizer, tmp_path):
+    model, result = trained("lape", False, word_tokenizer, tmp_path)
+    expected = model(input_ids=IDS).logits
+    about = json.loads((tmp_path / "adapter.json").read_text())
+    assert about.pop("scale") == 1.0
+    (tmp_path / "adapter.json").write_text(json.dumps(about))
+    base = gemma2()
+    assert load_adapter(tmp_path, base).scale == 1.0
+    same(base(input_ids=IDS).logits, expected)
+    for wrong in (-0.1, float("nan"), float("inf"), "auto", True, None):
+        with pytest.raises(ValueError, match="scale is a number from 0"):
+            result.adapter.scale = wrong
+    assert result.adapter.scale == 1.0
+
+
+@pytest.mark.parametrize("name", ["lape", "lora", "ia3", "full"])
+def test_a_scale_set_while_switched_off_holds_afterwards(name, word_tokenizer):
+    model, result = trained(name, False, word_tokenizer, None)
+    result.adapter.scale = 0.5
+    expected = model(input_ids=IDS).logits
+    result.adapter.scale = 1
+    with result.adapter.switched_off(), result.adapter.switched_off():
+        base = model(input_ids=IDS).logits
+        result.adapter.scale = 0.5
+        same(model(input_ids=IDS).logits, base)
+    same(model(input_ids=IDS).logits, expected)
+    result.adapter.detach()
+    same(model(input_ids=IDS).logits, base)
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "ia3"])

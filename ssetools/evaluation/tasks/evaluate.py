@@ -126,7 +126,8 @@ def _adapter(model: nn.Module) -> dict | None:
         adapter = Adapter.attached_to(model)
     except ValueError:
         return None
-    return {"format": adapter.format, "parameters": adapter.num_parameters, "active": adapter.active}
+    about = {"format": adapter.format, "parameters": adapter.num_parameters, "active": adapter.active}
+    return {**about, "scale": adapter.scale}
 
 
 def _question_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[dict]]) -> dict:
