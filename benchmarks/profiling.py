@@ -18,8 +18,7 @@ from training import BATCH, WINDOW, load
 
 from ssetools import ActivationProfile, select_neurons
 from ssetools.files import provenance, write_json
-from ssetools.loss import body_of
-from ssetools.models import evaluation_mode
+from ssetools.models import body_of, evaluation_mode
 from ssetools.neurons.counts import counting
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssetools.files import cache_dir, run_dir
     from ssetools.languages import CONTRAST_LANGUAGES, PAPER_LANGUAGES, TARGET_LANGUAGES, Language, get_language
     from ssetools.memory_plan import MemoryPlan, plan_memory
-    from ssetools.models import load_model
+    from ssetools.models import load_model, load_sharded
     from ssetools.neurons.counts import ActivationProfile, profile_languages
     from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
     from ssetools.neurons.selection import lape_entropy, select_neurons
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ssetools.training.finetune import TrainingResult, finetune
     from ssetools.training.loop import TrainingSettings
     from ssetools.training.methods import METHODS, load_adapter
-    from ssetools.training.sharding import load_sharded
     from ssetools.training.subnetwork import Subnetwork
 
 try:
@@ -115,7 +114,10 @@ _NAMES = {
         "MemoryPlan",
         "plan_memory",
     ),
-    "models": ("load_model",),
+    "models": (
+        "load_model",
+        "load_sharded",
+    ),
     "neurons.counts": (
         "ActivationProfile",
         "profile_languages",
@@ -153,7 +155,6 @@ _NAMES = {
         "METHODS",
         "load_adapter",
     ),
-    "training.sharding": ("load_sharded",),
     "training.subnetwork": ("Subnetwork",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -154,8 +154,7 @@ def _languages(arguments):
 
 
 def _loaded(arguments, load_in_8bit=None):
-    from ssetools.models import load_model
-    from ssetools.training.sharding import load_sharded
+    from ssetools.models import load_model, load_sharded
 
     load = load_sharded if arguments.shard else load_model
     return load(arguments.model, load_in_8bit=arguments.load_in_8bit if load_in_8bit is None else load_in_8bit)

@@ -15,18 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput
-from ssetools.models import device_of, int8_scales
+from ssetools.models import body_of, device_of, int8_scales
 
 IGNORED = -100
 """Label of a token that no loss is taken on, as everywhere in transformers."""
 
 _BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
-
-
-def body_of(model: nn.Module) -> nn.Module:
-    """Returns the model without its language-model head."""
-    return getattr(model, model.base_model_prefix)
 
 
 class Head:

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ssetools.errors import InvalidInput
-from ssetools.loss import _BLOCK_BYTES, Head, _BlockwiseLoss, body_of
-from ssetools.models import as_dtype, choose_dtype
+from ssetools.loss import _BLOCK_BYTES, Head, _BlockwiseLoss
+from ssetools.models import as_dtype, body_of, choose_dtype
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.text.hub import hub_reachable, quiet_transformers
 from ssetools.training.loop import TrainingSettings, check_optimizer, checkpointed_activations

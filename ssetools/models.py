@@ -24,6 +24,7 @@ for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
+_LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
 
@@ -117,6 +118,28 @@ def int8_scales(module: nn.Module) -> torch.Tensor:
     """Returns the scale of each row of an 8-bit layer, whose weights are its codes times scale / 127."""
     # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
     return module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """Returns the model without its language-model head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers of a model's text decoder, first to last.
+
+    Raises:
+        ValueError: If the model has no list of layers under a known name.
+    """
+    body = body_of(model)
+    decoder = body.get_decoder() if hasattr(body, "get_decoder") else body
+    for name, child in decoder.named_children():
+        if name in _LAYER_LISTS and isinstance(child, nn.ModuleList):
+            return list(child)
+    raise InvalidInput(
+        f"No decoder layers found in {type(model).__name__}: {type(decoder).__name__} has no list of modules called "
+        f"{' or '.join(_LAYER_LISTS)}. Open an issue with the output of print(model)."
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -282,3 +305,74 @@ def other_model(made_for: Mapping, model: nn.Module) -> str | None:
 def is_sharded(model: nn.Module) -> bool:
     """Says whether the model is spread over processes."""
     return getattr(model, "ssetools_sharded", False)
+
+
+# --- a base spread over processes ---
+
+
+def load_sharded(
+    name: str, load_in_8bit: bool = False, dtype: torch.dtype | str | None = None
+) -> tuple[nn.Module, object]:
+    """Loads a model in main memory and spreads it over the processes; see `load_model` and `shard_model`.
+
+    Every process reads the whole model, a layer of which at a time goes to its device.
+
+    Returns:
+        `(model, tokenizer)`.
+
+    Raises:
+        ValueError: For an 8-bit base, or a single process.
+    """
+    _check_can_shard(load_in_8bit)
+    model, tokenizer = load_model(name, load_in_8bit=False, dtype=dtype, device_map={"": "cpu"})
+    return shard_model(model), tokenizer
+
+
+def shard_model(model: nn.Module) -> nn.Module:
+    """Spreads the weights of a frozen model over all processes (FSDP), for models that fit no single device.
+
+    Embeddings, final norm and head are gathered for the duration of a step, each layer only while it computes, and again
+    in the backward pass. A process keeps 1/processes of the weights, and during a step also embeddings, head and one
+    layer. Trained parameters stay whole in every process (`processes.average_gradients`). All processes must make the
+    same number of forward passes (`processes.in_step`).
+
+    Args:
+        model: A causal language model in 16 or 32 bits, the same in all processes, nothing attached. `finetune` and
+            `profile_languages` take it afterwards; saved adapters are the same as those of a whole model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: For an 8-bit base, or a single process.
+    """
+    _check_can_shard(has_8bit_layers(model))
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes.count(),))
+    model.requires_grad_(False)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
+    # The loss reads the head's weight after the body has run, and never calls the head. So the head is gathered with the
+    # body, although it is not part of it. A tied head shares its weight with the embeddings, which are part of the body.
+    body = body_of(model)
+    body.head_gathered_here = model.get_output_embeddings()
+    fully_shard(body, mesh=mesh, reshard_after_forward=False)
+    del body.head_gathered_here
+    model.ssetools_sharded = True
+    return model
+
+
+def _check_can_shard(in_8bit: bool) -> None:
+    if in_8bit:
+        raise InvalidInput(
+            "An 8-bit base cannot be sharded: bitsandbytes keeps the scales of an 8-bit layer beside its weight, and FSDP "
+            "splits and gathers only the weight. Load the model in 16 bits (--16-bit). If it fits one device in 8 bits, "
+            "leave sharding out: several processes share the text without it."
+        )
+    if processes.count() == 1:
+        raise InvalidInput(
+            "Sharding spreads a model over several processes, and there is one: start the command with "
+            "`accelerate launch --num_processes N -m ssetools ...` (GPUs) or `torchrun --nproc_per_node N -m ssetools ...`."
+        )

@@ -11,8 +11,7 @@ import families
 import torch
 
 from ssetools import finetune, processes, profile_languages
-from ssetools.loss import body_of
-from ssetools.training.sharding import shard_model
+from ssetools.models import body_of, shard_model
 
 TEXTS = {
     lang: [" ".join(f"w{start + (7 * i + k * k) % 40}" for k in range(11)) for i in range(60)]

@@ -10,8 +10,8 @@ from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, save_tensors
-from ssetools.loss import Head, SoftmaxSums, body_of
-from ssetools.models import device_of, evaluation_mode, model_source
+from ssetools.loss import Head, SoftmaxSums
+from ssetools.models import body_of, device_of, evaluation_mode, model_source
 from ssetools.text.sources import load_texts
 from ssetools.text.windows import bos_ids
 from ssetools.training.adapter import Adapter

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.perplexity import score_texts
 from ssetools.files import model_dir
-from ssetools.loss import body_of
-from ssetools.models import device_of, evaluation_mode, int8_scales
+from ssetools.models import body_of, device_of, evaluation_mode, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets, deactivated
 from ssetools.text.sources import SPLITS, load_parallel, load_texts

@@ -14,8 +14,7 @@ from torch import nn
 from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.files import digest, load_tensors, save_tensors
-from ssetools.loss import body_of
-from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
+from ssetools.models import body_of, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.text.windows import bos_ids, pack_tokens
 

@@ -7,7 +7,6 @@ so that no other module needs to know about families.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -155,12 +154,6 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
     if len(widths) > 1:
         raise InvalidInput(f"The layers of {family} differ in (neurons, hidden size): {sorted(widths)}; not supported.")
     return blocks
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Returns the layers of a model, first to last: the modules by number that hold its FFNs."""
-    paths = [re.match(r"(.*?\.\d+)(?:\.|$)", block.path).group(1) for block in find_ffn_blocks(model)]
-    return [model.get_submodule(path) for path in paths]
 
 
 def _block(path: str, module: nn.Module, inputs: dict[str, str], down: str) -> FFNBlock:

@@ -20,8 +20,7 @@ from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
 from ssetools.files import digest, whole_file
 from ssetools.loss import check_head, chunked_loss, token_losses
-from ssetools.models import device_of, evaluation_mode, is_sharded, model_source
-from ssetools.neurons.ffn import decoder_layers
+from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.training.methods import METHODS
 from ssetools.training.subnetwork import Subnetwork
 

@@ -25,8 +25,7 @@ from ssetools.languages import (
     get_language,
     languages_in,
 )
-from ssetools.loss import body_of
-from ssetools.models import load_model
+from ssetools.models import body_of, load_model
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import atlas_path, load_atlas
 from ssetools.text import embedded as wikitext

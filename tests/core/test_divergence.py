@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ssetools.evaluation.drift import drift, sample_from_base, token_divergence
-from ssetools.loss import body_of
+from ssetools.models import body_of
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import attach_method
 

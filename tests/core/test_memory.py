@@ -10,8 +10,7 @@ import torch
 
 from ssetools import finetune
 from ssetools.loss import chunked_loss
-from ssetools.models import evaluation_mode, load_model
-from ssetools.neurons.ffn import decoder_layers
+from ssetools.models import decoder_layers, evaluation_mode, load_model
 from ssetools.training.loop import Run, checkpointed_activations, make_optimizer
 from ssetools.training.methods import attach_method
 

@@ -13,8 +13,8 @@ import torch
 import two_processes
 
 from ssetools import cli, models, processes
+from ssetools.models import shard_model
 from ssetools.training.methods import WholeWeights
-from ssetools.training.sharding import shard_model
 
 JOBS = {
     "whole": {},

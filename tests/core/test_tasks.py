@@ -18,8 +18,7 @@ from made_up_tasks import TOPICS, belebele, belebele_rows, declaration, likeliho
 from ssetools import evaluate
 from ssetools.evaluation.tasks.harness import in_memory
 from ssetools.evaluation.tasks.questions import TASKS, parse_tasks
-from ssetools.loss import body_of
-from ssetools.models import evaluation_mode
+from ssetools.models import body_of, evaluation_mode
 from ssetools.training.methods import attach_method
 
 

@@ -13,8 +13,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from tqdm import tqdm
 
-from ssetools.loss import Head, SoftmaxSums, body_of, check_head
-from ssetools.models import evaluation_mode
+from ssetools.loss import Head, SoftmaxSums, check_head
+from ssetools.models import body_of, evaluation_mode
 from ssetools.text.windows import bos_ids
 
 # It warns of what is meant here (a model object, no chat template), at length and each time.
