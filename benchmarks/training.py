@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssetools import METHODS, find_ffn_blocks, load_model
+from ssetools.evaluation.intervals import INTERVAL
 from ssetools.files import provenance, write_json
 from ssetools.loss import chunked_loss
 from ssetools.models import evaluation_mode, int8_scales, num_parameters
@@ -188,7 +189,7 @@ def over_limit(seconds: dict[str, list[float]], variant: str, resamples: int = 2
     own, limits = (torch.tensor(seconds[name], dtype=torch.float64) for name in (variant, "limit"))
     picks = torch.randint(len(own), (resamples, len(own)), generator=torch.Generator().manual_seed(0))
     drawn = own[picks].median(1).values / limits[picks].median(1).values
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = drawn.quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
     ratio = statistics.median(seconds[variant]) / statistics.median(seconds["limit"])
     return {"over_limit": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
 

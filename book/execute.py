@@ -26,6 +26,7 @@ from making.results import listed
 from nbformat import NotebookNode
 
 from ssetools.embedded_model import EMBEDDED_MODEL, gemma_folder
+from ssetools.evaluation.intervals import percent
 from ssetools.files import model_dir, run_dir, whole_file
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.report import percent_trained
@@ -219,8 +220,8 @@ def with_results_table(readme: str) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for lang, run in runs.items():
         summary, about = run["summary"], run["adapter"]
-        moved = [f"{summary[kind]['target']['percent']:+.1f}%" if kind in summary else "" for kind in kinds]
-        kept = [f"{summary[other]['english']['percent']:+.1f}%", f"{summary[other]['mean_of_others']:+.1f}%"]
+        moved = [percent(summary[kind]["target"]["percent"]) if kind in summary else "" for kind in kinds]
+        kept = [percent(summary[other]["english"]["percent"]), percent(summary[other]["mean_of_others"])]
         cells = [get_language(lang).name, str(about["neurons"]), f"{percent_trained(about):.2f}%", *moved, *kept]
         lines.append(f"| {' | '.join(cells)} |")
     unclear = [get_language(lang).name for lang, run in runs.items() if holds_zero(run["summary"][other]["target"])]

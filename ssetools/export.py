@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput
+from ssetools.evaluation.intervals import percent
 from ssetools.evaluation.perplexity import perplexity
 from ssetools.files import read_json, whole_file
 from ssetools.languages import get_language
@@ -131,9 +132,9 @@ def _numbers(metrics, lang):
     for kind, found in metrics["summary"].items():
         relation = "like the training text" if kind in metrics["same_kind"] else "another kind"
         moved = [found["target"], found["english"]]
-        cells = ["" if one is None else f"{one['percent']:+.1f}%" for one in moved]
+        cells = ["" if one is None else percent(one["percent"]) for one in moved]
         mean = found["mean_of_others"]
-        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} | {'' if mean is None else f'{mean:+.1f}%'} |")
+        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} | {'' if mean is None else percent(mean)} |")
     return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
 
 

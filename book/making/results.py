@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ssetools.evaluation import intervals
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.report import percent_trained
 
@@ -37,15 +38,9 @@ def other_kind(metrics: dict) -> str | None:
     return next((kind for kind in metrics["summary"] if kind not in metrics["same_kind"]), None)
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """Writes a number with its sign, a proper minus: "−4.4"; what rounds to zero has none, thousands no decimals."""
-    text = f"{value:+,.{0 if abs(value) >= 1000 else digits}f}"
-    return text.replace("-", "−") if text.strip("+-0.") else text[1:]
-
-
 def percent(value: float | None) -> str:
-    """Writes a change in percent: "−4.4%"."""
-    return "" if value is None else f"{signed(value)}%"
+    """Writes a change in percent, with a typographic minus: "−4.4%"."""
+    return "" if value is None else intervals.percent(value).replace("-", "−")
 
 
 def with_interval(moved: dict | None, between: str = " ") -> str:
@@ -57,9 +52,8 @@ def with_interval(moved: dict | None, between: str = " ") -> str:
     """
     if moved is None:
         return ""
-    if moved.get("low") is None:
-        return percent(moved["percent"])
-    return f"{percent(moved['percent'])}{between}({signed(moved['low'])}\u00a0to\u00a0{signed(moved['high'])})"
+    text = intervals.with_interval(moved["percent"], moved.get("low"), moved.get("high"))
+    return text.replace("-", "−").replace(" to ", "\u00a0to\u00a0").replace(" (", f"{between}(")
 
 
 def in_cell(moved: dict | None) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
+from ssetools.evaluation.intervals import wilson
 from ssetools.models import device_of, evaluation_mode
 from ssetools.neurons.sets import NeuronSets, amplified
 from ssetools.text.sources import load_texts
@@ -20,8 +20,6 @@ NEUTRAL_PROMPTS = ("1.", "-", "2 + 2 =", "The")
 
 UNKNOWN = "und"
 """Code of a text that the identifier is not sure of (ISO 639: undetermined)."""
-
-_Z = 1.96
 
 
 def identify_language(texts: Sequence[str], min_probability: float = 0.5) -> list[tuple[str, float]]:
@@ -118,10 +116,9 @@ def identified_shares(effect, lang: str):
     rows = []
     for (name, factor), part in effect.groupby(["neurons", "factor"], sort=False):
         share, count = (part.identified == lang).mean(), len(part)
-        middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-        half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-        row = {"neurons": name, "factor": factor, "share": share, "low": max(0.0, middle - half)}
-        rows.append({**row, "high": min(1.0, middle + half), "unknown": (part.identified == UNKNOWN).mean()})
+        low, high = wilson(share, count)
+        row = {"neurons": name, "factor": factor, "share": share, "low": low, "high": high}
+        rows.append({**row, "unknown": (part.identified == UNKNOWN).mean()})
     return pandas.DataFrame(rows)
 
 

@@ -1,26 +1,32 @@
-"""Intervals from few units and fewer seeds: a bootstrap widened for how few there are."""
+"""95% intervals, and how a number with its interval is written: for the library, the study and the book."""
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import torch
+from scipy.special import ndtri, stdtrit
 
 MIN_UNITS = 5
-"""Fewer units than these have no interval."""
+"""With fewer units than these there is no interval."""
+
+INTERVAL = (0.025, 0.975)
+"""Quantiles between which a 95% interval runs."""
+
+NORMAL = float(ndtri(INTERVAL[1]))
+"""Standard errors from the mean to either end of a 95% interval of the normal distribution."""
 
 _RESAMPLES = 4000
 
 
 def interval(values: torch.Tensor, weights: torch.Tensor, seed: int = 0) -> tuple[float, float, float]:
-    """Returns a weighted mean over seeds and units, and its 95% interval.
+    """Computes a weighted mean over seeds and units, and its 95% interval.
 
     The bootstrap resamples seeds and, with the same draw for every seed, units, since all seeds are scored on the
-    same text. Three seeds and nine windows are few, and a plain bootstrap of few is too narrow, for two reasons. Its
-    spread is that of n - 1 draws, not n: so one less is drawn of each. And it takes the spread as known: so its
-    deviations are widened as Student's t is wider than the normal, with the degrees of freedom of the sum of both
-    sources of spread (Welch and Satterthwaite). One seed says nothing about seeds: the interval is the text's.
+    same text. A plain bootstrap of three seeds and nine windows is too narrow, for two reasons. Its spread is that of
+    n - 1 draws, not n: so one less is drawn of each. And it treats the spread as known: so its deviations are widened
+    as Student's t is wider than the normal, with the degrees of freedom of the sum of both sources of spread (Welch
+    and Satterthwaite). With one seed the interval covers the text alone.
 
     Args:
         values: FloatTensor [seeds, units].
@@ -39,13 +45,13 @@ def interval(values: torch.Tensor, weights: torch.Tensor, seed: int = 0) -> tupl
     by_unit = torch.randint(units, (_RESAMPLES, units - 1), generator=generator)
     drawn, weight = values[by_seed].mean(1).gather(1, by_unit), weights[by_unit]
     means = (drawn * weight).sum(1) / weight.sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = means.double().quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
     wider = _widening(values)
     return mean, mean + wider * (low - mean), mean + wider * (high - mean)
 
 
 def _widening(values: torch.Tensor) -> float:
-    """How much wider Student's t is than the normal, for the spread over seeds and units together."""
+    """Returns how much wider Student's t is than the normal, for the spread over seeds and units together."""
     parts = [values.mean(1 - axis) for axis in (0, 1) if values.shape[axis] > 1]
     spreads = [(part.var() / len(part)).item() for part in parts]
     if not sum(spreads):
@@ -56,7 +62,53 @@ def _widening(values: torch.Tensor) -> float:
 
 def student_over_normal(free: float) -> float:
     """Returns the 97.5% point of Student's t with `free` degrees of freedom over that of the normal distribution."""
-    z = NormalDist().inv_cdf(0.975)
-    # Abramowitz and Stegun 26.7.5: within 4% of the exact point at two degrees of freedom, 0.3% from four on.
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return 1 + sum(term / free ** (i + 1) for i, term in enumerate(terms)) / z
+    return float(stdtrit(free, INTERVAL[1])) / NORMAL
+
+
+def wilson(share: float, units: float) -> tuple[float, float]:
+    """Computes Wilson's 95% interval of a share, which also holds for few units and for shares near 0 and 1.
+
+    scipy's `binomtest` takes whole numbers of successes only. Questions on the same passage count as one unit, and the
+    number of units that were answered correctly is then a fraction.
+
+    Args:
+        share: Share of successes, from 0 to 1.
+        units: Number of independent units.
+
+    Returns:
+        Low and high.
+    """
+    wider = 1 + NORMAL**2 / units
+    middle = (share + NORMAL**2 / (2 * units)) / wider
+    half = NORMAL / wider * math.sqrt(share * (1 - share) / units + NORMAL**2 / (4 * units**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+# --- in words ---
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Writes a number with its sign: "-4.4". What rounds to zero has none; thousands have no decimals."""
+    text = f"{value:+,.{0 if abs(value) >= 1000 else digits}f}"
+    return text if text.strip("+-0.") else text[1:]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Writes a change in percent: "-4.4%"."""
+    return f"{signed(value, digits)}%"
+
+
+def with_interval(value: float, low: float | None, high: float | None, digits: int = 1, unit: str = "%") -> str:
+    """Writes a number with its unit and its 95% interval: "-4.4% (-5.1 to -3.7)".
+
+    Args:
+        value: The number.
+        low: Lower end of its interval; None or NaN if there is none.
+        high: Upper end.
+        digits: Decimals.
+        unit: What follows the number, such as " nats"; the ends of the interval go without.
+    """
+    text = f"{signed(value, digits)}{unit}"
+    if low is None or high is None or math.isnan(low):
+        return text
+    return f"{text} ({signed(low, digits)} to {signed(high, digits)})"

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import nn
 
+from ssetools.evaluation.intervals import INTERVAL
 from ssetools.files import read_json, write_json
 from ssetools.loss import token_losses
 from ssetools.models import device_of, evaluation_mode, model_source
@@ -163,7 +164,7 @@ def specificity(losses: Mapping, resamples: int = 2000, seed: int = 0) -> dict:
             picks = rng.choice(others, len(others))
             cells = rng.integers(windows, size=(len(picks), windows))
             drawn.append(own - numpy.median(one[picks[:, None], cells].mean(1)))
-        low, high = numpy.quantile(drawn, (0.025, 0.975))
+        low, high = numpy.quantile(drawn, INTERVAL)
         column = effects[:, i].mean(1)
         median = float(numpy.median(effects[i, others].mean(1)))
         worst = languages[int(column.argmax())]

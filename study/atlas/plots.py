@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from ssetools.evaluation.intervals import with_interval
 from ssetools.languages import get_language
 from ssetools.neurons.sets import NeuronSets
 from ssetools.plots import ACCENT, AFTER, BEFORE, PALETTE, RULE, SEQUENTIAL, WIDTH, style
@@ -116,7 +117,7 @@ def neurons_against(about: Mapping, facts: Sequence[str], found: Mapping, rate: 
         pairs = [(x[fact], x["neurons"][rate]) for x in about.values() if x[fact] is not None]
         axes.plot(*zip(*pairs, strict=True), "o", markersize=3, alpha=0.5, color=_STRONG)
         one = found[rate][fact]
-        axes.set_title(f"rho {one['rho']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})", fontsize=10)
+        axes.set_title(f"rho {with_interval(one['rho'], one['low'], one['high'], 2, '')}", fontsize=10)
         axes.set_xlabel(_FACTS[fact])
         low, high = min(x for x, _ in pairs), max(x for x, _ in pairs)
         if low > 0 and 8 * low < high < 1000 * low:

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy
 import torch
 
+from ssetools.evaluation.intervals import INTERVAL, signed
 from ssetools.languages import get_language
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import NeuronSets
 from study.atlas.shards import ShardedProfile
-
-_INTERVAL = (0.025, 0.975)
 
 
 def jaccard(first: NeuronSets, second: NeuronSets, languages: Sequence[str]) -> numpy.ndarray:
@@ -71,7 +70,7 @@ def _by_language(languages: Sequence[str], whole, drawn: Sequence) -> dict:
 
 def _interval(value, samples) -> dict:
     samples = samples[numpy.isfinite(samples)]
-    low, high = numpy.quantile(samples, _INTERVAL) if len(samples) else (None, None)
+    low, high = numpy.quantile(samples, INTERVAL) if len(samples) else (None, None)
     return {"jaccard": _number(value), "low": _number(low), "high": _number(high)}
 
 
@@ -139,7 +138,7 @@ def _share_of_ceiling(means: Mapping[str, numpy.ndarray], seed: int, resamples: 
     rows = rows[:, numpy.isfinite(rows).all(0)]
     picks = numpy.random.default_rng(seed).integers(rows.shape[1], size=(resamples, rows.shape[1]))
     drawn = rows[:, picks].mean(2)
-    low, high = numpy.quantile(drawn[0] / drawn[1], _INTERVAL)
+    low, high = numpy.quantile(drawn[0] / drawn[1], INTERVAL)
     return {"share": _number(rows[0].mean() / rows[1].mean()), "low": _number(low), "high": _number(high)}
 
 
@@ -310,7 +309,7 @@ def tests_table(found: Mapping):
     for group, tests in found.items():
         if isinstance(tests, dict):
             cells = {
-                name: f"{x.get('r', x.get('silhouette')):+.2f}, p = {x['p']:.3g}"
+                name: f"{signed(x.get('r', x.get('silhouette')), 2)}, p = {x['p']:.3g}"
                 for name, x in tests.items()
                 if isinstance(x, dict)
             }
@@ -336,6 +335,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], times: int = 2000, 
     rho = correlation(*pairs.T)
     drawn = [correlation(*pairs[rng.integers(len(pairs), size=len(pairs))].T) for _ in range(times)]
     null = [abs(correlation(pairs[:, 0], rng.permutation(pairs[:, 1]))) for _ in range(times)]
-    low, high = numpy.nanquantile(drawn, _INTERVAL)
+    low, high = numpy.nanquantile(drawn, INTERVAL)
     p = (1 + sum(value >= abs(rho) - 1e-12 for value in null)) / (1 + times)
     return {"rho": _number(rho), "low": _number(low), "high": _number(high), "p": p, "languages": len(pairs)}

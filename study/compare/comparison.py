@@ -15,6 +15,7 @@ import pandas
 from filelock import FileLock
 
 from ssetools.evaluation.drift import drift, sample_from_base
+from ssetools.evaluation.intervals import percent
 from ssetools.evaluation.perplexity import change, score_languages
 from ssetools.files import model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language
@@ -325,7 +326,8 @@ class Comparison:
 
 def _in_words(result: dict, base: dict, lang: str) -> str:
     moved = [
-        f"{kind} {change(base[kind][lang], result['after'][kind][lang])['percent']:+.1f}%" for kind in result["after"]
+        f"{kind} {percent(change(base[kind][lang], result['after'][kind][lang])['percent'])}"
+        for kind in result["after"]
     ]
     kl = statistics.mean(one["kl"] for one in result["drift"].values())
     return f"{', '.join(moved)}, drift {kl:.4f} nats"

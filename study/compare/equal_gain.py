@@ -7,7 +7,7 @@ import math
 import pandas
 import torch
 
-from ssetools.evaluation.intervals import MIN_UNITS, student_over_normal
+from ssetools.evaluation.intervals import INTERVAL, MIN_UNITS, percent, student_over_normal
 from ssetools.languages import get_language
 from study.compare.effects import values_of
 from study.compare.results import Findings
@@ -58,7 +58,7 @@ def at_equal_gain(found: Findings, to: str = "lape") -> pandas.DataFrame:
             if where == BETWEEN:
                 there = there.masked_fill(already, -math.inf)
             apart = there - own_drift[:, place]
-            low, high = (_widened(apart, share, wider) for share in (0.025, 0.975))
+            low, high = (_widened(apart, share, wider) for share in INTERVAL)
             rows.append([*about, method, where, apart[0].exp().item(), low, high, share])
     return pandas.DataFrame(rows, columns=_COLUMNS)
 
@@ -78,7 +78,7 @@ def cost_of_gain(found: Findings, to: str = "lape") -> list[str]:
             else:
                 parts.append(f"{row.method} drifts {_span(row)} times as far")
         name = get_language(found.lang).name
-        sentences.append(f"{name} {gain:+.1f}%, as {to} at {rate:g} with drift {drift:.4f}: {'; '.join(parts)}.")
+        sentences.append(f"{name} {percent(gain)}, as {to} at {rate:g} with drift {drift:.4f}: {'; '.join(parts)}.")
     return sentences
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas
 
-from ssetools.evaluation.intervals import MIN_UNITS
+from ssetools.evaluation.intervals import MIN_UNITS, percent, with_interval
 from ssetools.languages import get_language
 from study.compare.effects import MEASURES, across_languages, differences, effects
 from study.compare.results import CONTROL, Findings
@@ -142,7 +142,7 @@ def spread_over_seeds(found: Findings, measure: str = "target, sentences") -> li
         pair = [run for run in found.runs if run["arm"]["seed"] == seed and run["arm"]["method"] in ("lape", CONTROL)]
         if len(pair) == 2:
             table = differences(pair, found.bases, found.lang).query("measure == @measure")
-            parts.append(f"{table.iloc[0].value:+.1f}% with seed {seed}")
+            parts.append(f"{percent(table.iloc[0].value)} with seed {seed}")
     return [f"{name_of(measure, found)}: {CONTROL} against lape {', '.join(parts)}."] if parts else []
 
 
@@ -192,6 +192,5 @@ def name_of(measure: str, found: Findings) -> str:
 
 def number(row) -> str:
     """Writes a value of a table with its unit and interval."""
-    unit, digits = (" nats", ".4f") if row.measure == "drift" else ("%", ".1f")
-    between = f" ({row.low:+{digits}} to {row.high:+{digits}})" if row.low == row.low else ""
-    return f"{row.value:+{digits}}{unit}{between}"
+    digits, unit = (4, " nats") if row.measure == "drift" else (1, "%")
+    return with_interval(row.value, row.low, row.high, digits, unit)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from torch import nn
 
 from ssetools.errors import InvalidInput, MissingPackage, TextUnavailable
+from ssetools.evaluation.intervals import NORMAL, wilson
 from ssetools.evaluation.tasks.questions import OFFLINE_TASKS, TASKS, parse_tasks, question_tasks
 from ssetools.evaluation.tasks.translation import score_translations, translation_tasks
 from ssetools.files import provenance
@@ -20,7 +21,6 @@ from ssetools.text.sources import describe_source
 from ssetools.training.adapter import Adapter
 
 _MEASURES = ("acc", "acc_norm", "acc_mutual_info")
-_Z = 1.959964  # of a 95% interval
 
 
 def evaluate(
@@ -165,7 +165,7 @@ def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[
     shown = [] if examples is None else examples["target"]
     scores = score_translations(hypotheses, references, sources, shown, target)
     chrf = scores["chrF++"]
-    spread = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * _Z)
+    spread = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * NORMAL)
     return {
         "measure": "chrF++",
         **{key: chrf[key] for key in ("value", "low", "high")},
@@ -201,9 +201,8 @@ def share(correct: Sequence[int], units: Sequence[int]) -> dict:
         off[unit] = off.get(unit, 0.0) + right - value
     n = len(off)
     stderr = math.sqrt(n / (n - 1) * sum(x * x for x in off.values())) / total if n > 1 else None
-    middle = (value + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n * n))
-    return {"value": value, "stderr": stderr, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
+    low, high = wilson(value, n)
+    return {"value": value, "stderr": stderr, "low": low, "high": high}
 
 
 def _digest(asked: Sequence[tuple[str, dict]]) -> str:
