@@ -16,7 +16,7 @@ import torch
 from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.files import model_dir, provenance, run_dir
-from ssetools.languages import PROFILED_LANGUAGES
+from ssetools.languages import PROFILED_LANGUAGES, get_language, num_words
 from ssetools.models import model_precision, model_source, num_parameters, other_model
 from ssetools.neurons.counts import ActivationProfile, profile_languages
 from ssetools.neurons.selection import select_neurons
@@ -179,7 +179,7 @@ def get_run(
         _stream_of(plan, lang) if texts is None else texts,
         method,
         chosen,
-        validation_texts=_about(load_texts(plan.train, lang, "validation"), _VALIDATION_WORDS),
+        validation_texts=_about(load_texts(plan.train, lang, "validation"), lang, _VALIDATION_WORDS),
         run_dir=folder,
         facts=facts,
         **asdict(settings),
@@ -197,8 +197,8 @@ def _stream_of(plan: TextPlan, lang: str) -> TextStream:
     return stream_texts(plan.train, lang, avoid + load_texts(plan.train, lang, "validation"))
 
 
-def _about(texts: Sequence[str], words: int) -> list[str]:
-    """Takes documents at even distances until they hold about `words` words."""
-    total = sum(len(t.split()) for t in texts)
+def _about(texts: Sequence[str], lang: str, words: int) -> list[str]:
+    """Takes documents at even distances, as many as hold about `words` words."""
+    total = sum(num_words(text, get_language(lang).script) for text in texts)
     stride = max(1, total // words)
     return list(texts[::stride])

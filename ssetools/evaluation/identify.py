@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -44,18 +45,22 @@ def identification_accuracy(lang: str, source: str = "udhr", split: str = "test"
         lang: Language code.
         source: Text, as in `load_texts`.
         split: Its split.
-        characters: Length of a piece; pieces end at a space, and what is left of a document is dropped.
+        characters: Length of a piece. Pieces end at a space where the script has spaces, and the last, shorter piece of
+            a document is dropped.
 
     Returns:
         `pieces` and `accuracy`, the share identified as `lang`.
 
     Raises:
-        ValueError: If the identifier does not know the language.
+        ValueError: If the identifier does not know the language, or no document is longer than one piece.
     """
     _check_known(lang)
-    pieces = [piece for text in load_texts(source, lang, split) for piece in _pieces(text, characters)]
-    found = [code for code, _ in identify_language(pieces)]
-    return {"pieces": len(pieces), "accuracy": found.count(lang) / len(pieces)}
+    documents = [" ".join(text.split()) for text in load_texts(source, lang, split)]
+    pieces = [x for text in documents for x in textwrap.wrap(text, characters, break_on_hyphens=False)[:-1]]
+    if not pieces:
+        raise ValueError(f"No document of {source!r} in {lang!r} has more than {characters} characters: ask for fewer.")
+    codes = [code for code, _ in identify_language(pieces)]
+    return {"pieces": len(pieces), "accuracy": codes.count(lang) / len(pieces)}
 
 
 def amplification_effect(
@@ -189,14 +194,3 @@ def identified_most(effect, neurons: str, most: int = 4):
     """
     mine = effect[effect.neurons == neurons].groupby("factor").identified
     return mine.agg(lambda codes: dict(codes.value_counts().head(most))).to_frame("identified as")
-
-
-def _pieces(text: str, characters: int) -> list[str]:
-    pieces, piece = [], ""
-    for word in text.split():
-        if piece and len(piece) + 1 + len(word) > characters:
-            pieces.append(piece)
-            piece = word
-        else:
-            piece = f"{piece} {word}".strip()
-    return pieces

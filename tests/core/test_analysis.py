@@ -13,6 +13,7 @@ from ssetools import plots
 from ssetools.evaluation.identify import (
     amplification_effect,
     can_identify,
+    identification_accuracy,
     identified_most,
     identified_shares,
     identify_language,
@@ -143,6 +144,25 @@ def test_languages_are_identified_and_babble_is_not():
         "7",
     ]
     assert [code for code, _ in identify_language(texts)] == ["en", "yo", "ka", "und"]
+
+
+@pytest.mark.parametrize(
+    ("lang", "document"),
+    [
+        ("zh", "人人生而自由，在尊严和权利上一律平等。" * 20),
+        ("th", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ" * 6),
+        ("en", "All human beings are born free and equal in dignity and rights. " * 6),
+    ],
+)
+def test_the_identifier_is_measured_on_pieces_of_equal_length_in_every_script(monkeypatch, lang, document):
+    monkeypatch.setattr("ssetools.evaluation.identify.load_texts", lambda *asked: [document])
+    seen = []
+    identify = identify_language
+    monkeypatch.setattr("ssetools.evaluation.identify.identify_language", lambda x: seen.extend(x) or identify(x))
+    assert identification_accuracy(lang, characters=100) == {"pieces": len(document) // 101, "accuracy": 1.0}
+    assert all(80 < len(piece) <= 100 for piece in seen)
+    with pytest.raises(ValueError, match="more than 1000 characters: ask for fewer"):
+        identification_accuracy(lang, characters=1000)
 
 
 def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):

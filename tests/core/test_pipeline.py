@@ -18,7 +18,7 @@ from ssetools.evaluation.inside import deactivation_matrix
 from ssetools.evaluation.metrics import get_metrics, summarise
 from ssetools.models import model_revision
 from ssetools.report import report
-from ssetools.steps import get_neurons, get_profile, get_run, neurons_for
+from ssetools.steps import _about, get_neurons, get_profile, get_run, neurons_for
 from ssetools.text.sources import TextPlan, plan_texts
 
 
@@ -233,3 +233,9 @@ def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr", None)
     assert "no text of another kind" in plan.reason
+
+
+@pytest.mark.parametrize(("lang", "document"), [("yo", "ọ̀rọ̀ " * 20), ("ja", "言葉" * 20), ("th", "คำ" * 20)])
+def test_validation_text_is_equally_long_with_and_without_spaces(lang, document):
+    documents = [f"{document}{i}" for i in range(120)]
+    assert _about(documents, lang, words=600) == documents[::4]
