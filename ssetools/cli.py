@@ -222,8 +222,8 @@ def _evaluate(arguments):
     if arguments.tasks:
         _evaluate_tasks(arguments)
         return
-    from ssetools.evaluation.metrics import get_metrics
     from ssetools.report import report
+    from ssetools.steps import get_metrics
 
     model, tokenizer, folder, plan = _attached(arguments)
     print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))

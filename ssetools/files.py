@@ -126,13 +126,18 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     Args:
         path: A JSON file (its top-level keys), a safetensors file (its metadata), or a folder (its manifest.json).
 
+    Returns:
+        The facts by name. The languages of a safetensors file are a sorted list, since their order changes nothing.
+
     Raises:
         ValueError: If the file is damaged; the message names it.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_tensors(path, "a safetensors file", only_metadata=True)[1]
-    return read_json(path / "manifest.json" if path.is_dir() else path)
+    if path.suffix != ".safetensors":
+        return read_json(path / "manifest.json" if path.is_dir() else path)
+    header = load_tensors(path, "a safetensors file", only_metadata=True)[1]
+    header |= header.pop("metadata", {})
+    return header | ({"languages": sorted(header["languages"].split())} if "languages" in header else {})
 
 
 def kept(
@@ -164,15 +169,29 @@ def kept(
         return found
     if on_change == "remake":
         return None
-    raise InvalidInput(f"{path} was made from something else ({'; '.join(differ)}). {remedy}")
+    raise InvalidInput(f"{path} does not match what is asked for now ({'; '.join(differ)}). {remedy}")
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Lists the facts in which `found` differs from `wanted`, each as a phrase with both values."""
-    as_json = json.loads(json.dumps(dict(wanted)))
-    # As strings too: numbers in a safetensors file's metadata are read as strings.
-    differ = [name for name, x in as_json.items() if found.get(name) != x and str(found.get(name)) != str(x)]
-    return [f"{name}: {found.get(name)!r}, wanted {as_json[name]!r}" for name in differ]
+    differ = []
+    for name, value in json.loads(json.dumps(dict(wanted))).items():
+        there = found.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            differ += [f"{name}.{phrase}" for phrase in differences(there, dict.fromkeys(there) | value)]
+        elif isinstance(value, list) and isinstance(there, list) and len(value) != len(there):
+            only = [str(x) for x in (*there, *value) if (x in there) != (x in value)]
+            listed = ", ".join(only[:5]) + (" ..." if len(only) > 5 else "")
+            differ.append(f"{name}: {len(there)}, wanted {len(value)}; only in one: {listed}")
+        # As strings too: numbers in a safetensors file's metadata are read as strings.
+        elif there != value and str(there) != str(value):
+            differ.append(f"{name}: {_shown(there)}, wanted {_shown(value)}")
+    return differ
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:50]} ..."
 
 
 # --- tensors ---

@@ -1,99 +1,102 @@
-"""The steps of a study up to a trained adapter, each finding its file or making it.
+"""The steps of a run. Each loads the file of an earlier call if it was made from the same inputs, or makes it.
 
-`runs/<model>/profile.safetensors -> neurons.safetensors -> <lang>/<method>-seed<k>/adapter.*`; `measuring` adds
-`metrics.json`. The notebooks, the command line and `make finetune` all call these.
+    get_profile   runs/<model>/profile.safetensors
+    get_neurons   runs/<model>/neurons.safetensors
+    get_run       runs/<model>/<lang>/<method>-seed<k>/adapter.*
+    get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json
+
+The notebooks, the command line and `make finetune` all call these.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
-from ssetools.files import model_dir, provenance, run_dir
+from ssetools.evaluation.perplexity import change, score_languages
+from ssetools.files import digest_of, kept, model_dir, provenance, run_dir, write_json
 from ssetools.languages import PROFILED_LANGUAGES, get_language, num_words
-from ssetools.models import model_precision, model_source, num_parameters, other_model
+from ssetools.models import model_precision, model_source, num_parameters
 from ssetools.neurons.counts import ActivationProfile, profile_languages
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
-from ssetools.text.sources import STREAMED, TextPlan, default_source, describe_source, digest_of, load_texts
+from ssetools.text.sources import SOURCES, STREAMED, TextPlan, default_source, describe_source, load_texts
 from ssetools.text.streams import TextStream, stream_texts
-from ssetools.training.adapter import adapter_facts
+from ssetools.training.adapter import Adapter, adapter_facts
 from ssetools.training.finetune import finetune
 from ssetools.training.loop import TrainingSettings
 from ssetools.training.methods import METHODS, check_method, load_adapter
-from ssetools.training.subnetwork import Subnetwork
 
 TOKENS_PER_LANGUAGE = 2048
 _VALIDATION_WORDS = 600
+_BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
+_RETRAIN = (
+    "Text and neuron_ids are digests: the training text or the selected neurons changed. Ask for the same, name another "
+    "seed or folder of runs, or delete the run's folder to train again."
+)
 
 
 def get_profile(
-    model,
-    tokenizer,
-    runs="runs",
+    model: nn.Module,
+    tokenizer: Any,
+    runs: str | Path = "runs",
     source: str | None = None,
     languages: Sequence[str] | None = None,
     tokens_per_language: int = TOKENS_PER_LANGUAGE,
 ) -> ActivationProfile:
-    """Loads `runs/<model>/profile.safetensors`, or makes it.
+    """Loads `runs/<model>/profile.safetensors`, or counts activations and writes it.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
         runs: Folder of runs.
         source: Text to count on; None takes the default.
-        languages: Codes; None takes those of the file, and `PROFILED_LANGUAGES` when there is none. The file's
-            order stands.
-        tokens_per_language: Tokens to count in each.
+        languages: Codes in any order; None takes those of the file, and `PROFILED_LANGUAGES` when there is no file.
+        tokens_per_language: Tokens to count in each language.
 
     Raises:
-        ValueError: If the file is for another model, revision, text, budget or list of languages.
+        ValueError: If the file is for another model, revision, text, number of tokens or list of languages.
     """
     source = source or default_source()
-    about = model_source(model)
-    path = model_dir(about["model"], runs) / "profile.safetensors"
-    if path.exists():
-        profile = ActivationProfile.load(path)
-        wanted = model_precision(model) | {"source": source, "tokens_per_language": tokens_per_language}
-        found = profile.metadata
-        differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
-        if languages and set(languages) != set(profile.languages):
-            odd = sorted(set(languages) ^ set(profile.languages))
-            listed = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
-            differ.append(f"languages: {len(profile.languages)}, wanted {len(languages)}; only in one: {listed}")
-        if differs := other_model(profile.metadata, model):
-            differ.insert(0, differs)
-        if differ:
-            raise InvalidInput(
-                f"{path} was made for something else ({'; '.join(differ)}). Ask for the same, name another folder of runs, "
-                "or delete the file to profile again."
-            )
-        return profile
+    path = model_dir(model_source(model)["model"], runs) / "profile.safetensors"
+    facts = {"source": source, "tokens_per_language": tokens_per_language}
+    wanted = _identity(model) | facts | ({"languages": sorted(languages)} if languages else {})
+    if kept(path, wanted, remedy="Ask for the same, name another folder of runs, or delete it to profile again."):
+        return ActivationProfile.load(path)
     languages = languages or PROFILED_LANGUAGES
     print(f"Profiling {len(languages)} languages on {source}, {tokens_per_language} tokens each ...", flush=True)
-    # Sixteen bytes a token are plenty, and streamed text has no end.
-    limit = 16 * tokens_per_language if _is_streamed(source) else None
+    limit = _BYTES_PER_TOKEN * tokens_per_language if _is_streamed(source) else None
     texts = {lang: load_texts(source, lang, "train", limit) for lang in languages}
-    facts = {"source": source, "tokens_per_language": tokens_per_language, **provenance()}
-    return profile_languages(model, tokenizer, texts, tokens_per_language, path=path, metadata=facts)
+    return profile_languages(model, tokenizer, texts, tokens_per_language, path=path, metadata=facts | provenance())
 
 
-def get_neurons(model, tokenizer, runs="runs", top_rate: float = 0.05, **profile_options) -> NeuronSets:
-    """Loads `runs/<model>/neurons.safetensors` for this rate, or selects from the (found or made) profile."""
-    path = model_dir(model_source(model)["model"], runs) / "neurons.safetensors"
+def get_neurons(
+    model: nn.Module, tokenizer: Any, runs: str | Path = "runs", top_rate: float = 0.05, **profile_options: Any
+) -> NeuronSets:
+    """Loads `runs/<model>/neurons.safetensors`, or selects neurons and writes it.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        runs: Folder of runs.
+        top_rate: Share of all neurons to select. Sets of another rate or profile are replaced.
+        **profile_options: As in `get_profile`.
+
+    Raises:
+        ValueError: As `get_profile`.
+    """
     profile = get_profile(model, tokenizer, runs, **profile_options)
-    if path.exists():
-        neurons = NeuronSets.load(path)
-        neurons.check_model(model)
-        fresh = {**profile.metadata, "top_rate": top_rate, "profiled_languages": profile.languages}
-        if {key: neurons.metadata.get(key) for key in fresh} == json.loads(json.dumps(fresh)):
-            return neurons
+    path = model_dir(model_source(model)["model"], runs) / "neurons.safetensors"
+    wanted = profile.metadata | {"top_rate": top_rate, "profiled_languages": profile.languages}
+    if kept(path, wanted, on_change="remake"):
+        return NeuronSets.load(path)
     neurons = select_neurons(profile, top_rate)
     if processes.is_main():
         neurons.save(path)
@@ -104,11 +107,13 @@ def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -
     """Returns the neurons that a method is given: the language's own, or a random control of the same size, or none.
 
     Raises:
-        ValueError: If the language has no selected neurons, or the method is unknown.
+        ValueError: If the language has no selected neurons, or the method is unknown or needs neurons.
     """
     check_method(method)
     if not METHODS[method].needs_neurons:
         return None
+    if neurons is None:
+        raise InvalidInput(f"Method {method!r} needs neurons: pass the NeuronSets of `get_neurons`.")
     if lang in neurons and neurons.count(lang) == 0:
         raise InvalidInput(
             f"No neuron is selected for {lang!r} at top_rate {neurons.metadata.get('top_rate')}: raise it."
@@ -119,19 +124,28 @@ def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -
 
 
 def get_run(
-    model,
-    tokenizer,
+    model: nn.Module,
+    tokenizer: Any,
     lang: str,
     neurons: NeuronSets | None,
     plan: TextPlan,
-    method="lape",
-    seed=0,
-    runs="runs",
-    **settings,
+    method: str = "lape",
+    seed: int = 0,
+    runs: str | Path = "runs",
+    **settings: Any,
 ) -> Path:
-    """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when it is not there.
+    """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when there is none.
 
-    `neurons` may be None for the methods that need none.
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        lang: Language to train.
+        neurons: Neuron sets; None for the methods that need none.
+        plan: The text to train on, and the text that must stay out of it.
+        method: A name of `METHODS`.
+        seed: Seed of the order of the text, and of random neurons.
+        runs: Folder of runs.
+        **settings: Fields of `TrainingSettings`.
 
     Returns:
         The run's folder.
@@ -139,50 +153,35 @@ def get_run(
     Raises:
         ValueError: If a finished run there has other settings, or trained other neurons or on other text.
     """
-    settings = TrainingSettings(seed=seed, **settings).for_method(method)
+    training = asdict(TrainingSettings(seed=seed, **settings).for_method(method))
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
-    top_rate = neurons.metadata.get("top_rate") if chosen is not None else None
+    # Streamed text can be larger than memory; it is identified by its revision alone.
     texts = None if _is_streamed(plan.train) else load_texts(plan.train, lang, "train")
-    digest = None if texts is None else digest_of(texts)
-    if (folder / "adapter.json").exists():
-        about = adapter_facts(folder)
-        wanted = {**asdict(settings), "source": plan.train, "top_rate": top_rate}
-        found = {**about["settings"], "source": about.get("source"), "top_rate": about.get("top_rate")}
-        differ = [f"{k}: {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
-        if differ:
-            raise InvalidInput(
-                f"{folder} holds a run with other settings ({'; '.join(differ)}). Ask for the settings it was trained with "
-                "(`--source`, `--max-tokens` and so on), name another seed or folder of runs, or delete it to train again."
-            )
-        if None not in (digest, about.get("text")) and about["text"] != digest:
-            raise InvalidInput(
-                f"{folder} holds a run that was trained before the text of {plan.train!r} changed. Name another seed or "
-                "folder of runs, or delete it to train again."
-            )
-        adapter = load_adapter(folder, model)
-        if isinstance(adapter, Subnetwork) and not all(map(torch.equal, adapter.neurons, chosen)):
-            adapter.detach()
-            raise InvalidInput(
-                f"{folder} holds a run of other neurons of {lang!r}: the profile or the selection was made anew since. Name "
-                "another seed or folder of runs, or delete it to train again."
-            )
+    facts = {
+        "source": plan.train,
+        "text": None if texts is None else digest_of(texts),
+        "top_rate": neurons.metadata.get("top_rate") if neurons and chosen else None,
+        "neuron_ids": digest_of([ids.tolist() for ids in chosen]) if chosen else None,
+    }
+    if kept(folder / "adapter.json", {**facts, "settings": training}, remedy=_RETRAIN):
+        load_adapter(folder, model)
         print(f"Found the adapter in {folder}.", flush=True)
         return folder
-    facts = {"language": lang, "seed": seed, "source": plan.train, "top_rate": top_rate, "text": digest}
-    facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}
-    if chosen is not None:
-        facts["neurons"] = sum(len(ids) for ids in chosen)
+    facts |= {"language": lang, "seed": seed, "corpus": describe_source(plan.train, lang)}
+    facts |= {"model_parameters": num_parameters(model), **provenance()}
+    if chosen:
+        facts["neurons"] = sum(map(len, chosen))
     finetune(
         model,
         tokenizer,
-        _stream_of(plan, lang) if texts is None else texts,
+        _training_stream(plan, lang) if texts is None else texts,
         method,
         chosen,
-        validation_texts=_about(load_texts(plan.train, lang, "validation"), lang, _VALIDATION_WORDS),
+        validation_texts=_validation_texts(plan.train, lang),
         run_dir=folder,
         facts=facts,
-        **asdict(settings),
+        **training,
     )
     return folder
 
@@ -191,14 +190,130 @@ def _is_streamed(source: str) -> bool:
     return any(part.strip().split(":")[0] in STREAMED for part in source.split("+"))
 
 
-def _stream_of(plan: TextPlan, lang: str) -> TextStream:
-    """The training text where it may be larger than memory, kept apart from all that is measured on."""
-    avoid = [text for source in plan.kinds.values() for text in load_texts(source, lang, "test")]
-    return stream_texts(plan.train, lang, avoid + load_texts(plan.train, lang, "validation"))
+def _training_stream(plan: TextPlan, lang: str) -> TextStream:
+    """Streams training text without the documents that are measured on."""
+    held_out = [text for source in plan.kinds.values() for text in load_texts(source, lang, "test")]
+    return stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
 
 
-def _about(texts: Sequence[str], lang: str, words: int) -> list[str]:
-    """Takes documents at even distances, as many as hold about `words` words."""
+def _validation_texts(source: str, lang: str) -> list[str]:
+    """Takes validation documents at even distances, about `_VALIDATION_WORDS` words of them."""
+    texts = load_texts(source, lang, "validation")
     total = sum(num_words(text, get_language(lang).script) for text in texts)
-    stride = max(1, total // words)
-    return list(texts[::stride])
+    return texts[:: max(1, total // _VALIDATION_WORDS)]
+
+
+def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Loads the test text of every kind, by kind and language.
+
+    Args:
+        plan: What to measure on.
+        lang: The target language, which every source must have.
+        languages: Other languages; loaded from the named corpora alone, since text of your own is in the target.
+    """
+    texts = {}
+    for kind, source in plan.kinds.items():
+        others = languages if source.split(":")[0] in SOURCES else ()
+        texts[kind] = {code: load_texts(source, code, "test") for code in dict.fromkeys([lang, *others])}
+    return texts
+
+
+def get_metrics(
+    model: nn.Module,
+    tokenizer: Any,
+    lang: str,
+    folder: Path,
+    plan: TextPlan,
+    runs: str | Path = "runs",
+    languages: Sequence[str] = PROFILED_LANGUAGES,
+    budgets: Mapping[str, int] | None = None,
+) -> dict:
+    """Loads `metrics.json` of a run, or scores the attached adapter and its base and writes it.
+
+    Args:
+        model: The model, with the run's adapter attached.
+        tokenizer: Its tokenizer.
+        lang: The target language.
+        folder: The run's folder.
+        plan: What to measure on.
+        runs: Folder of runs, in which the scores of the base are cached for every language.
+        languages: Languages to measure retention in; English is always among them.
+        budgets: Tokens to score, by language; "*" for the others.
+
+    Returns:
+        The metrics, see `summarise`.
+    """
+    path = folder / "metrics.json"
+    budgets = dict(budgets or {"*": 256, "en": 1024, lang: 2048})
+    texts = load_test_texts(plan, lang, ["en", *languages])
+    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
+    inputs = {"request": request | model_precision(model), "adapter": adapter_facts(folder)}
+    if metrics := kept(path, inputs, on_change="remake"):
+        return metrics
+    print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
+    after = score_languages(model, tokenizer, texts, budgets)
+    with Adapter.attached_to(model).switched_off():
+        before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
+    metrics = {"folder": folder.as_posix(), "same_kind": plan.same_kind, "reason": plan.reason, **inputs}
+    metrics |= {"before": before, "after": after, "summary": summarise(before, after, lang), **provenance()}
+    write_json(path, metrics)
+    return metrics
+
+
+def _base_scores(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Mapping[str, Mapping[str, list[str]]],
+    budgets: Mapping[str, int],
+    plan: TextPlan,
+    runs: str | Path,
+) -> dict:
+    """Scores the base by kind and language; `runs/<model>/base.json` has what earlier runs scored."""
+    base = model_source(model)
+    path = model_dir(base["model"], runs) / "base.json"
+    hardware = provenance()["hardware"]  # other vector instructions round differently
+    cache = kept(path, {"model": base}, on_change="remake") or {"model": base, "scores": {}}
+    scores: dict[str, dict] = {kind: {} for kind in texts}
+    for kind, by_language in texts.items():
+        for lang, documents in by_language.items():
+            budget = budgets.get(lang, budgets["*"])
+            key = f"{plan.kinds[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
+            if key not in cache["scores"]:
+                scored = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
+                cache["scores"][key] = scored[kind][lang]
+            scores[kind][lang] = cache["scores"][key]
+    write_json(path, cache)
+    return scores
+
+
+def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
+    """Summarises the change of perplexity, by kind of text.
+
+    Args:
+        before: Scores of the base by kind and language, from `score_languages`.
+        after: Scores of the trained model on the same text.
+        lang: The target language.
+
+    Returns:
+        By kind: "target", "english" and "others" (by language), each as from `change`, in percent, and
+        "mean_of_others", the mean change of ln perplexity of the other languages, as a percentage.
+    """
+    summary = {}
+    for kind, scores in before.items():
+        changes = {code: change(score, after[kind][code]) for code, score in scores.items()}
+        others = {code: moved for code, moved in changes.items() if code != lang}
+        mean = sum(math.log1p(moved["percent"] / 100) for moved in others.values()) / len(others) if others else None
+        summary[kind] = {
+            "target": changes[lang],
+            "english": changes.get("en"),
+            "others": others,
+            "mean_of_others": None if mean is None else 100 * math.expm1(mean),
+        }
+    return summary
+
+
+def _identity(model: nn.Module) -> dict:
+    """Returns the facts that identify a model: its revision wherever that is known, since a folder can be moved."""
+    facts = model_source(model)
+    del facts["model" if facts["revision"] else "revision"]
+    return facts

@@ -12,9 +12,8 @@ from made_up_study import LANGS, SETTINGS, trained
 
 from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
 from ssetools.errors import InvalidInput, MissingLanguage, MissingPackage, TextUnavailable, TrainingDiverged
-from ssetools.evaluation.metrics import get_metrics
 from ssetools.export import model_card, push_to_hub
-from ssetools.steps import get_run
+from ssetools.steps import get_metrics, get_run
 
 
 def test_command_line_errors_are_one_sentence(study, capsys):

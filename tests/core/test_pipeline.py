@@ -15,10 +15,9 @@ from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
 from ssetools.errors import TextUnavailable
 from ssetools.evaluation.inside import deactivation_matrix
-from ssetools.evaluation.metrics import get_metrics, summarise
 from ssetools.models import model_revision
 from ssetools.report import report
-from ssetools.steps import _about, get_neurons, get_profile, get_run, neurons_for
+from ssetools.steps import _validation_texts, get_metrics, get_neurons, get_profile, get_run, neurons_for, summarise
 from ssetools.text.sources import TextPlan, plan_texts
 
 
@@ -34,7 +33,7 @@ def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypa
     assert metrics["adapter"]["corpus"]["source"] == "text"
     assert metrics["summary"]["stories"]["target"]["percent"] < 0, "the trained language must gain"
     Subnetwork.attached_to(model).detach()
-    for step in ("steps.profile_languages", "steps.finetune", "evaluation.metrics.score_languages"):
+    for step in ("steps.profile_languages", "steps.finetune", "steps.score_languages"):
         monkeypatch.setattr(f"ssetools.{step}", lambda *a, **k: pytest.fail("work was done twice"))
     capsys.readouterr()
     neurons, folder = trained(study)
@@ -89,16 +88,16 @@ def test_files_for_something_else_are_refused_by_name(study):
     model, tokenizer, plan = study
     neurons, folder = trained(study)
     Subnetwork.attached_to(model).detach()
-    with pytest.raises(ValueError, match=r"was made for something else \(tokens_per_language: 600, wanted 500\)"):
+    with pytest.raises(ValueError, match=r"profile.* does not match .*\(tokens_per_language: 600, wanted 500\)"):
         get_profile(model, tokenizer, source="text", languages=LANGS, tokens_per_language=500)
     with pytest.raises(ValueError, match="languages: 3, wanted 2; only in one: en"):
         get_profile(model, tokenizer, source="text", languages=LANGS[:2], tokens_per_language=600)
     turned = get_profile(model, tokenizer, source="text", languages=LANGS[::-1], tokens_per_language=600)
     assert turned.languages == LANGS, "another order is the same profile"
-    with pytest.raises(ValueError, match="other settings .*learning_rate: 0.01, wanted 0.5"):
+    with pytest.raises(ValueError, match="adapter.json does not match .*settings.learning_rate: 0.01, wanted 0.5"):
         get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.5})
     model.ssetools_source["revision"] = "another"
-    with pytest.raises(ValueError, match="something else .revision .*, not 'another'"):
+    with pytest.raises(ValueError, match="does not match .*revision: .*, wanted 'another'"):
         get_profile(model, tokenizer, source="text", **PROFILE)
     with pytest.raises(ValueError, match="were made for revision"):
         neurons.check_model(model)
@@ -138,7 +137,7 @@ def test_a_run_of_neurons_that_are_no_longer_selected_is_refused(study):
     Subnetwork.attached_to(model).detach()
     Path("runs/tiny/profile.safetensors").unlink()
     again = get_neurons(model, tokenizer, top_rate=0.2, source="text", languages=LANGS, tokens_per_language=100)
-    with pytest.raises(ValueError, match="holds a run of other neurons of 'yo'"):
+    with pytest.raises(ValueError, match="neuron_ids: .* delete the run's folder"):
         get_run(model, tokenizer, "yo", again, plan, **SETTINGS)
     Subnetwork.attach(model, again["yo"]).detach()  # nothing was left attached
 
@@ -149,11 +148,21 @@ def test_a_run_of_text_that_changed_since_is_refused(study):
     Subnetwork.attached_to(model).detach()
     path = Path("text/yo/train.txt")
     path.write_text(path.read_text() + "\n\nw3 w4 w5")
-    with pytest.raises(
-        ValueError, match="yo/lape-seed0 holds a run that was trained before the text of 'text' changed"
-    ):
+    with pytest.raises(ValueError, match="yo/lape-seed0/adapter.json does not match .*text: .*, wanted"):
         get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
     Subnetwork.attach(model, neurons["yo"]).detach()  # nothing was left attached
+
+
+@pytest.mark.parametrize(("lang", "word"), [("is", "orð "), ("zh", "汉字"), ("ja", "文字"), ("th", "คำ")])
+def test_validation_text_has_about_600_words_in_every_script(monkeypatch, lang, word):
+    document = 50 * word
+    monkeypatch.setattr("ssetools.steps.load_texts", lambda source, lang, split: [document] * 240)
+    assert len(_validation_texts("text", lang)) == 600 / 50
+
+
+def test_validation_text_of_few_words_is_taken_whole(monkeypatch):
+    monkeypatch.setattr("ssetools.steps.load_texts", lambda source, lang, split: ["字", "字"])
+    assert _validation_texts("text", "zh") == ["字", "字"]
 
 
 def test_a_base_of_another_precision_is_scored_anew(study):
@@ -233,9 +242,3 @@ def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
     plan = plan_texts()
     assert (plan.train, plan.other_kind) == ("udhr", None)
     assert "no text of another kind" in plan.reason
-
-
-@pytest.mark.parametrize(("lang", "document"), [("yo", "ọ̀rọ̀ " * 20), ("ja", "言葉" * 20), ("th", "คำ" * 20)])
-def test_validation_text_is_equally_long_with_and_without_spaces(lang, document):
-    documents = [f"{document}{i}" for i in range(120)]
-    assert _about(documents, lang, words=600) == documents[::4]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssetools import ActivationProfile, plots, select_neurons
-from ssetools.evaluation.metrics import summarise
+from ssetools.steps import summarise
 
 matplotlib.use("Agg")
 LANGS = ["yo", "is", "en", "ka"]
