@@ -1,7 +1,4 @@
-"""The command line: `ssetools languages, profile, select, plan, finetune, evaluate, report, collect, export, merge`.
-
-Each command does one step of the pipeline for one model, finding what earlier steps left under `runs/`.
-"""
+"""The command line. Each command performs one step for one model, and reuses the files of earlier steps."""
 
 from __future__ import annotations
 
@@ -10,11 +7,19 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import UserError
+
+_DESCRIPTION = "Make a language model better at one language by training only the neurons that fire for it."
+_EPILOG = (
+    "Every command reuses the files that earlier commands left in the folder --runs. "
+    "`ssetools finetune yo`, `ssetools evaluate yo` and `ssetools export yo FOLDER` are a complete example; "
+    "`ssetools COMMAND --help` lists the options of a command."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _one_voice():
+        with _only_main_process_prints():
             arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe, as in `ssetools languages | head`
@@ -41,131 +46,195 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _one_voice():
-    """Of several processes that do one job, the first one speaks."""
+def _only_main_process_prints() -> contextlib.AbstractContextManager:
     # Set by torchrun and accelerate, and by two kinds of MPI.
     ranks = [os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")]
-    spoken = all(rank in (None, "0") for rank in ranks)
-    return contextlib.nullcontext() if spoken else contextlib.redirect_stdout(io.StringIO())
+    is_main = all(rank in (None, "0") for rank in ranks)
+    return contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
 
 
-def _count(text: str) -> int:
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of one or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
+# --- the parser ---
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ssetools", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser = argparse.ArgumentParser(prog="ssetools", description=_DESCRIPTION, epilog=_EPILOG)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    def command(name, function, about):
-        one = commands.add_parser(name, help=about, description=about)
-        one.set_defaults(command=function)
-        one.add_argument("--model", default=EMBEDDED_MODEL, help="embedded name, hub id or local folder")
-        one.add_argument("--runs", default="runs", help="folder of runs")
-        return one
-
-    def with_profile(one):
-        one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="load 16/32-bit weights")
-        one.set_defaults(shard=False)
-        one.add_argument("--profile-source", default=None, help="text to profile on (default: the embedded text)")
-        one.add_argument("--tokens", type=_count, default=None, help="profiled tokens per language")
-        one.add_argument("--top-rate", type=float, default=0.05, help="share of all neurons to select")
-
-    def with_shards(one):
-        one.add_argument(
-            "--shard", action="store_true", help="spread a 16-bit model over the processes of torchrun or accelerate"
+    def command(name: str, function: Callable, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        added.set_defaults(command=function)
+        if function is _languages:
+            return added
+        added.add_argument(
+            "--model",
+            default=EMBEDDED_MODEL,
+            help="%(default)s (comes with the package, the default), a Hugging Face id, or a local folder",
         )
+        added.add_argument("--runs", metavar="FOLDER", default="runs", help="folder of all results (default: runs)")
+        return added
 
-    def with_memory(one):
-        one.add_argument("--batch-size", type=_count, default=4, help="windows per forward pass")
-        one.add_argument("--window", type=_count, default=256, help="tokens per window")
-        one.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit")
-        one.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, keep few")
+    languages = command("languages", _languages, "list the supported languages, or look one up")
+    languages.add_argument("lang", nargs="?", help="language code, for example yo")
 
-    def with_run(one):
-        one.add_argument("lang", help="language code, e.g. yo")
-        one.add_argument(
-            "--method", default="lape", help="lape, random, random-uniform, lora, lora-equal, ia3, ffn or full"
-        )
-        one.add_argument("--seed", type=int, default=0)
+    profile = command("profile", _profile, "count how often each feed-forward neuron fires in each language")
+    _add_profile_options(profile)
+    _add_shard_option(profile)
+    profile.add_argument("--source", metavar="TEXT", dest="profile_source", help="the same as --profile-source")
+    profile.add_argument(
+        "--languages",
+        metavar="CODES",
+        help='codes, as in "yo is ka", or "all" languages that the text has (default: 22 languages)',
+    )
 
-    one = command("languages", _languages, "list the languages, or check one code")
-    one.add_argument("lang", nargs="?", help="language code, e.g. yo")
-    one = command("profile", _profile, "count which FFN neurons fire, per language")
-    with_profile(one)
-    with_shards(one)
-    one.add_argument("--source", dest="profile_source", help="the same as --profile-source")
-    one.add_argument("--languages", help='codes, as in "yo is ka", or "all" that the source holds (default: 22)')
-    with_profile(command("select", _select, "choose language-specific neurons by LAPE"))
-    for name, function, about in (
-        ("finetune", _finetune, "train only the neurons of one language"),
-        ("evaluate", _evaluate, "score a run against the base model"),
-    ):
-        one = command(name, function, about)
-        with_run(one)
-        with_profile(one)
-        one.add_argument("--source", default="auto", help='training text: "udhr+mediawiki", a file or a folder')
-        one.add_argument("--other-text", default="sib200", help='text of another kind: "sib200" or "sib200:FOLDER"')
-        with_memory(one)
-        if name == "finetune":
-            with_shards(one)
-        one.add_argument("--learning-rate", type=float, default=None)
-        one.add_argument("--max-tokens", type=_count, default=None, help="training tokens")
-        if name == "evaluate":
-            one.add_argument("--tasks", nargs="+", help='tasks instead of perplexity: NAME, NAME:FOLDER, or "all"')
-            one.add_argument("--limit", type=_count, default=None, help="questions of each task at most")
-            one.add_argument("--translations", type=_count, default=None, help="texts to translate at most, each way")
-            one.add_argument("--shots", type=int, default=None, help="answered examples before each question")
-    with_run(command("report", _report, "print the table of a scored run"))
-    one = command("plan", _plan, "predict the memory of a training run, loading nothing")
-    one.add_argument("--neurons", default="1000", help="how many neurons are trained, or a neurons.safetensors file")
-    one.add_argument("--lang", default=None, help="language whose neurons of the file are trained (default: the most)")
-    one.add_argument("--method", default="lape", help="as for finetune")
-    one.add_argument("--16-bit", dest="load_in_8bit", action="store_false", help="16/32-bit weights")
-    one.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
-    one.add_argument("--device", default=None, choices=("cuda", "cpu"), help="where it is to run (default: as here)")
-    with_memory(one)
-    one = command("collect", _collect, "gather the metrics of all scored runs into one CSV file")
-    one.add_argument("output", help="file to write")
-    one.add_argument("files", nargs="*", help="metrics.json of each run (default: of all under --runs)")
-    for name, about in (
-        ("export", "write a run as a LoRA checkpoint or a merged model, with a model card"),
-        ("merge", "add a run's deltas to the 16-bit model and save it; scored again if the run was scored"),
-    ):
-        one = command(name, _export, about)
-        with_run(one)
-        one.add_argument("output", help="folder to write")
-        one.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
-        if name == "merge":
-            one.set_defaults(format="merged", uniform_rank=False)
-        else:
-            one.add_argument("--format", default="peft", help="peft, gguf-lora or merged")
-            one.add_argument("--uniform-rank", action="store_true", help="one rank for all modules, as vLLM needs")
+    _add_profile_options(command("select", _select, "select the neurons that are specific to each language"))
+
+    finetune = command("finetune", _finetune, "train the neurons of one language; profiles and selects first")
+    _add_run_options(finetune)
+    _add_training_options(finetune)
+    _add_shard_option(finetune)
+
+    evaluate = command("evaluate", _evaluate, "score a run and its base model; trains first if there is no run")
+    _add_run_options(evaluate)
+    _add_training_options(evaluate)
+    evaluate.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help='score tasks, not perplexity: NAME, NAME:FOLDER, or "all"'
+    )
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="largest number of questions in each task")
+    evaluate.add_argument(
+        "--translations", type=_positive, metavar="N", help="largest number of texts to translate in each direction"
+    )
+    evaluate.add_argument("--shots", type=int, metavar="N", help="solved examples before each question")
+
+    _add_run_options(command("report", _report, "print the table of a run that was evaluated"))
+
+    plan = command("plan", _plan, "estimate the memory of a training run without loading the model")
+    plan.add_argument(
+        "--neurons",
+        default="1000",
+        metavar="N|FILE",
+        help="number of neurons to train, or a neurons.safetensors file (default: %(default)s)",
+    )
+    plan.add_argument("--lang", help="language in that file (default: the one with the most neurons)")
+    plan.add_argument("--method", default="lape", help="as for finetune (default: %(default)s)")
+    _add_precision_option(plan)
+    plan.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what the device is best at)")
+    plan.add_argument("--device", choices=("cuda", "cpu"), help="device to plan for (default: the one of this machine)")
+    _add_memory_options(plan)
+
+    collect = command("collect", _collect, "write the scores of all evaluated runs to one CSV file")
+    collect.add_argument("output", help="CSV file to write")
+    collect.add_argument("files", nargs="*", metavar="FILE", help="metrics.json files (default: all under --runs)")
+
+    export = command("export", _export, "write a run as a LoRA checkpoint or a merged model, with a model card")
+    export.add_argument("--format", default="peft", help="peft, gguf-lora or merged (default: %(default)s)")
+    export.add_argument("--uniform-rank", action="store_true", help="give all modules the same rank, as vLLM needs")
+    merge = command("merge", _export, "write the 16-bit model with a run merged into it, with a model card")
+    merge.set_defaults(format="merged", uniform_rank=False)
+    for added in (export, merge):
+        _add_run_options(added)
+        added.add_argument("output", help="folder to write")
+        added.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     return parser
 
 
-def _languages(arguments):
+def _add_precision_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--16-bit", dest="load_in_8bit", action="store_false", help="load the weights in 16 or 32 bits, not in 8"
+    )
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    _add_precision_option(parser)
+    parser.set_defaults(shard=False)
+    parser.add_argument("--profile-source", metavar="TEXT", help="text to count on (default: the text of the package)")
+    parser.add_argument(
+        "--tokens", type=_positive, metavar="N", help="tokens to count in each language (default: 2048)"
+    )
+    parser.add_argument(
+        "--top-rate",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of all neurons to select, over all languages together (default: %(default)s)",
+    )
+
+
+def _add_shard_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard", action="store_true", help="split a 16-bit model over the processes of torchrun or accelerate"
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lang", help="language code, for example yo; `ssetools languages` lists all")
+    parser.add_argument(
+        "--method",
+        default="lape",
+        help="what to train: lape (the language's neurons), random or random-uniform (as many other neurons), lora, "
+        "lora-equal (LoRA of the neurons' size), ia3, ffn or full (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of text order and random choices (default: 0)")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    _add_profile_options(parser)
+    parser.add_argument(
+        "--source",
+        default="auto",
+        metavar="TEXT",
+        help='training text: a name such as "glotcc", names joined with "+", a file or a folder (default: the text of '
+        "the package)",
+    )
+    parser.add_argument(
+        "--other-text",
+        default="sib200",
+        metavar="TEXT",
+        help='text of a genre that is not trained on, to score: a name, or "sib200:FOLDER" for a local copy '
+        "(default: %(default)s)",
+    )
+    _add_memory_options(parser)
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak rate (default: depends on --method)")
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="tokens to train on (default: 30720)")
+
+
+def _add_memory_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="windows in a batch (default: 4)")
+    parser.add_argument("--window", type=_positive, default=256, metavar="N", help="tokens in a window (default: 256)")
+    parser.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint-activations", action="store_true", help="use less memory and more time: recompute activations"
+    )
+
+
+# --- the commands ---
+
+
+def _languages(arguments: argparse.Namespace) -> None:
     from ssetools.languages import LANGUAGES, get_language
 
     for x in [get_language(arguments.lang)] if arguments.lang else LANGUAGES:
         print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
-def _loaded(arguments, load_in_8bit=None):
+def _load(arguments: argparse.Namespace, load_in_8bit: bool) -> tuple[Any, Any]:
     from ssetools.models import load_model, load_sharded
 
     load = load_sharded if arguments.shard else load_model
-    return load(arguments.model, load_in_8bit=arguments.load_in_8bit if load_in_8bit is None else load_in_8bit)
+    return load(arguments.model, load_in_8bit=load_in_8bit)
 
 
-def _profile_options(arguments) -> dict:
+def _profile_options(arguments: argparse.Namespace) -> dict:
     options = {"source": arguments.profile_source}
     return options | ({"tokens_per_language": arguments.tokens} if arguments.tokens else {})
 
 
-def _profile(arguments):
+def _profile(arguments: argparse.Namespace) -> None:
     from ssetools.languages import get_language, languages_in
     from ssetools.steps import get_profile
     from ssetools.text.sources import default_source
@@ -175,72 +244,69 @@ def _profile(arguments):
         options["languages"] = languages_in(arguments.profile_source or default_source())
     elif arguments.languages:
         options["languages"] = [get_language(code).code for code in arguments.languages.split()]
-    profile = get_profile(*_loaded(arguments), arguments.runs, **options)
+    profile = get_profile(*_load(arguments, arguments.load_in_8bit), arguments.runs, **options)
     print(f"{len(profile.languages)} languages, {int(profile.tokens[0]):,} tokens each: {' '.join(profile.languages)}")
 
 
-def _select(arguments):
+def _select(arguments: argparse.Namespace) -> None:
     from ssetools.steps import get_neurons
 
-    neurons = get_neurons(*_loaded(arguments), arguments.runs, arguments.top_rate, **_profile_options(arguments))
+    model, tokenizer = _load(arguments, arguments.load_in_8bit)
+    neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
     for lang in neurons:
         print(f"{lang:<4}{neurons.count(lang):>8,} neurons")
 
 
-def _attached(arguments):
+def _get_run(arguments: argparse.Namespace) -> tuple:
+    """Finds or trains the run; returns the model with its adapter, the tokenizer, the run's folder and the plan."""
     from ssetools.languages import get_language
     from ssetools.steps import get_neurons, get_run
     from ssetools.text.sources import plan_texts
     from ssetools.training.methods import METHODS, check_method
 
-    get_language(arguments.lang)
+    lang = get_language(arguments.lang).code
     check_method(arguments.method)
     method = METHODS[arguments.method]
-    model, tokenizer = _loaded(arguments, arguments.load_in_8bit and method.on_8bit)
+    model, tokenizer = _load(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
         neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
-    plan = plan_texts(arguments.source, arguments.other_text)
+    plan = plan_texts(arguments.source, arguments.other_text, lang)
+    print(f"Training text: {plan.train}. {plan.reason}", flush=True)
     settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
     settings = {name: value for name, value in settings.items() if value is not None} | _memory_settings(arguments)
-    print(f"Training text: {plan.train}. {plan.reason}", flush=True)
     folder = get_run(
-        model, tokenizer, arguments.lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
+        model, tokenizer, lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
     )
     return model, tokenizer, folder, plan
 
 
-def _memory_settings(arguments) -> dict:
-    return {n: getattr(arguments, n) for n in ("batch_size", "window", "optimizer", "checkpoint_activations")}
+def _memory_settings(arguments: argparse.Namespace) -> dict:
+    return {name: getattr(arguments, name) for name in ("batch_size", "window", "optimizer", "checkpoint_activations")}
 
 
-def _finetune(arguments):
-    print(f"adapter: {_attached(arguments)[2]}")
+def _finetune(arguments: argparse.Namespace) -> None:
+    _, _, folder, _ = _get_run(arguments)
+    print(f"adapter: {folder}")
 
 
-def _evaluate(arguments):
-    if arguments.tasks:
-        _evaluate_tasks(arguments)
-        return
-    from ssetools.report import report
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from ssetools.evaluation.tasks.questions import parse_tasks
+    from ssetools.report import get_task_scores, report, task_report
     from ssetools.steps import get_metrics
 
-    model, tokenizer, folder, plan = _attached(arguments)
-    print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
+    if arguments.tasks:
+        parse_tasks(arguments.tasks)  # find a misspelt name before the model is loaded
+    model, tokenizer, folder, plan = _get_run(arguments)
+    if not arguments.tasks:
+        print(report(get_metrics(model, tokenizer, arguments.lang, folder, plan, arguments.runs)))
+        return
+    print(f"Scoring the trained model and its base on {' '.join(arguments.tasks)} ...", flush=True)
+    options = (arguments.tasks, arguments.limit, arguments.translations, arguments.shots)
+    print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *options)))
 
 
-def _evaluate_tasks(arguments):
-    from ssetools.evaluation.tasks.questions import parse_tasks
-    from ssetools.report import get_task_scores, task_report
-
-    parse_tasks(arguments.tasks)  # a misspelt name is found before the model is loaded
-    model, tokenizer, folder, _ = _attached(arguments)
-    print(f"Answers of the tuned model and of its base: {' '.join(arguments.tasks)} ...", flush=True)
-    asked = (arguments.tasks, arguments.limit, arguments.translations, arguments.shots)
-    print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *asked)))
-
-
-def _folder(arguments, needed: str) -> Path:
+def _run_folder(arguments: argparse.Namespace, needed: str) -> Path:
     from ssetools.files import run_dir
     from ssetools.languages import get_language
 
@@ -248,40 +314,39 @@ def _folder(arguments, needed: str) -> Path:
     folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
     if not (folder / needed).is_file():
         first = "finetune" if needed == "adapter.json" else "evaluate"
-        usual = vars(_parser().parse_args([first, arguments.lang]))
+        defaults = vars(_parser().parse_args([first, arguments.lang]))
         given = {name: getattr(arguments, name) for name in ("model", "method", "seed", "runs")}
-        options = [f" --{name} {value}" for name, value in given.items() if value != usual[name]]
-        command = f"ssetools {first} {arguments.lang}{''.join(options)}"
-        raise FileNotFoundError(f"There is no {folder / needed}: run `{command}` first.")
+        options = [f" --{name} {value}" for name, value in given.items() if value != defaults[name]]
+        raise FileNotFoundError(
+            f"There is no {folder / needed}: run `ssetools {first} {arguments.lang}{''.join(options)}` first."
+        )
     return folder
 
 
-def _report(arguments):
+def _report(arguments: argparse.Namespace) -> None:
     from ssetools.files import read_json
     from ssetools.report import report
 
-    path = _folder(arguments, "metrics.json") / "metrics.json"
-    print(report(read_json(path)))
+    print(report(read_json(_run_folder(arguments, "metrics.json") / "metrics.json")))
 
 
-def _collect(arguments):
+def _collect(arguments: argparse.Namespace) -> None:
     from ssetools.report import collect
 
     print(f"{collect(arguments.runs, arguments.output, arguments.files)} runs: {arguments.output}")
 
 
-def _export(arguments):
+def _export(arguments: argparse.Namespace) -> None:
     from ssetools.export import export_run, push_to_hub
 
-    run = _folder(arguments, "adapter.json")
-    print(
-        f"{arguments.format}: {export_run(run, arguments.output, arguments.model, arguments.format, arguments.uniform_rank)}"
-    )
+    run = _run_folder(arguments, "adapter.json")
+    folder = export_run(run, arguments.output, arguments.model, arguments.format, arguments.uniform_rank)
+    print(f"{arguments.format}: {folder}")
     if arguments.push:
         print(f"hub: {push_to_hub(arguments.output, arguments.push)}")
 
 
-def _plan(arguments):
+def _plan(arguments: argparse.Namespace) -> None:
     from ssetools.memory_plan import plan_memory
     from ssetools.neurons.sets import NeuronSets
 

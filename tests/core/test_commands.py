@@ -42,7 +42,7 @@ def test_what_stops_a_command_is_no_traceback(study, capsys, monkeypatch):
     for wrong in ("-5", "0", "many"):
         with pytest.raises(SystemExit):
             cli.main(["profile", "--tokens", wrong])
-        assert f"'{wrong}' is not a number of one or more" in capsys.readouterr().err
+        assert f"'{wrong}' is not a whole number of 1 or more" in capsys.readouterr().err
     monkeypatch.setattr("ssetools.export.hub_reachable", lambda: False)
     with pytest.raises(ConnectionError, match="cannot be reached, to upload out to user/name"):
         push_to_hub("out", "user/name")

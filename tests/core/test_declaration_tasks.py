@@ -240,7 +240,7 @@ def test_a_run_is_asked_once_and_every_task_stays_in_the_table(run, monkeypatch,
 
 def test_the_command_line_prints_one_table(run, monkeypatch, capsys):
     model, tokenizer, tasks = run
-    monkeypatch.setattr("ssetools.cli._attached", lambda arguments: (model, tokenizer, "run", None))
+    monkeypatch.setattr("ssetools.cli._get_run", lambda arguments: (model, tokenizer, "run", None))
     assert cli.main(["evaluate", "yo", "--tasks", *tasks[:1], tasks[2], "--limit", "5"]) == 0
     shown = capsys.readouterr().out
     assert "udhr_match" in shown

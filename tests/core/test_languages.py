@@ -108,7 +108,7 @@ def test_the_command_line_takes_languages(monkeypatch, capsys):
         return SimpleNamespace(languages=["yo"], tokens=[1])
 
     monkeypatch.setattr("ssetools.steps.get_profile", get_profile)
-    monkeypatch.setattr("ssetools.cli._loaded", lambda arguments: (None, None))
+    monkeypatch.setattr("ssetools.cli._load", lambda arguments, load_in_8bit: (None, None))
     assert cli.main(["profile", "--source", "sib200", "--languages", "all", "--tokens", "9"]) == 0
     assert (asked["source"], asked["tokens_per_language"]) == ("sib200", 9)
     assert len(asked["languages"]) == len(languages_in("sib200")) > 150
