@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssetools.errors import InvalidInput
 from ssetools.files import read_json, write_json
 from ssetools.models import has_8bit_layers, model_source, other_model
 
@@ -34,7 +35,7 @@ class Adapter(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         if model in _ATTACHED:
-            raise ValueError("This model already has an adapter attached: detach() it first.")
+            raise InvalidInput("This model already has an adapter attached: detach() it first.")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)
@@ -54,7 +55,7 @@ class Adapter(nn.Module):
             ValueError: If there is none.
         """
         if model not in _ATTACHED:
-            raise ValueError("No adapter is attached to this model: attach, load or finetune first.")
+            raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
         return _ATTACHED[model]
 
     @property
@@ -92,7 +93,7 @@ class Adapter(nn.Module):
         Raises:
             ValueError: If the adapter was taken off the model.
         """
-        self._check_attached()
+        self.check_attached()
         before, self.active = self.active, False
         self._set_factor(0.0)
         try:
@@ -119,9 +120,9 @@ class Adapter(nn.Module):
         Raises:
             ValueError: For an 8-bit base, or when the adapter is off the model, as after a merge.
         """
-        self._check_attached()
+        self.check_attached()
         if has_8bit_layers(self.model):
-            raise ValueError(
+            raise InvalidInput(
                 f"Merged into int8 weights, {self._lost_in_int8()}: int8 steps are coarse beside a trained change. Load the "
                 "base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
             )
@@ -129,9 +130,10 @@ class Adapter(nn.Module):
         self._merge()
         return self.detach()
 
-    def _check_attached(self) -> None:
+    def check_attached(self) -> None:
+        """Raises a ValueError if the adapter was taken off its model."""
         if not self.attached:
-            raise ValueError("This adapter was taken off its model: load it again, or train it again.")
+            raise InvalidInput("This adapter was taken off its model: load it again, or train it again.")
 
     def save(self, folder: str | Path, **facts: Any) -> Path:
         """Writes the trained numbers, unscaled, and `adapter.json` with the scale into `folder`.
@@ -157,9 +159,9 @@ class Adapter(nn.Module):
         """
         about = adapter_facts(folder)
         if about["format"] != cls.format:
-            raise ValueError(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
+            raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
         if differs := other_model(about["base"], model):
-            raise ValueError(f"The adapter in {folder} was trained for {differs}.")
+            raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
         adapter = cls._read(Path(folder), model, about)
         adapter.scale = about["scale"]
         return adapter
@@ -221,7 +223,7 @@ def check_scale(value: float) -> float:
         ValueError: If it is negative, not finite or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"scale is a number from 0 (the base) on, 1 as trained; got {value!r}.")
+        raise InvalidInput(f"scale is a number from 0 (the base) on, 1 as trained; got {value!r}.")
     return float(value)
 
 

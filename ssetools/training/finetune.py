@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -9,17 +10,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
+from ssetools.files import write_json
 from ssetools.models import evaluation_mode
 from ssetools.text.streams import TextStream
 from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
-from ssetools.training.adapter import Adapter
-from ssetools.training.loop import Run, TrainingSettings
+from ssetools.training.adapter import Adapter, check_scale
+from ssetools.training.loop import Run, TrainingSettings, mean_loss
 from ssetools.training.methods import attach_method, check_method
 
 
@@ -37,6 +40,7 @@ class TrainingResult:
         seconds: Wall time of this call.
         peak_memory_gib: Peak memory of the process (CPU) or of the device (CUDA) during this call.
         optimizer_bytes: Size of the optimiser's state.
+        curve: From `choose_scale`, when the scale was chosen.
     """
 
     adapter: Adapter
@@ -48,6 +52,7 @@ class TrainingResult:
     seconds: float
     peak_memory_gib: float
     optimizer_bytes: int
+    curve: list[dict] = field(default_factory=list, repr=False)
 
 
 def finetune(
@@ -58,8 +63,10 @@ def finetune(
     neurons: Sequence[torch.Tensor] | None = None,
     validation_texts: Sequence[str] = (),
     run_dir: str | Path | None = None,
-    facts: Mapping | None = None,
-    **settings,
+    facts: Mapping[str, Any] | None = None,
+    scale: float | Literal["auto"] = 1.0,
+    retention_texts: Mapping[str, Sequence[str]] | None = None,
+    **settings: Any,
 ) -> TrainingResult:
     """Trains on a language's text: by default, only the weights of the chosen neurons.
 
@@ -75,19 +82,29 @@ def finetune(
         run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`. A run killed at any step goes on
             from its last checkpoint there, to the same final weights as an uninterrupted one.
         facts: JSON-able facts for adapter.json, such as language and corpus.
+        scale: `adapter.scale` after training: a number, or "auto" to let `choose_scale` find it.
+        retention_texts: Documents by language, for "auto": what the model has to keep, such as validation text in English
+            and other well-served languages.
         **settings: Fields of `TrainingSettings`.
 
     Returns:
         The result; the trained adapter is left attached to the model.
 
     Raises:
-        ValueError: For an unknown method, text shorter than one window, or a stopped run with other settings.
+        ValueError: For an unknown method, text shorter than one window, "auto" without the texts that it needs, or a
+            stopped run with other settings.
         TrainingDiverged: When the loss is not finite, with advice.
     """
     check_method(method)
     settings = TrainingSettings(**settings).for_method(method)
+    if scale == "auto" and not (validation_texts and retention_texts):
+        raise InvalidInput(
+            'scale="auto" chooses by text that is not trained on: pass validation_texts= in the trained language and '
+            "retention_texts={lang: texts} in languages that the model has to keep, or give a number as scale."
+        )
+    scale = scale if scale == "auto" else check_scale(scale)
     windows = _packed(tokenizer, texts, settings)
-    validation = pack_tokens(tokenizer, validation_texts, settings.window) if validation_texts else []
+    validation = _scorable(pack_tokens(tokenizer, validation_texts, settings.window)) if validation_texts else []
     steps = _num_steps(len(windows), settings)
     _say_if_short(len(windows), steps, settings)
     began = time.monotonic()
@@ -98,6 +115,10 @@ def finetune(
         run = Run(adapter, windows, validation, steps, settings, run_dir, method)
         with evaluation_mode(model):
             run.train()
+        if scale == "auto":
+            curve = choose_scale(adapter, tokenizer, validation_texts, retention_texts, window=settings.window)
+        else:
+            adapter.scale, curve = scale, []
     except BaseException:
         adapter.detach()
         raise
@@ -111,8 +132,11 @@ def finetune(
         seconds=time.monotonic() - began,
         peak_memory_gib=peak_memory_gib(),
         optimizer_bytes=run.optimizer_bytes(),
+        curve=curve,
     )
     if run_dir and processes.is_main():
+        if curve:
+            write_json(Path(run_dir) / SCALES_FILE, curve)
         adapter.save(
             run_dir,
             method=method,
@@ -128,6 +152,112 @@ def finetune(
         run.finish()
     processes.wait()
     return result
+
+
+SCALES = tuple(tenths / 10 for tenths in range(2, 11))
+"""Scales that `choose_scale` tries."""
+
+MEAN_LIMIT, WORST_LIMIT = 0.01, 0.03
+"""The general limit: how much the loss in other languages may rise, as a share of the base's, on average and at worst."""
+
+SCALES_FILE = "scales.json"
+"""The file of a run that holds the curve of `choose_scale`."""
+
+_BATCH_TOKENS = 1024
+
+
+def choose_scale(
+    adapter: Adapter,
+    tokenizer,
+    validation_texts: Sequence[str],
+    retention_texts: Mapping[str, Sequence[str]],
+    scales: Sequence[float] = SCALES,
+    mean_limit: float = MEAN_LIMIT,
+    worst_limit: float = WORST_LIMIT,
+    window: int = 256,
+) -> list[dict]:
+    """Sets the scale with the lowest validation loss that keeps the other languages, by forward passes alone.
+
+    Every text is scored on its own, after BOS. Among the scales at which the losses in the other languages rise by at
+    most `mean_limit` on average and `worst_limit` at worst, the one with the lowest validation loss is set; the base,
+    scale 0, is one of them. What was chosen, and what full scale would do, is printed.
+
+    Args:
+        adapter: A trained adapter, attached.
+        tokenizer: The model's tokenizer.
+        validation_texts: Documents in the trained language that were not trained on.
+        retention_texts: Documents by language, such as English and other well-served languages.
+        scales: Scales to try beside 0.
+        mean_limit: Largest mean rise of the loss over the other languages, as a share of the base's loss.
+        worst_limit: Largest rise in any of them.
+        window: Tokens of a window at most; longer texts are cut into several.
+
+    Returns:
+        The curve, a dict for 0 and each scale: "scale", "validation_loss" (nats per token), and as shares of the base's
+        loss "validation_change", "retention_changes" (by language), "mean_change" and "worst_change"; "within_limits".
+
+    Raises:
+        ValueError: If there is no text, or the adapter was taken off its model.
+    """
+    adapter.check_attached()
+    target = _each_alone(tokenizer, validation_texts, window)
+    others = {lang: _each_alone(tokenizer, texts, window) for lang, texts in retention_texts.items()}
+    curve: list[dict] = []
+    base: dict[str, float] = {}
+    with evaluation_mode(adapter.model):
+        for scale in dict.fromkeys([0.0, *map(float, scales)]):
+            adapter.scale = scale
+            loss = mean_loss(adapter.model, target, _BATCH_TOKENS)
+            kept = {lang: mean_loss(adapter.model, windows, _BATCH_TOKENS) for lang, windows in others.items()}
+            base = base or {"target": loss, **kept}
+            changes = {lang: x / base[lang] - 1 for lang, x in kept.items()}
+            mean, worst = sum(changes.values()) / len(changes), max(changes.values())
+            row = {"scale": scale, "validation_loss": loss, "validation_change": loss / base["target"] - 1}
+            row |= {"retention_changes": changes, "mean_change": mean, "worst_change": worst}
+            within = mean <= mean_limit and worst <= worst_limit and loss < math.inf
+            curve.append({**row, "within_limits": within})
+    adapter.scale = best_scale(curve)
+    if processes.is_main():
+        print(_chosen(curve), flush=True)
+    return curve
+
+
+def best_scale(curve: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the scale with the lowest validation loss within the limits, from a curve of `choose_scale`."""
+    return min((row for row in curve if row["within_limits"]), key=lambda row: row["validation_loss"])["scale"]
+
+
+def _chosen(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Says in words what was chosen, and what the largest scale would gain and cost."""
+
+    def described(row):
+        worst = max(row["retention_changes"], key=row["retention_changes"].__getitem__)
+        return (
+            f"validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other languages "
+            f"{row['mean_change']:+.1%} on average and {row['worst_change']:+.1%} at worst ({worst})"
+        )
+
+    rows = {row["scale"]: row for row in curve}
+    scale, full = best_scale(curve), max(rows)
+    said = f"Scale {scale:g}: {described(rows[scale])}."
+    if scale == 0:
+        said = (
+            "Scale 0, the base: no larger scale lowers the validation loss and keeps the other languages within the "
+            "limits. Train at a lower learning rate, or give a number as scale."
+        )
+    return said if scale == full else f"{said} At scale {full:g}: {described(rows[full])}."
+
+
+def _each_alone(tokenizer, texts: Sequence[str], window: int) -> list[torch.Tensor]:
+    return _scorable([x for text in texts if text.strip() for x in pack_tokens(tokenizer, [text], window)])
+
+
+def _scorable(windows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Leaves out windows of one token, in which no token is predicted."""
+    found = [window for window in windows if len(window) > 1]
+    if not found:
+        raise InvalidInput("The validation text has no token to predict: give more of it, or none.")
+    return found
 
 
 def reset_peak_memory() -> None:

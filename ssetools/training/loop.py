@@ -7,12 +7,13 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -21,6 +22,8 @@ from ssetools.errors import InvalidInput, TrainingDiverged
 from ssetools.files import digest, whole_file
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
+from ssetools.text.windows import PackedWindows
+from ssetools.training.adapter import Adapter
 from ssetools.training.methods import METHODS
 from ssetools.training.subnetwork import Subnetwork
 
@@ -90,7 +93,16 @@ def _rate(step: int, warmup: int, steps: int) -> float:
 class Run:
     """The state of one run, and its loop."""
 
-    def __init__(self, adapter, windows, validation, steps, settings, run_dir, method):
+    def __init__(
+        self,
+        adapter: Adapter,
+        windows: PackedWindows,
+        validation: list[torch.Tensor],
+        steps: int,
+        settings: TrainingSettings,
+        run_dir: str | Path | None,
+        method: str,
+    ):
         self.adapter, self.windows, self.validation, self.steps = adapter, windows, validation, steps
         self.settings, self.folder = settings, Path(run_dir) if run_dir else None
         model = adapter.model
@@ -165,7 +177,7 @@ class Run:
                 if parameter.grad is not None:
                     parameter.grad /= self.gradient_scale
         processes.average_gradients(self.adapter.parameters())
-        loss = processes.total(self._exact(loss)).item() / processes.count()
+        loss = processes.total(_exact(loss, self.device)).item() / processes.count()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
         if not math.isfinite(loss + norm):
             if self.folder:
@@ -192,23 +204,12 @@ class Run:
         return self.windows[self._order[1][index].item()]
 
     def _validate(self) -> float:
-        sums = self._exact([0.0, 0.0])  # loss, tokens
         self.adapter.dropout(False)
-        model, mine = self.adapter.model, self.validation[processes.rank() :: processes.count()]
-        for window in processes.in_step(mine, is_sharded(model)):
-            losses = token_losses(model, (self.validation[0] if window is None else window)[None].to(self.device))
-            if window is None:  # only to take part in the gathering that the others' passes need
-                continue
-            sums += self._exact([losses.sum().item(), losses.numel()])
-        total, count = processes.total(sums).tolist()
-        if total / count < self.best_loss:
-            self.best_loss, self.best_step = total / count, self.step
+        loss = mean_loss(self.adapter.model, self.validation, self.settings.window)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
             self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
-        return total / count
-
-    def _exact(self, numbers) -> torch.Tensor:
-        """Float64 numbers where processes exchange them; alone on the CPU, since not every device has float64."""
-        return torch.tensor(numbers, dtype=torch.float64, device=self.device if processes.count() > 1 else "cpu")
+        return loss
 
     # --- files ---
 
@@ -272,6 +273,39 @@ class Run:
     def finish(self):
         if self.folder:
             self._checkpoint.unlink(missing_ok=True)
+
+
+def mean_loss(model: nn.Module, windows: Sequence[torch.Tensor], batch_tokens: int) -> float:
+    """Scores windows, which the processes share out, in the mode of `evaluation_mode`.
+
+    Args:
+        model: A causal language model.
+        windows: LongTensors [tokens], each of at least two tokens.
+        batch_tokens: Tokens of a forward pass at most, with the padding after shorter windows, which changes no loss.
+
+    Returns:
+        The mean loss in nats over all tokens but the first of each window.
+    """
+    windows, batches = sorted(windows, key=len, reverse=True), []
+    while windows:
+        fitting = max(1, batch_tokens // len(windows[0]))
+        batches.append(windows[:fitting])
+        windows = windows[fitting:]
+    device = device_of(model)
+    sums = _exact([0.0, 0.0], device)  # loss, tokens
+    for batch in processes.in_step(batches[processes.rank() :: processes.count()], is_sharded(model)):
+        ids = pad_sequence(batches[0] if batch is None else batch, batch_first=True)
+        losses = token_losses(model, ids.to(device))
+        if batch is not None:  # else only to take part in the gathering that the others' passes need
+            scored = torch.arange(1, ids.shape[1]) < torch.tensor([[len(window)] for window in batch])
+            sums += _exact([losses[scored.to(device)].sum().item(), scored.sum().item()], device)
+    total, count = processes.total(sums).tolist()
+    return total / count
+
+
+def _exact(numbers, device: torch.device) -> torch.Tensor:
+    """Float64 numbers where processes exchange them; alone on the CPU, since not every device has float64."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device if processes.count() > 1 else "cpu")
 
 
 def _line(row: dict, steps: int) -> str:

@@ -306,7 +306,7 @@ class PeftAdapter(Adapter):
         self.model.requires_grad_(False)
 
     def _write(self, folder):
-        self._check_attached()  # PEFT would write a checkpoint without a tensor
+        self.check_attached()  # PEFT would write a checkpoint without a tensor
         self._set_factor(1.0)
         self._checkpoint(folder)
         self._set_factor(self.scale if self.active else 0.0)
@@ -318,7 +318,7 @@ class PeftAdapter(Adapter):
         Raises:
             ValueError: If the adapter was taken off its model.
         """
-        self._check_attached()
+        self.check_attached()
         with whole_file(folder) as scratch:
             self._set_factor(self.scale)
             self._checkpoint(scratch)

@@ -9,12 +9,13 @@ import pandas
 import pytest
 import torch
 
-from ssetools import Subnetwork, finetune
+from ssetools import Subnetwork, finetune, load_adapter
+from ssetools.files import read_json
 from ssetools.loss import chunked_loss, token_losses
 from ssetools.models import int8_scales
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.text.windows import pack_tokens
-from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
+from ssetools.training.finetune import choose_scale, peak_memory_gib, reset_peak_memory
 from ssetools.training.loop import Run, TrainingSettings
 
 SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.02, "validate_every": 3, "checkpoint_every": 2}
@@ -52,6 +53,90 @@ def test_the_best_weights_are_those_of_the_best_step(word_tokenizer):
     windows = pack_tokens(word_tokenizer, others, 16)
     total = sum(token_losses(model, w[None]).sum().item() for w in windows)
     assert total / sum(len(w) - 1 for w in windows) == pytest.approx(best["validation_loss"], rel=1e-5)
+
+
+def test_a_last_window_of_one_token_is_left_out_of_validation(word_tokenizer):
+    without_bos = copy.deepcopy(word_tokenizer)
+    without_bos.bos_token = None
+    model = families.tiny_model("llama")
+    texts = ["w40 w41 w42 w43 w44 w45 w46 w47 w48 w49 w50 w51 w52 w53 w54 w55"]  # and a newline: 17 tokens
+    result = run(model, without_bos, validation_texts=texts)
+    ids = torch.tensor([[*range(40, 56)]])
+    best = min(row["validation_loss"] for row in result.history if "validation_loss" in row)
+    assert token_losses(model, ids).mean().item() == pytest.approx(best, rel=1e-5)
+
+
+def loss_alone(model, texts):
+    """Mean loss of texts, each after BOS and without padding, from the model's own logits."""
+    total = count = 0
+    for text in texts:
+        ids = torch.tensor([[2, *(int(word[1:]) for word in text.split()), 1]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        count += len(ids[0]) - 1
+    return total / count
+
+
+OTHERS = {"en": ["w80 w81 w82", "w83 w84 w85 w86 w87 w88"], "fr": ["w90 w91 w92 w93 w94"]}
+
+
+def test_the_scale_is_the_best_on_validation_text_within_the_limits(word_tokenizer):
+    model = families.tiny_model("llama")
+    adapter = run(model, word_tokenizer, method="full", epochs=3).adapter
+    checks = [*words(3, 40), "w5 w6 w7"]  # of different lengths
+    expected, base = {}, None
+    for scale in (0.0, 0.25, 0.5, 0.75, 1.0):
+        adapter.scale = scale
+        losses = {"target": loss_alone(model, checks), **{k: loss_alone(model, v) for k, v in OTHERS.items()}}
+        base = base or losses
+        expected[scale] = {name: loss / base[name] - 1 for name, loss in losses.items()}
+    assert expected[1.0]["target"] < expected[0.5]["target"] < 0
+    assert max(expected[1.0]["en"], expected[1.0]["fr"]) > 0.03, "this rate must harm the others for the test to bite"
+    options = {"scales": (0.25, 0.5, 0.75, 1.0), "window": 16}
+    for mean_limit, worst_limit in ((1.0, 1.0), (0.0, 0.0), (1e9, expected[0.5]["en"] + 1e-6), (1e9, 1e9)):
+        curve = choose_scale(
+            adapter, word_tokenizer, checks, OTHERS, **options, mean_limit=mean_limit, worst_limit=worst_limit
+        )
+        allowed = {}
+        for scale, changes in expected.items():
+            others = [changes["en"], changes["fr"]]
+            if sum(others) / 2 <= mean_limit and max(others) <= worst_limit:
+                allowed[scale] = changes["target"]
+        assert adapter.scale == min(allowed, key=allowed.get)
+        assert {row["scale"] for row in curve if row["within_limits"]} == set(allowed)
+        for row in curve:
+            found = {"target": row["validation_change"], **row["retention_changes"]}
+            assert found == pytest.approx(expected[row["scale"]], abs=1e-5)
+
+
+def test_finetune_chooses_the_scale_and_says_what_full_scale_would_do(word_tokenizer, tmp_path, capsys):
+    model = families.tiny_model("llama")
+    options = {"method": "full", "epochs": 3}
+    with pytest.raises(ValueError, match="pass validation_texts= .* retention_texts={lang: texts} .* or give a number"):
+        run(model, word_tokenizer, scale="auto", **options)
+    with pytest.raises(ValueError, match="scale is a number from 0"):
+        run(model, word_tokenizer, scale="half", **options)
+    result = run(model, word_tokenizer, tmp_path, scale="auto", retention_texts=OTHERS, **options)
+    said = capsys.readouterr().out.splitlines()[-1]
+    chosen, full = (next(row for row in result.curve if row["scale"] == s) for s in (result.adapter.scale, 1.0))
+    assert 0 < chosen["scale"] < 1
+    assert chosen["mean_change"] <= 0.01
+    assert f"Scale {chosen['scale']:g}: validation loss {chosen['validation_loss']:.3f}" in said
+    assert f"At scale 1: validation loss {full['validation_loss']:.3f} ({full['validation_change']:+.1%})" in said
+    assert read_json(tmp_path / "scales.json") == result.curve
+    assert read_json(tmp_path / "adapter.json")["scale"] == chosen["scale"]
+    tuned = model(families.tokens()).logits
+    result.adapter.detach()
+    load_adapter(tmp_path, model)
+    assert torch.equal(model(families.tokens()).logits, tuned)
+
+
+def test_a_number_is_taken_as_the_scale(word_tokenizer):
+    model = families.tiny_model("llama")
+    result = run(model, word_tokenizer, scale=0.4)
+    assert result.adapter.scale == 0.4
+    assert result.curve == []
 
 
 class Killed(BaseException):
@@ -276,7 +361,7 @@ def test_an_adapter_for_another_model_is_refused(word_tokenizer, tmp_path):
 def test_peak_memory_is_that_of_this_process_since_the_reset():
     large = torch.ones(2**28)  # a GiB
     before = peak_memory_gib()
-    command = "from ssetools.training.finetune import peak_memory_gib; print(peak_memory_gib())"
+    command = "from ssetools.training.finetune import choose_scale, peak_memory_gib; print(peak_memory_gib())"
     child = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert float(child.stdout) < before, "a child does not begin with its parent's peak"
     del large
