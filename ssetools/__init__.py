@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ssetools.models import load_model, load_sharded
     from ssetools.neurons.counts import ActivationProfile, profile_languages
     from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
-    from ssetools.neurons.selection import lape_entropy, select_neurons
+    from ssetools.neurons.selection import lape_entropy, neurons_per_layer, select_neurons, select_specific
     from ssetools.neurons.sets import NeuronSets, amplified, compare_neurons, deactivated, load_atlas
     from ssetools.text.sources import load_parallel, load_texts
     from ssetools.text.streams import TextStream, stream_texts
@@ -70,6 +70,7 @@ __all__ = [
     "load_parallel",
     "load_sharded",
     "load_texts",
+    "neurons_per_layer",
     "pack_tokens",
     "perplexity",
     "plan_memory",
@@ -79,6 +80,7 @@ __all__ = [
     "score_languages",
     "score_texts",
     "select_neurons",
+    "select_specific",
     "stream_texts",
     "weight_change",
 ]
@@ -128,7 +130,9 @@ _NAMES = {
     ),
     "neurons.selection": (
         "lape_entropy",
+        "neurons_per_layer",
         "select_neurons",
+        "select_specific",
     ),
     "neurons.sets": (
         "NeuronSets",

@@ -1,15 +1,23 @@
-"""Language Activation Probability Entropy (LAPE): which neurons belong to which language.
+"""Which neurons belong to which language: by entropy (LAPE), or by specificity within a budget.
 
-Method of Tang et al. 2024 (arXiv 2402.16438) with the settings of arXiv 2510.13580.
+LAPE is the method of Tang et al. 2024 (arXiv 2402.16438) with the settings of arXiv 2510.13580.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
+from torch import nn
 
 from ssetools.errors import InvalidInput
+from ssetools.models import num_parameters
 from ssetools.neurons.counts import ActivationProfile
+from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets
+
+_SMALL = 1e-4  # the score of a neuron that never fires for the others stays finite
 
 
 def lape_entropy(profile: ActivationProfile) -> torch.Tensor:
@@ -55,8 +63,7 @@ def select_neurons(
         ValueError: For rates outside (0, 1], or a profile of fewer than two languages.
     """
     _check_rates(top_rate=top_rate, filter_rate=filter_rate, activation_bar=activation_bar)
-    if len(profile.languages) < 2:
-        raise InvalidInput(f"LAPE compares languages; this profile has only {profile.languages}. Profile two or more.")
+    _check_languages(profile)
     probabilities = profile.probabilities()
     pooled = probabilities.flatten()
     entropy = _entropy(probabilities)
@@ -68,7 +75,7 @@ def select_neurons(
     selected[chosen[entropy.flatten()[chosen].isfinite()]] = True
     owned = selected.view_as(entropy) & (probabilities > _quantile(pooled, activation_bar))
     layers = {language: [row.nonzero().flatten() for row in owned[k]] for k, language in enumerate(profile.languages)}
-    rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
+    rates = {"selection": "lape", "top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
     tokens = dict(zip(profile.languages, profile.tokens.tolist(), strict=True))
     metadata = {**profile.metadata, "profiled_languages": profile.languages, "tokens": tokens, **rates}
     return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
@@ -102,9 +109,91 @@ def select_budget(profile: ActivationProfile, neurons_per_language: int, activat
         chosen = torch.zeros(entropy.numel(), dtype=torch.bool)
         chosen[order[: min(neurons_per_language, int(mine.sum()))]] = True
         layers[language] = [row.nonzero().flatten() for row in chosen.view_as(entropy)]
-    rates = {"neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
+    rates = {"selection": "lape filled", "neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
     metadata = {**profile.metadata, "profiled_languages": profile.languages, **rates}
     return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
+
+
+def select_specific(
+    profile: ActivationProfile, per_layer: int, against: Literal["mean", "top 3"] = "top 3"
+) -> NeuronSets:
+    """Selects for every language the neurons that fire more for it than for the others, within a budget.
+
+    The score of neuron j for the target language t is `p_t ln((p_t + e) / (r + e))` with e = 1e-4, where p is the share
+    of tokens on which the neuron fires, and r its mean over the other profiled languages ("mean") or over the three of
+    them in which it fires most ("top 3"). The highest scores of each layer are taken, equally many in all layers, and
+    none of 0 or less. What a layer cannot fill goes to the highest remaining positive scores of all layers.
+
+    Args:
+        profile: Activation counts of two or more languages.
+        per_layer: Neurons to take in each layer on average; `neurons_per_layer` gives the number within a budget.
+        against: What the target is compared with.
+
+    Returns:
+        One set per language, in the profile's order: `per_layer` times the number of layers, or all neurons with a
+        positive score where there are fewer.
+
+    Raises:
+        ValueError: If `per_layer` is not positive, `against` is unknown, or the profile has fewer than two languages.
+    """
+    if per_layer < 1:
+        raise InvalidInput(f"per_layer must be at least 1, got {per_layer}.")
+    if against not in ("mean", "top 3"):
+        raise InvalidInput(f"Unknown comparison against={against!r}: use 'mean' or 'top 3'.")
+    _check_languages(profile)
+    probabilities = profile.probabilities()
+    layers = {}
+    for k, language in enumerate(profile.languages):
+        others = torch.cat([probabilities[:k], probabilities[k + 1 :]])
+        compared = others if against == "mean" else others.topk(min(3, len(others)), dim=0).values
+        target, rival = probabilities[k], compared.mean(0)
+        score = target * ((target + _SMALL) / (rival + _SMALL)).log()
+        layers[language] = [row.nonzero().flatten() for row in _highest(score, per_layer)]
+    facts = {"selection": "specific", "against": against, "neurons_per_layer": per_layer}
+    metadata = {**profile.metadata, "profiled_languages": profile.languages, **facts}
+    return NeuronSets(layers, num_neurons=probabilities.shape[2], metadata=metadata)
+
+
+def _highest(score: torch.Tensor, per_layer: int) -> torch.Tensor:
+    """Marks the highest positive scores of each layer, then those of all layers until the budget is used."""
+    layers, width = score.shape
+    order = score.sort(dim=1, descending=True, stable=True).indices[:, : min(per_layer, width)]
+    chosen = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True) & (score > 0)
+    left = per_layer * layers - int(chosen.sum())
+    spare = score.masked_fill(chosen, -torch.inf).flatten()
+    more = spare.sort(descending=True, stable=True).indices[:left]
+    flat = chosen.flatten()
+    flat[more[spare[more] > 0]] = True
+    return flat.view_as(score)
+
+
+def neurons_per_layer(model: nn.Module, share: float = 0.01) -> int:
+    """Returns how many neurons of each layer have at most a share of the model's weights.
+
+    A neuron's weights are its row of every input projection and its column of the down projection.
+
+    Args:
+        model: A causal language model; nothing is computed with it.
+        share: Share of all weights of the model, embeddings included.
+
+    Raises:
+        ValueError: If the share is outside (0, 1], or too small for one neuron in each layer.
+    """
+    _check_rates(share=share)
+    blocks = find_ffn_blocks(model)
+    weights = sum(block.weights_per_neuron for block in blocks)
+    number = int(share * num_parameters(model) / weights)
+    if number < 1:
+        least = math.ceil(1e6 * weights / num_parameters(model)) / 1e6
+        raise InvalidInput(f"A share of {share} has less than one neuron in each layer: use {least} or more.")
+    return min(number, blocks[0].num_neurons)
+
+
+def _check_languages(profile: ActivationProfile) -> None:
+    if len(profile.languages) < 2:
+        raise InvalidInput(
+            f"A selection compares languages; this profile has only {profile.languages}. Profile two or more."
+        )
 
 
 def _quantile(values: torch.Tensor, rate: float) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 import math
 
+import families
 import pytest
 import torch
 
-from ssetools import ActivationProfile, NeuronSets, lape_entropy, select_neurons
+from ssetools import ActivationProfile, NeuronSets, lape_entropy, neurons_per_layer, select_neurons, select_specific
 from ssetools.neurons.selection import select_budget
 
 
@@ -253,3 +254,59 @@ def test_overlap_is_jaccard():
 def test_bad_ids_are_refused(ids):
     with pytest.raises(ValueError, match="Neuron ids of language 'a', layer 0 must"):
         NeuronSets({"a": [ids]}, num_neurons=10)
+
+
+def plain_specific(profile, per_layer, against):
+    """Specificity within a budget, written with lists and sorts only."""
+    layers, width = profile.counts.shape[1:]
+    p = (profile.counts.double() / profile.tokens.double()[:, None, None]).tolist()
+    chosen = {}
+    for k, code in enumerate(profile.languages):
+        scores = {}
+        for layer in range(layers):
+            for j in range(width):
+                others = sorted((p[i][layer][j] for i in range(len(p)) if i != k), reverse=True)
+                others = others if against == "mean" else others[:3]
+                rival = sum(others) / len(others)
+                scores[layer, j] = p[k][layer][j] * math.log((p[k][layer][j] + 1e-4) / (rival + 1e-4))
+        best = sorted((key for key in scores if scores[key] > 0), key=scores.get, reverse=True)
+        taken = [key for layer in range(layers) for key in [x for x in best if x[0] == layer][:per_layer]]
+        taken += [key for key in best if key not in taken][: per_layer * layers - len(taken)]
+        chosen[code] = [sorted(j for (i, j) in taken if i == layer) for layer in range(layers)]
+    return chosen
+
+
+@pytest.mark.parametrize("against", ["mean", "top 3"])
+@pytest.mark.parametrize("per_layer", [1, 5, 12, 100])
+@pytest.mark.parametrize("languages", ["mt af", "mt af is cy lt"])
+def test_specific_neurons_equal_the_plain_computation(against, per_layer, languages):
+    profile = random_profile(languages)
+    neurons = select_specific(profile, per_layer, against)
+    assert {code: [ids.tolist() for ids in neurons[code]] for code in neurons} == plain_specific(
+        profile, per_layer, against
+    )
+    assert neurons.metadata["selection"] == "specific"
+    assert neurons.metadata["against"] == against
+
+
+def test_what_a_layer_cannot_fill_goes_to_the_others():
+    counts = torch.full((2, 2, 10), 500)
+    counts[0, 0, :2] = 900  # the first layer has two neurons that prefer the first language
+    counts[0, 1, :8] = torch.arange(600, 1000, 50)  # the second has eight
+    neurons = select_specific(ActivationProfile(counts, torch.tensor([1000, 1000]), ["a", "b"]), per_layer=4)
+    assert neurons["a"][0].tolist() == [0, 1]
+    assert neurons["a"][1].tolist() == [2, 3, 4, 5, 6, 7], "four of its own, and the two that the first layer lacks"
+    assert neurons.count("b") == 0, "no score above 0: the budget stays unused"
+
+
+def test_neurons_per_layer_is_the_largest_number_within_the_share():
+    model = families.tiny_model("llama")
+    total = sum(p.numel() for p in model.parameters())
+    number = neurons_per_layer(model, 0.1)
+    weights = 2 * 3 * 32  # layers, projections, hidden size
+    assert number * weights <= 0.1 * total < (number + 1) * weights
+    assert neurons_per_layer(model, 1.0) == 48, "no more than a layer has"
+    with pytest.raises(ValueError, match="less than one neuron in each layer: use 0.0088"):
+        neurons_per_layer(model, 0.0001)
+    with pytest.raises(ValueError, match="share is a share"):
+        neurons_per_layer(model, 0)
