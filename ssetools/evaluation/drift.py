@@ -4,40 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.files import load_tensors, save_tensors
+from ssetools.evaluation.perplexity import generate_ids, prompt_ids
+from ssetools.files import kept, load_tensors, save_tensors
 from ssetools.loss import Head, SoftmaxSums
 from ssetools.models import body_of, device_of, evaluation_mode, model_source
 from ssetools.text.sources import load_texts
 from ssetools.text.windows import bos_ids
 from ssetools.training.adapter import Adapter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _PROMPT_TOKENS = 12
 
 
 def sample_from_base(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     languages: Sequence[str],
     path: str | Path | None = None,
     samples: int = 4,
     tokens: int = 128,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Samples text from a model in each language, once, at temperature 1.
+    """Samples text from a model in each language, once, at temperature 1 from the whole vocabulary.
 
     A sample opens with BOS and the first words of an article of the declaration, so that the model knows which
-    language is spoken; what follows is the model's own.
+    language to write; the rest is the model's own.
 
     Args:
         model: A causal language model; nothing may be attached to it.
         tokenizer: Its tokenizer.
         languages: Codes.
-        path: File in which the samples are kept, and found again when model, languages and sizes are the same.
+        path: File that caches the samples. It is reused for the same model, languages, sizes and seed; for others the
+            samples are drawn again and replace it.
         samples: Samples for each language.
         tokens: Tokens to draw for each sample.
         seed: Seed of the draw.
@@ -46,39 +52,36 @@ def sample_from_base(
         LongTensor [samples, opening + tokens] by code.
 
     Raises:
-        ValueError: For more samples than the declaration's training split has articles.
+        ValueError: For more samples than the declaration's training split has articles, or an article of fewer tokens
+            than an opening.
     """
-    about = model_source(model)  # a base in 8 bits and in 16 may share their samples
-    wanted = {"model": about["model"], "revision": about["revision"], "languages": list(languages)}
-    wanted |= {"samples": samples, "tokens": tokens, "seed": seed}
-    if path and Path(path).exists():
-        found, facts = load_tensors(path, "samples from the base")
-        if facts.get("settings") == wanted:
-            return {lang: found[lang] for lang in languages}
-    opening = bos_ids(tokenizer)
+    source = model_source(model)  # without the precision: a base in 8 bits and in 16 may share their samples
+    settings = {"model": source["model"], "revision": source["revision"], "languages": list(languages)}
+    settings |= {"samples": samples, "tokens": tokens, "seed": seed}
+    if path and kept(path, {"settings": settings}, on_change="remake"):
+        cached, _ = load_tensors(path, "samples from the base", needed=list(languages))
+        return {lang: cached[lang] for lang in languages}
     prompts = []
     for lang in languages:
         texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
         if len(texts) < samples:
             raise InvalidInput(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
-        for text in texts:
-            prompts.append(opening + tokenizer(text, add_special_tokens=False)["input_ids"][:_PROMPT_TOKENS])
-    drawn = _draw(model, torch.tensor(prompts, device=device_of(model)), tokens, seed)
-    by_language = dict(zip(languages, drawn.cpu().split(samples), strict=True))
+        prompts += [_opening(tokenizer, text, lang) for text in texts]
+    # Past an end of text too: drift is measured on as many tokens of every sample.
+    drawn = generate_ids(model, tokenizer, prompts, tokens, seed=seed, top_k=0, eos_token_id=None).cpu()
+    by_language = dict(zip(languages, torch.cat([torch.tensor(prompts), drawn], 1).split(samples), strict=True))
     if path:
-        save_tensors(path, by_language, {"settings": wanted})
+        save_tensors(path, by_language, {"settings": settings})
     return by_language
 
 
-def _draw(model, ids, tokens, seed):
-    generator = torch.Generator().manual_seed(seed)
-    cache = None
-    with evaluation_mode(model), torch.inference_mode():
-        for _ in range(tokens):
-            output = model(input_ids=ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            shares = output.logits[:, -1].float().softmax(-1).cpu()
-            ids = torch.cat([ids, torch.multinomial(shares, 1, generator=generator).to(ids.device)], 1)
+def _opening(tokenizer: PreTrainedTokenizerBase, text: str, lang: str) -> list[int]:
+    length = len(bos_ids(tokenizer)) + _PROMPT_TOKENS
+    ids = prompt_ids(tokenizer, text)[:length]
+    if len(ids) < length:
+        raise InvalidInput(
+            f"A sample opens with {_PROMPT_TOKENS} tokens, and an article in {lang!r} has fewer: {text!r}."
+        )
     return ids
 
 
@@ -92,12 +95,12 @@ def drift(model: nn.Module, samples: Mapping[str, torch.Tensor]) -> dict[str, di
     Returns:
         By language: "kl", nats per token, and "per_sample", its value for each sample.
     """
-    found = {}
+    by_language = {}
     for lang, ids in samples.items():
-        kl = token_divergence(model, ids)[:, _PROMPT_TOKENS:]  # what the model drew, not what it was given
+        kl = token_divergence(model, ids)[:, _PROMPT_TOKENS:]  # only the tokens that the model drew
         per_sample = [round(x, 6) for x in kl.mean(1).tolist()]
-        found[lang] = {"kl": kl.mean().item(), "per_sample": per_sample}
-    return found
+        by_language[lang] = {"kl": kl.mean().item(), "per_sample": per_sample}
+    return by_language
 
 
 def token_divergence(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:

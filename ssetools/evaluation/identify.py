@@ -1,20 +1,24 @@
-"""Which language is a text in, and does turning up a language's neurons make the model write it?"""
+"""Which language a text is in, and whether amplifying a language's neurons makes the model write that language."""
 
 from __future__ import annotations
 
 import functools
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+import pandas
 from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import wilson
-from ssetools.models import device_of, evaluation_mode
+from ssetools.evaluation.perplexity import generate_ids, prompt_ids
 from ssetools.neurons.sets import NeuronSets, amplified
 from ssetools.text.sources import load_texts
-from ssetools.text.windows import bos_ids
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+    from transformers import PreTrainedTokenizerBase
 
 NEUTRAL_PROMPTS = ("1.", "-", "2 + 2 =", "The")
 """Openings that ask for no language, and one that asks for English."""
@@ -58,14 +62,16 @@ def identification_accuracy(lang: str, source: str = "udhr", split: str = "test"
     documents = [" ".join(text.split()) for text in load_texts(source, lang, split)]
     pieces = [x for text in documents for x in textwrap.wrap(text, characters, break_on_hyphens=False)[:-1]]
     if not pieces:
-        raise ValueError(f"No document of {source!r} in {lang!r} has more than {characters} characters: ask for fewer.")
+        raise InvalidInput(
+            f"No document of {source!r} in {lang!r} has more than {characters} characters: ask for fewer."
+        )
     codes = [code for code, _ in identify_language(pieces)]
     return {"pieces": len(pieces), "accuracy": codes.count(lang) / len(pieces)}
 
 
 def amplification_effect(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     neurons: NeuronSets,
     lang: str,
     factors: Sequence[float] = (1, 2, 4, 8),
@@ -73,8 +79,8 @@ def amplification_effect(
     samples: int = 8,
     new_tokens: int = 30,
     seed: int = 0,
-):
-    """Turns a language's neurons up, lets the model go on from neutral prompts, and identifies what it writes.
+) -> pandas.DataFrame:
+    """Amplifies a language's neurons, lets the model continue neutral prompts, and identifies what it writes.
 
     Args:
         model: A causal language model.
@@ -94,8 +100,6 @@ def amplification_effect(
     Raises:
         ValueError: If the identifier does not know the language, or the neurons do not fit the model.
     """
-    import pandas
-
     _check_known(lang)
     rows = []
     for name, chosen in ((lang, neurons[lang]), ("random", neurons.random_like(lang, seed))):
@@ -109,15 +113,17 @@ def amplification_effect(
     return pandas.DataFrame(rows)
 
 
-def identified_shares(effect, lang: str):
-    """Counts how many continuations of `amplification_effect` were identified as `lang`.
+def identified_shares(effect: pandas.DataFrame, lang: str) -> pandas.DataFrame:
+    """Counts how many continuations were identified as a language.
+
+    Args:
+        effect: From `amplification_effect`.
+        lang: The language.
 
     Returns:
         DataFrame, one row per set of neurons and factor: `neurons`, `factor`, `share`, its 95% interval `low` and
         `high` (Wilson's, which has width where the share is 0), and `unknown`, the share with no clear language.
     """
-    import pandas
-
     rows = []
     for (name, factor), part in effect.groupby(["neurons", "factor"], sort=False):
         share, count = (part.identified == lang).mean(), len(part)
@@ -128,43 +134,28 @@ def identified_shares(effect, lang: str):
 
 
 def sample_continuations(
-    model: nn.Module, tokenizer, prompts: Sequence[str], samples: int = 8, new_tokens: int = 30, seed: int = 0
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    samples: int = 8,
+    new_tokens: int = 30,
+    seed: int = 0,
 ) -> list[list[str]]:
-    """Lets the model go on from each prompt several times, BOS in front, all in one batch.
+    """Lets the model continue each prompt several times, BOS in front, all in one batch.
 
     The same arguments give the same texts on the same machine, and the random state of the process stays as it was.
 
     Returns:
         For each prompt its continuations, without the prompt.
     """
-    device = device_of(model)
-    opening = bos_ids(tokenizer)
-    encoded = [opening + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    longest = max(len(ids) for ids in encoded)
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    # On the left, so that every prompt ends where the continuation begins.
-    ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in encoded], device=device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded], device=device)
-    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            num_return_sequences=samples,
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            use_cache=True,
-            pad_token_id=padding,
-        )
-    texts = [" ".join(text.split()) for text in tokenizer.batch_decode(found[:, longest:], skip_special_tokens=True)]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    drawn = generate_ids(model, tokenizer, ids, new_tokens, samples, seed, top_k=50)
+    texts = [" ".join(text.split()) for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
     return [texts[i * samples : (i + 1) * samples] for i in range(len(prompts))]
 
 
 @functools.cache
-def _identifier():
+def _identifier() -> LanguageIdentifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -176,21 +167,22 @@ def can_identify(lang: str) -> bool:
 
 
 def _check_known(lang: str) -> None:
-    known = _identifier().labels
     if not can_identify(lang):
-        raise InvalidInput(f"The language identifier does not know {lang!r}; it knows {' '.join(known)}.")
+        raise InvalidInput(
+            f"The language identifier does not know {lang!r}; it knows {' '.join(_identifier().labels)}."
+        )
 
 
-def identified_most(effect, neurons: str, most: int = 4):
-    """Counts what the texts of `amplification_effect` were identified as, the commonest first.
+def identified_most(effect: pandas.DataFrame, neurons: str, most: int = 4) -> pandas.DataFrame:
+    """Counts what the continuations were identified as, the commonest language first.
 
     Args:
-        effect: What `amplification_effect` returned.
-        neurons: Which neurons were turned up: the language's code, or "random".
+        effect: From `amplification_effect`.
+        neurons: Which neurons were amplified: the language's code, or "random".
         most: How many codes to name at each factor.
 
     Returns:
         DataFrame, a row per factor: a dict of codes and counts.
     """
-    mine = effect[effect.neurons == neurons].groupby("factor").identified
-    return mine.agg(lambda codes: dict(codes.value_counts().head(most))).to_frame("identified as")
+    identified = effect[effect.neurons == neurons].groupby("factor").identified
+    return identified.agg(lambda codes: dict(codes.value_counts().head(most))).to_frame("identified as")

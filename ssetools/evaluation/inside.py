@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import pandas
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput
-from ssetools.evaluation.perplexity import score_texts
+from ssetools.evaluation.intervals import interval
+from ssetools.evaluation.perplexity import prompt_ids, window_losses, within_budget
 from ssetools.files import model_dir
 from ssetools.models import body_of, device_of, evaluation_mode, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets, deactivated
 from ssetools.text.sources import SPLITS, load_parallel, load_texts
-from ssetools.text.windows import bos_ids
+from ssetools.text.windows import bos_ids, pack_tokens
 from ssetools.training.adapter import Adapter
 from ssetools.training.methods import WholeWeights
 from ssetools.training.subnetwork import Subnetwork
 
-_RESAMPLES = 2000
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MEASURES = ("matched", "shuffled", "margin", "retrieved")
 _NEURONS_AT_ONCE = 1024
 _THIRDS = ("first third", "middle third", "last third")
 
@@ -32,7 +37,7 @@ _THIRDS = ("first third", "middle third", "last third")
 
 @dataclass(frozen=True)
 class Alignment:
-    """How near a model holds the same passages in two languages, for each layer and each pair of passages.
+    """How similar a model's states are for the same passages in two languages, by layer and pair of passages.
 
     Layer 0 is the embedding, layer *l* the output of the model's *l*-th block, the last one after the final norm.
 
@@ -49,11 +54,11 @@ class Alignment:
 
     @property
     def margin(self) -> torch.Tensor:
-        """FloatTensor [layers + 1, pairs], matched minus shuffled: what is common to the *same* passages only."""
+        """FloatTensor [layers + 1, pairs], matched minus shuffled: the similarity of the *same* passages only."""
         return self.matched - self.shuffled
 
-    def table(self, base: Alignment | None = None, seed: int = 0):
-        """Summarises each layer over pairs, as a DataFrame.
+    def table(self, base: Alignment | None = None, seed: int = 0) -> pandas.DataFrame:
+        """Summarises each layer over pairs.
 
         Args:
             base: Another model's alignment on the same passages; the table then holds the paired differences from it.
@@ -61,30 +66,28 @@ class Alignment:
 
         Returns:
             One row per layer and measure ("matched", "shuffled", "margin", "retrieved"): `layer`, `measure`, `mean`
-            and the 95% interval `low`, `high` from resampling pairs.
+            and its 95% interval over pairs, `low` and `high` (`intervals.interval`).
 
         Raises:
             ValueError: If the two alignments are of different passages or models.
         """
-        import pandas
-
         if base is not None and base.matched.shape != self.matched.shape:
             shapes = f"{list(base.matched.shape)} and {list(self.matched.shape)}"
-            raise InvalidInput(f"These alignments do not compare: their [layers + 1, pairs] are {shapes}.")
-        pairs = self.matched.shape[1]
-        picks = torch.randint(pairs, (_RESAMPLES, pairs), generator=torch.Generator().manual_seed(seed))
+            raise InvalidInput(
+                f"These alignments cannot be compared: their shapes, [layers + 1, pairs], are {shapes}. Measure both on the "
+                "same passages, with models of one architecture."
+            )
         rows = []
-        for measure in ("matched", "shuffled", "margin", "retrieved"):
+        for measure in _MEASURES:
             values = getattr(self, measure) - (0 if base is None else getattr(base, measure))
-            for layer, row in enumerate(values):
-                low, high = row[picks].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-                rows.append({"layer": layer, "measure": measure, "mean": row.mean().item(), "low": low, "high": high})
-        return pandas.DataFrame(rows)
+            for layer, row in enumerate(values.double()):
+                rows.append([layer, measure, *interval(row[None], torch.ones_like(row), seed)])
+        return pandas.DataFrame(rows, columns=["layer", "measure", "mean", "low", "high"])
 
 
 def alignment(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     lang: str,
     other: str = "en",
     source: str = "udhr",
@@ -92,7 +95,7 @@ def alignment(
     max_pairs: int = 100,
     max_tokens: int = 512,
 ) -> Alignment:
-    """Measures how near a model holds parallel passages of two languages.
+    """Measures how similar a model's states are for parallel passages of two languages.
 
     A passage is the mean of its hidden states over its tokens, BOS excluded. All states of a model share a large
     common direction, so that any two passages have a high cosine: read `matched` against `shuffled` only.
@@ -125,9 +128,17 @@ def alignment(
 
 
 def align_passages(
-    model: nn.Module, tokenizer, first: Sequence[str], second: Sequence[str], max_tokens: int = 512
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    first: Sequence[str],
+    second: Sequence[str],
+    max_tokens: int = 512,
 ) -> Alignment:
-    """Does the work of `alignment` for passages of your own: `first[i]` says the same as `second[i]`."""
+    """Measures alignment on passages of your own, where `second[i]` is the translation of `first[i]`.
+
+    Raises:
+        ValueError: If there are fewer than two pairs, or not as many translations as passages.
+    """
     if len(first) != len(second) or len(first) < 2:
         raise InvalidInput(f"Alignment needs two or more pairs of passages; got {len(first)} and {len(second)}.")
     a = F.normalize(mean_hidden_states(model, tokenizer, first, max_tokens), dim=-1)
@@ -135,14 +146,16 @@ def align_passages(
     cosines = a @ b.transpose(1, 2)  # [layers + 1, pairs of first, pairs of second]
     pairs = cosines.shape[1]
     matched = cosines.diagonal(dim1=1, dim2=2)
-    # Every wrong pairing counts: the mean over all shuffles, with nothing left to chance.
+    # The mean over all wrong pairings is the expectation over shuffles, without sampling noise.
     shuffled = (cosines.sum(1) + cosines.sum(2) - 2 * matched) / (2 * (pairs - 1))
     truth = torch.arange(pairs)
     retrieved = ((cosines.argmax(2) == truth).float() + (cosines.argmax(1) == truth).float()) / 2
     return Alignment(matched, shuffled, retrieved)
 
 
-def mean_hidden_states(model: nn.Module, tokenizer, texts: Sequence[str], max_tokens: int = 512) -> torch.Tensor:
+def mean_hidden_states(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int = 512
+) -> torch.Tensor:
     """Averages the hidden states of each text over its tokens, for the embedding and every layer.
 
     BOS opens every text and is left out of the mean: its state is the same in every language and many times larger.
@@ -159,87 +172,27 @@ def mean_hidden_states(model: nn.Module, tokenizer, texts: Sequence[str], max_to
     Raises:
         ValueError: If a text is empty.
     """
-    opening = bos_ids(tokenizer)
-    device = device_of(model)
+    opening, device = len(bos_ids(tokenizer)), device_of(model)
     means = []
     with evaluation_mode(model), torch.no_grad():
-        for text in texts:
-            ids = opening + tokenizer(text, add_special_tokens=False)["input_ids"]
-            if len(ids) == len(opening):
-                raise InvalidInput("A passage is empty: there is nothing to average.")
+        for place, text in enumerate(texts):
+            ids = prompt_ids(tokenizer, text)
+            if len(ids) == opening:
+                raise InvalidInput(f"Passage {place} is empty: leave it out in both languages.")
             row = torch.tensor([ids[:max_tokens]], device=device)
             states = body_of(model)(input_ids=row, use_cache=False, output_hidden_states=True).hidden_states
-            means.append(torch.stack([state[0, len(opening) :].float().mean(0) for state in states]).cpu())
+            means.append(torch.stack([state[0, opening:].float().mean(0) for state in states]).cpu())
     return torch.stack(means, 1)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class WeightDelta:
-    """What an adapter adds to one projection, at some of its neurons. Every kind of adapter can be written so.
-
-    Attributes:
-        layer: Layer, from 0.
-        projection: The projection.
-        neurons: LongTensor [k], ids of the neurons.
-        delta: FloatTensor [k, hidden], one row a neuron, for the down projection too.
-    """
-
-    layer: int
-    projection: Projection
-    neurons: torch.Tensor
-    delta: torch.Tensor
-
-
-def weight_deltas(adapter: Adapter) -> Iterator[WeightDelta]:
-    """Yields what an attached adapter adds to each FFN projection of each layer; nothing is merged.
-
-    IA3 multiplies activations, which is to add a share of a weight's own rows or columns.
-
-    Raises:
-        ValueError: If the adapter touches no FFN projection.
-    """
-    blocks = find_ffn_blocks(adapter.model)
-    if isinstance(adapter, Subnetwork):
-        for name, piece in adapter.slices.items():
-            layer = int(name.split("-")[0])
-            delta = adapter.scale * piece.delta.detach().float().cpu()
-            rows = delta.T if piece.projection.name == "down" else delta
-            yield WeightDelta(layer, piece.projection, adapter.neurons[layer], rows)
-        return
-    every, touched = torch.arange(blocks[0].num_neurons), False
-    for layer, block in enumerate(blocks):
-        for projection in block.projections:
-            delta = _change_of(adapter, projection, every)
-            if delta is not None:
-                touched = True
-                yield WeightDelta(layer, projection, every, delta)
-    if not touched:
-        raise InvalidInput(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
-
-
-def _change_of(adapter: Adapter, projection: Projection, every: torch.Tensor) -> torch.Tensor | None:
-    """The change of one projection [neurons, hidden], or None where the adapter leaves it alone."""
-    module = projection.module
-    if isinstance(adapter, WholeWeights):
-        return _rows(projection, (module.weight - adapter.base_value(module.weight)).detach().float(), every)
-    if hasattr(module, "get_delta_weight"):
-        return _rows(projection, module.get_delta_weight("default").detach().float(), every)
-    if not hasattr(module, "ia3_l"):
-        return None
-    factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
-    of_neurons = module.is_feedforward == (projection.name == "down")  # else a factor for each hidden dimension
-    if of_neurons:
-        factors = factors[every + projection.offset][:, None]
-    return neuron_weights(projection, every) * factors
-
-
-def weight_change(adapter: Adapter | nn.Module):
+def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
     """Measures how far an adapter moves each projection of each layer, relative to the base's weights.
 
-    Of an 8-bit layer, no more rows are dequantised at a time than the norms need.
+    Nothing is merged. IA3 multiplies activations, which equals adding a share of a weight's own rows or columns. Of an
+    8-bit layer, no more rows are dequantised at a time than the norms need.
 
     Args:
         adapter: An attached adapter, or the model it is attached to.
@@ -252,26 +205,55 @@ def weight_change(adapter: Adapter | nn.Module):
     Raises:
         ValueError: If no adapter is attached to the model, or it changes no FFN projection.
     """
-    import pandas
-
     if not isinstance(adapter, Adapter):
         adapter = Adapter.attached_to(adapter)
-    every = torch.arange(find_ffn_blocks(adapter.model)[0].num_neurons).split(_NEURONS_AT_ONCE)
     rows = []
-    for part in weight_deltas(adapter):
-        matrix = sum(_base_rows(adapter, part.projection, ids).square().sum().item() for ids in every) ** 0.5
-        touched = part.neurons.split(_NEURONS_AT_ONCE)
-        base = sum(_base_rows(adapter, part.projection, ids).square().sum().item() for ids in touched) ** 0.5
-        row = {"layer": part.layer, "projection": part.projection.name, "neurons": len(part.neurons)}
-        rows.append({**row, "delta": part.delta.norm().item(), "base": base, "matrix": matrix})
-    table = pandas.DataFrame(rows)
+    for layer, block in enumerate(find_ffn_blocks(adapter.model)):
+        every = torch.arange(block.num_neurons)
+        for projection in block.projections:
+            neurons = every
+            if isinstance(adapter, Subnetwork):
+                neurons = adapter.neurons[layer]
+            delta = _delta(adapter, layer, projection, neurons)
+            if delta is not None:
+                norms = (_base_norm(adapter, projection, ids) for ids in (neurons, every))
+                rows.append([layer, projection.name, len(neurons), delta.norm().item(), *norms])
+    if not rows:
+        raise InvalidInput(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
+    table = pandas.DataFrame(rows, columns=["layer", "projection", "neurons", "delta", "base", "matrix"])
     return table.assign(relative=table.delta / table.base, relative_to_matrix=table.delta / table.matrix)
 
 
-def _base_rows(adapter, projection, neurons):
+def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.Tensor) -> torch.Tensor | None:
+    """Returns what an adapter adds to a projection [neurons, hidden], or None where it changes nothing."""
+    module: Any = projection.module
+    if isinstance(adapter, Subnetwork):
+        if not len(neurons):
+            return None
+        delta = cast(Any, adapter.slices[f"{layer}-{projection.name}"]).scaled(adapter.scale).detach().float().cpu()
+        return delta.T if projection.name == "down" else delta
     if isinstance(adapter, WholeWeights):
-        return _rows(projection, adapter.base_value(projection.module.weight).detach(), neurons).float()
-    return neuron_weights(projection, neurons)
+        return _rows(projection, (module.weight - adapter.base_value(module.weight)).detach().float(), neurons)
+    if hasattr(module, "get_delta_weight"):
+        return _rows(projection, module.get_delta_weight("default").detach().float(), neurons)
+    if not hasattr(module, "ia3_l"):
+        return None
+    factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
+    if module.is_feedforward == (projection.name == "down"):  # a factor for each neuron, else for each hidden dimension
+        factors = factors[neurons + projection.offset][:, None]
+    return neuron_weights(projection, neurons) * factors
+
+
+def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) -> float:
+    """Returns the Frobenius norm of some neurons' base weights."""
+    squares = 0.0
+    for ids in neurons.split(_NEURONS_AT_ONCE):
+        if isinstance(adapter, WholeWeights):
+            rows = _rows(projection, adapter.base_value(projection.module.weight).detach(), ids).float()
+        else:
+            rows = neuron_weights(projection, ids)
+        squares += rows.square().sum().item()
+    return squares**0.5
 
 
 def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
@@ -284,7 +266,7 @@ def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tenso
     Returns:
         FloatTensor [k, hidden], float32, on the CPU; one row a neuron, for the down projection too.
     """
-    module = getattr(projection.module, "base_layer", projection.module)  # PEFT wraps the layer it adapts
+    module: Any = getattr(projection.module, "base_layer", projection.module)  # PEFT wraps the layer it adapts
     rows = _rows(projection, module.weight.data, neurons).float()
     if module.weight.dtype != torch.int8:
         return rows
@@ -295,15 +277,15 @@ def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tenso
 def _rows(projection: Projection, matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
     """Takes some neurons out of a matrix shaped as the projection's weight: [k, hidden], on the CPU."""
     axis = 1 if (projection.name == "down") != projection.transposed else 0
-    found = matrix.index_select(axis, (neurons + projection.offset).to(matrix.device))
-    return (found.T if axis else found).cpu()
+    rows = matrix.index_select(axis, (neurons + projection.offset).to(matrix.device))
+    return (rows.T if axis else rows).cpu()
 
 
-def change_by_depth(changes, num_layers: int):
-    """Pools `weight_change` over thirds of the model's depth.
+def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFrame:
+    """Pools the change of weights over thirds of the model's depth.
 
     Args:
-        changes: What `weight_change` returned.
+        changes: From `weight_change`.
         num_layers: Layers of the model.
 
     Returns:
@@ -321,8 +303,8 @@ def change_by_depth(changes, num_layers: int):
 # --- training ---------------------------------------------------------------------------------------------------
 
 
-def training_logs(model: str, lang: str, runs: str | Path = "runs"):
-    """Reads the log.csv of every run of a language that is there.
+def training_logs(model: str, lang: str, runs: str | Path = "runs") -> pandas.DataFrame:
+    """Reads the log.csv of every run of a language.
 
     Args:
         model: The model's name, as in `load_model`.
@@ -334,10 +316,8 @@ def training_logs(model: str, lang: str, runs: str | Path = "runs"):
         far, without validation), in the order of the runs' names.
 
     Raises:
-        FileNotFoundError: If there is no run.
+        FileNotFoundError: If there is none.
     """
-    import pandas
-
     logs = []
     folder = model_dir(model, runs) / lang
     for path in sorted(folder.glob("*/log.csv")):
@@ -350,7 +330,37 @@ def training_logs(model: str, lang: str, runs: str | Path = "runs"):
     return pandas.concat(logs, ignore_index=True)
 
 
-def deactivation_matrix(model, tokenizer, neurons: NeuronSets, languages: Sequence[str], max_tokens: int = 400):
+# --- neurons switched off ---------------------------------------------------------------------------------------
+
+
+def losses_switched_off(
+    model: nn.Module, neurons: Sequence[torch.Tensor], windows: Iterable[torch.Tensor], batch_size: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Measures the loss on some windows while neurons are switched off.
+
+    Args:
+        model: A causal language model.
+        neurons: Neuron ids for each layer, as in `neurons["yo"]`; empty lists measure the whole model.
+        windows: LongTensors [tokens], from `pack_tokens`.
+        batch_size: Windows per forward pass.
+
+    Returns:
+        Losses and numbers of tokens, as in `window_losses`.
+
+    Raises:
+        ValueError: If the neurons do not fit the model.
+    """
+    with deactivated(model, neurons):
+        return window_losses(model, windows, batch_size)
+
+
+def deactivation_matrix(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    neurons: NeuronSets,
+    languages: Sequence[str],
+    max_tokens: int = 400,
+) -> pandas.DataFrame:
     """Switches off each language's neurons and measures every language.
 
     Args:
@@ -364,17 +374,15 @@ def deactivation_matrix(model, tokenizer, neurons: NeuronSets, languages: Sequen
         DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
         first language has, in the same layers), columns the languages measured.
     """
-    import pandas
-
-    texts = {lang: load_texts("udhr", lang, "test") for lang in languages}
-
-    def losses():
-        scores = {x: score_texts(model, tokenizer, texts[x], max_tokens=max_tokens) for x in languages}
-        return pandas.Series({x: math.log(score.perplexity) for x, score in scores.items()})
-
-    base = losses()
-    rows = {}
-    for name in [*languages, "random"]:
-        with deactivated(model, neurons.random_like(languages[0]) if name == "random" else neurons[name]):
-            rows[name] = losses() - base
-    return pandas.DataFrame(rows).T
+    windows = {}
+    for lang in languages:
+        documents, _ = within_budget(load_texts("udhr", lang, "test"), tokenizer, max_tokens)
+        windows[lang] = pack_tokens(tokenizer, documents)
+    sets = {"none": [torch.empty(0, dtype=torch.long)] * neurons.num_layers}
+    sets |= {lang: neurons[lang] for lang in languages} | {"random": neurons.random_like(languages[0])}
+    table = {}
+    for name, chosen in sets.items():
+        measured = ((lang, losses_switched_off(model, chosen, windows[lang])) for lang in languages)
+        table[name] = {lang: (losses.sum() / tokens.sum()).item() for lang, (losses, tokens) in measured}
+    changes = pandas.DataFrame(table).T
+    return (changes - changes.loc["none"]).drop(index="none")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +16,9 @@ from ssetools.evaluation.intervals import interval
 from ssetools.loss import token_losses
 from ssetools.models import device_of, evaluation_mode
 from ssetools.text.windows import bos_ids, pack_tokens
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class TextScore:
 
 def score_texts(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     window: int = 256,
     batch_size: int = 4,
@@ -76,52 +81,80 @@ def score_texts(
         The score.
 
     Raises:
-        ValueError: If there is no text.
-        TypeError: For a single string, whose letters would pass for documents.
+        ValueError: If there is no text, or no token with another before it.
+        TypeError: For a single string, whose letters would be taken for documents.
     """
     if isinstance(texts, str):
         raise TypeError("texts is a list of documents; for a single one give [text].")
-    kept, seen = _within_budget(list(texts), tokenizer, max_tokens)
-    windows = pack_tokens(tokenizer, kept, window)
+    documents, encoded = within_budget(texts, tokenizer, max_tokens)
+    losses, tokens = window_losses(model, pack_tokens(tokenizer, documents, window), batch_size)
+    if not len(tokens):
+        raise InvalidInput(
+            "There is nothing to predict: no token has another before it. Give more text or a larger window."
+        )
+    # Without BOS the first token of a window is not predicted: count the bytes of the predicted share alone.
+    share = tokens.sum().item() / encoded
+    return TextScore(losses, tokens, sum(len((text + "\n").encode()) for text in documents) * share)
+
+
+def window_losses(
+    model: nn.Module, windows: Iterable[torch.Tensor], batch_size: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums the loss of each window of token ids; windows of a single token, which nothing precedes, are left out.
+
+    Args:
+        model: A causal language model.
+        windows: LongTensors [tokens]. Consecutive windows of one length share forward passes.
+        batch_size: Windows per forward pass.
+
+    Returns:
+        FloatTensor [windows] (float64), in nats, and LongTensor [windows], how many tokens of each were predicted.
+    """
     device = device_of(model)
     losses, tokens = [], []
     with evaluation_mode(model), torch.no_grad():
-        full = [w for w in windows if len(w) == window]
-        batches = [torch.stack(full[i : i + batch_size]) for i in range(0, len(full), batch_size)]
-        batches += [w[None] for w in windows if len(w) < window and len(w) > 1]
-        for batch in batches:
-            found = token_losses(model, batch.to(device)).cpu()
-            losses += found.sum(1).tolist()
-            tokens += [found.shape[1]] * len(found)
-    # Without BOS the first token of a window is unpredicted: count the bytes of the predicted share alone.
-    share = sum(tokens) / seen
-    num_bytes = sum(len((text + "\n").encode()) for text in kept) * share
-    return TextScore(torch.tensor(losses, dtype=torch.float64), torch.tensor(tokens), num_bytes)
+        for length, group in itertools.groupby(windows, key=len):
+            for batch in torch.stack(list(group)).split(batch_size) if length > 1 else ():
+                losses += token_losses(model, batch.to(device)).sum(1).tolist()
+                tokens += [length - 1] * len(batch)
+    return torch.tensor(losses, dtype=torch.float64), torch.tensor(tokens, dtype=torch.long)
 
 
-def _within_budget(texts: list[str], tokenizer, max_tokens: int | None) -> tuple[list[str], int]:
+def within_budget(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
+) -> tuple[list[str], int]:
     """Takes documents from the front until the budget is reached, and counts their tokens."""
-    kept, total = [], 0
-    for text in texts:
-        if not text.strip():
-            continue
+    documents, total = [], 0
+    for text in filter(str.strip, texts):
         if max_tokens is not None and total >= max_tokens:
             break
-        kept.append(text)
+        documents.append(text)
         total += len(tokenizer(text + "\n", add_special_tokens=False)["input_ids"])
-    if not kept:
+    if not documents:
         raise InvalidInput("There is no text to score: every document is empty.")
-    return kept, total
+    return documents, total
 
 
-def perplexity(model: nn.Module, tokenizer, texts: Sequence[str], **options) -> float:
-    """Returns the token-weighted perplexity of texts; options as in `score_texts`."""
-    return score_texts(model, tokenizer, texts, **options).perplexity
+def perplexity(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    window: int = 256,
+    batch_size: int = 4,
+    max_tokens: int | None = None,
+) -> float:
+    """Returns the token-weighted perplexity of texts; arguments and errors as in `score_texts`."""
+    return score_texts(model, tokenizer, texts, window, batch_size, max_tokens).perplexity
 
 
 def score_languages(
-    model: nn.Module, tokenizer, texts: Mapping[str, Mapping[str, Sequence[str]]], budgets: Mapping[str, int], **options
-) -> dict:
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Mapping[str, Sequence[str]]],
+    budgets: Mapping[str, int],
+    window: int = 256,
+    batch_size: int = 4,
+) -> dict[str, dict[str, dict]]:
     """Scores every language on every kind of text.
 
     Args:
@@ -129,7 +162,8 @@ def score_languages(
         tokenizer: Its tokenizer.
         texts: Documents by kind ("articles", "messages") and, within, by language.
         budgets: Largest number of tokens to score by language; "*" for the others.
-        **options: As in `score_texts`.
+        window: Tokens per window, BOS included.
+        batch_size: Windows per forward pass.
 
     Returns:
         By kind and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
@@ -137,7 +171,7 @@ def score_languages(
     return {
         kind: {
             lang: score_texts(
-                model, tokenizer, documents, max_tokens=budgets.get(lang, budgets["*"]), **options
+                model, tokenizer, documents, window, batch_size, budgets.get(lang, budgets["*"])
             ).to_dict()
             for lang, documents in by_language.items()
         }
@@ -158,29 +192,74 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
         Fewer than `MIN_UNITS` windows are too few to resample, and the interval is None.
     """
     if before["window_tokens"] != after["window_tokens"]:
-        raise InvalidInput("These scores are of different texts: their windows differ.")
-    tokens, ours, theirs = (
+        raise InvalidInput("These scores are of different texts: their windows differ. Score the same text twice.")
+    tokens, new, old = (
         torch.tensor(x, dtype=torch.float64)
         for x in (before["window_tokens"], after["window_losses"], before["window_losses"])
     )
-    mean, *ends = interval((ours - theirs)[None] / tokens, tokens, seed)
+    mean, *ends = interval((new - old)[None] / tokens, tokens, seed)
     low, high = (None if math.isnan(x) else 100 * math.expm1(x) for x in ends)
     return {"percent": 100 * math.expm1(mean), "low": low, "high": high}
 
 
-def continue_text(model: nn.Module, tokenizer, prompt: str, new_tokens: int = 40) -> str:
-    """Lets the model go on from `prompt`, taking the likeliest token each time; returns prompt and continuation."""
+def generate_ids(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    samples: int = 1,
+    seed: int | None = None,
+    **sampling: Any,
+) -> torch.Tensor:
+    """Lets a model continue prompts, all in one batch, in the mode in which it is scored.
+
+    Shorter prompts are padded on the left, so that each ends where its continuation begins. The same arguments give the
+    same ids on the same machine, and the random state of the process stays as it was.
+
+    Args:
+        model: A causal language model, 8-bit or not.
+        tokenizer: Its tokenizer.
+        prompts: Ids of each prompt, BOS included.
+        new_tokens: Tokens to generate at most.
+        samples: Continuations of each prompt.
+        seed: Seed of sampling at temperature 1; None takes the likeliest token each time.
+        **sampling: More options of transformers' `generate`, such as `top_k`.
+
+    Returns:
+        LongTensor [prompts * samples, tokens], the continuations alone; one that ended early is padded on the right.
+    """
     device = device_of(model)
-    opening = bos_ids(tokenizer)
-    ids = opening + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    inputs = torch.tensor([ids], device=device)
-    with evaluation_mode(model), torch.no_grad():
-        ids = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
+    padding = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    options = (
+        {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, **sampling}
+    )
+    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed or 0)
+        texts = cast("GenerationMixin", model).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            num_return_sequences=samples,
             max_new_tokens=new_tokens,
-            do_sample=False,
             use_cache=True,
-            pad_token_id=tokenizer.eos_token_id,
+            pad_token_id=padding,
+            **options,
         )
-    return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
+    return cast(torch.Tensor, texts)[:, longest:]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encodes a prompt, opened by BOS where the tokenizer has one."""
+    return bos_ids(tokenizer) + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def continue_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = 40) -> str:
+    """Lets the model continue `prompt`, taking the likeliest token each time; returns prompt and continuation."""
+    ids = prompt_ids(tokenizer, prompt)
+    (continuation,) = generate_ids(model, tokenizer, [ids], new_tokens).tolist()
+    return " ".join(tokenizer.decode(ids + continuation, skip_special_tokens=True).split())

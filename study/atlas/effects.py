@@ -10,11 +10,12 @@ import numpy
 import torch
 from torch import nn
 
+from ssetools.evaluation.inside import losses_switched_off
 from ssetools.evaluation.intervals import INTERVAL
+from ssetools.evaluation.perplexity import window_losses
 from ssetools.files import read_json, write_json
-from ssetools.loss import token_losses
-from ssetools.models import device_of, evaluation_mode, model_source
-from ssetools.neurons.sets import NeuronSets, deactivated
+from ssetools.models import model_source
+from ssetools.neurons.sets import NeuronSets
 from ssetools.text.windows import bos_ids, pack_tokens
 from study.atlas.shards import atlas_texts
 
@@ -50,12 +51,12 @@ def score_declarations(
             break
         texts = atlas_texts("udhr", lang)
         ids = tokenizer([text + "\n" for text in texts], add_special_tokens=False)["input_ids"]
-        losses = _losses(model, _windows(tokenizer, texts, 4, 100))
+        losses, tokens = window_losses(model, _windows(tokenizer, texts, 4, 100), _BATCH)
         found[lang] = {
             "tokens": sum(map(len, ids)),
             "words": sum(len(text.split()) for text in texts),
             "bytes": sum(len((text + "\n").encode()) for text in texts),
-            "nats": round(float(losses.mean()), 4),
+            "nats": round((losses.sum() / tokens.sum()).item(), 4),
         }
         write_json(path, found)
     return found
@@ -105,8 +106,8 @@ def deactivation_losses(
             chosen = neurons.random_like(lang, seed=int(kind.removeprefix("control")))
         else:
             chosen = neurons[lang] if kind == "set" else empty
-        with deactivated(model, chosen):
-            losses = _losses(model, windows).mean(1).view(len(languages), WINDOWS)
+        losses, tokens = losses_switched_off(model, chosen, windows, _BATCH)
+        losses = (losses / tokens).view(len(languages), WINDOWS)
         found["rows"][name] = [[round(x, 4) for x in row] for row in losses.tolist()]
         write_json(path, found)
     return found
@@ -125,12 +126,6 @@ def _windows(tokenizer, texts: Sequence[str], count: int, tokens: int) -> torch.
     if len(full) < count:
         raise ValueError(f"The text has {len(full)} windows of {tokens} tokens, not {count}.")
     return torch.stack([full[i * len(full) // count] for i in range(count)])
-
-
-def _losses(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    device = device_of(model)
-    with evaluation_mode(model), torch.no_grad():
-        return torch.cat([token_losses(model, batch.to(device)).float().cpu() for batch in windows.split(_BATCH)])
 
 
 def specificity(losses: Mapping, resamples: int = 2000, seed: int = 0) -> dict:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ssetools import amplified, deactivated, perplexity, score_texts
-from ssetools.evaluation.perplexity import change, continue_text
+from ssetools.evaluation.perplexity import change, continue_text, generate_ids
 from ssetools.models import _check_one_device, _first_device, evaluation_mode, load_model, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.methods import attach_method
@@ -59,6 +59,14 @@ def test_max_tokens_takes_documents_from_the_front(word_tokenizer):
     assert int(score.tokens.sum()) == 20
     with pytest.raises(ValueError, match="no text to score"):
         score_texts(model, word_tokenizer, ["", " "])
+
+
+def test_one_token_that_nothing_precedes_cannot_be_scored():
+    model, tokenizer = families.tiny_model("llama"), families.word_tokenizer()
+    tokenizer.bos_token = None
+    assert int(score_texts(model, tokenizer, ["w5"]).tokens.sum()) == 1, "the newline after it"
+    with pytest.raises(ValueError, match="nothing to predict"):
+        score_texts(model, tokenizer, ["w5"], window=1)
 
 
 def score_dict(losses, tokens):
@@ -135,6 +143,18 @@ def test_continuation_is_deterministic(word_tokenizer):
     model = families.tiny_model("llama")
     once = continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
     assert once == continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
+
+
+@pytest.mark.parametrize("load_in_8bit", [False, True])
+def test_prompts_of_several_lengths_are_continued_as_each_alone(word_tokenizer, load_in_8bit):
+    model = families.tiny_model("llama", load_in_8bit)
+    prompts = [[2, 5, 6, 7, 8], [2, 9]]
+    together = generate_ids(model, word_tokenizer, prompts, new_tokens=6)
+    alone = [generate_ids(model, word_tokenizer, [prompt], new_tokens=6)[0] for prompt in prompts]
+    assert torch.equal(together, torch.stack(alone))
+    sampled = [generate_ids(model, word_tokenizer, prompts, 6, samples=2, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(sampled[0], sampled[1])
+    assert not torch.equal(sampled[0], sampled[2])
 
 
 def test_a_continuation_opens_with_bos(word_tokenizer, monkeypatch):

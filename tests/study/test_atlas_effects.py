@@ -77,7 +77,7 @@ def test_declarations_are_scored_once(study, word_tokenizer, tmp_path, monkeypat
     found = atlas_effects.score_declarations(model, word_tokenizer, LANGS, tmp_path / "scores.json")
     assert found["yo"]["words"] == 660
     assert found["yo"]["tokens"] == 720, "a newline after each document"
-    monkeypatch.setattr(atlas_effects, "_losses", lambda *a: pytest.fail("scored again"))
+    monkeypatch.setattr(atlas_effects, "window_losses", lambda *a: pytest.fail("scored again"))
     assert atlas_effects.score_declarations(model, word_tokenizer, LANGS, tmp_path / "scores.json") == found
 
 
