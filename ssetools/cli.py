@@ -235,9 +235,9 @@ def _profile_options(arguments: argparse.Namespace) -> dict:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from ssetools.languages import get_language, languages_in
+    from ssetools.languages import get_language
     from ssetools.steps import get_profile
-    from ssetools.text.sources import default_source
+    from ssetools.text.sources import default_source, languages_in
 
     options = _profile_options(arguments)
     if arguments.languages == "all":

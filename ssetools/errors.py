@@ -14,6 +14,10 @@ class InvalidInput(UserError, ValueError):
     """A parameter, a file or a model is not what it has to be."""
 
 
+class NoTextInLanguage(InvalidInput):
+    """A source of text can be read, and has none in the language."""
+
+
 class TextUnavailable(UserError, RuntimeError):
     """A text exists but cannot be fetched from this machine; the message has the reason and the remedy."""
 

@@ -297,26 +297,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cached_folder(name: str, build: Callable[[Path], dict]) -> Path:
-    """Returns `cache_dir()/name`, building it first when it is missing, incomplete or damaged.
+_VERIFIED: dict[Path, int] = {}
+"""Cached folders that this process has verified, with the time of change of their manifest."""
+
+
+def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str, Any] | None = None) -> Path:
+    """Returns `cache_dir()/name`, building it first when it is missing, damaged or made from something else.
 
     Args:
         name: Folder name inside the cache.
         build: Fills the (existing, empty) folder it is given and returns facts to record in the manifest.
+        wanted: Facts that the manifest must record; a folder with others is built again.
 
     Returns:
-        The folder, whose `manifest.json` holds the SHA-256 of each file; all are checked on every call.
+        The folder, whose `manifest.json` holds the SHA-256 of each file. A process verifies all files once.
     """
     folder = cache_dir() / name
-    if folder.exists() and not _fault(folder):
+    if folder.exists() and not _fault(folder, wanted or {}):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{name}.lock"):  # several processes may be the first; the others wait and find it
+    # Several processes may find it missing: one builds, the others wait and use the result.
+    with FileLock(folder.parent / f"{folder.name}.lock"):
         if folder.exists():
-            fault = _fault(folder)
+            fault = _fault(folder, wanted or {})
             if not fault:
                 return folder
-            print(f"The cached {name} is damaged ({fault}); building it again.", flush=True)
+            print(f"The cached {name} is not used ({fault}); building it again.", flush=True)
             shutil.rmtree(folder)
         with whole_file(folder) as scratch:
             scratch.mkdir()
@@ -326,22 +332,21 @@ def cached_folder(name: str, build: Callable[[Path], dict]) -> Path:
     return folder
 
 
-def _fault(folder: Path) -> str:
+def _fault(folder: Path, wanted: Mapping[str, Any]) -> str:
+    """Says why a cached folder cannot be used; "" if it can."""
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return "no readable manifest.json"
+        files, changed = (kept(folder, wanted) or {})["files"], (folder / "manifest.json").stat().st_mtime_ns
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest.json: {error}"
+    if _VERIFIED.get(folder) == changed:
+        return ""
     for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if file_sha256(folder / name) != digest:
             return f"{name} has changed"
+    _VERIFIED[folder] = changed
     return ""
-
-
-def manifest(folder: Path) -> dict:
-    """Returns what `cached_folder` recorded when it built `folder`."""
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def digest_of(texts) -> str:

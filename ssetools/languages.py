@@ -165,15 +165,3 @@ def get_language(code: str) -> Language:
         f"Unknown language {code!r}.{hint} Known codes: {' '.join(x.code for x in _BY_HAND)}, and "
         f"{len(LANGUAGES) - len(_BY_HAND)} more that `ssetools languages` lists."
     )
-
-
-def languages_in(source: str) -> list[str]:
-    """Returns the codes of all languages that a source of text is known to hold.
-
-    Args:
-        source: As in `ssetools.load_texts`; of sources joined with "+", those that all of them hold. A source of which
-            nothing is known, such as text of your own, counts as holding every language.
-    """
-    known = set().union(*(x.corpora for x in LANGUAGES))
-    parts = {part.split(":")[0].strip() for part in source.split("+")} & known
-    return [x.code for x in LANGUAGES if parts <= x.corpora]

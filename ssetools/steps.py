@@ -27,7 +27,7 @@ from ssetools.models import model_precision, model_source, num_parameters
 from ssetools.neurons.counts import ActivationProfile, profile_languages
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
-from ssetools.text.sources import SOURCES, STREAMED, TextPlan, default_source, describe_source, load_texts
+from ssetools.text.sources import TextPlan, default_source, describe_source, load_texts, parse_sources
 from ssetools.text.streams import TextStream, stream_texts
 from ssetools.training.adapter import Adapter, adapter_facts
 from ssetools.training.finetune import finetune
@@ -187,7 +187,7 @@ def get_run(
 
 
 def _is_streamed(source: str) -> bool:
-    return any(part.strip().split(":")[0] in STREAMED for part in source.split("+"))
+    return any(part.streamed for part in parse_sources(source))
 
 
 def _training_stream(plan: TextPlan, lang: str) -> TextStream:
@@ -213,7 +213,7 @@ def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict
     """
     texts = {}
     for kind, source in plan.kinds.items():
-        others = languages if source.split(":")[0] in SOURCES else ()
+        others = languages if parse_sources(source)[0].multilingual else ()
         texts[kind] = {code: load_texts(source, code, "test") for code in dict.fromkeys([lang, *others])}
     return texts
 

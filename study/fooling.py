@@ -26,7 +26,7 @@ from ssetools.languages import get_language
 from ssetools.loss import IGNORED, chunked_loss
 from ssetools.models import evaluation_mode, load_model
 from ssetools.steps import get_neurons, neurons_for
-from ssetools.text.sources import default_source, load_texts
+from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.text.windows import pack_tokens
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import attach_method
@@ -264,7 +264,7 @@ def run(bench: Bench, names, path: Path = RESULTS) -> dict:
     Raises:
         ValueError: If the file is of another model, language or text.
     """
-    about = {"model": bench.name, "lang": bench.lang, "other_text": bench.other_text.split(":")[0]}
+    about = {"model": bench.name, "lang": bench.lang, "other_text": parse_sources(bench.other_text)[0].name}
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about, "experiments": {}}
     found = {key: kept[key] for key in about}
     if found != about:

@@ -26,7 +26,7 @@ def study(tmp_path, word_tokenizer, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSETOOLS_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("ssetools.steps.SOURCES", ("text",))  # a corpus that has every language
+    monkeypatch.setattr("ssetools.text.sources.Source.multilingual", True)  # the folder has every language
     return made_up_study.made(word_tokenizer)
 
 

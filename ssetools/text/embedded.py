@@ -18,8 +18,8 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-from ssetools.errors import InvalidInput, TextUnavailable
-from ssetools.files import cache_dir, cached_folder, digest_of, manifest, write_json
+from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
+from ssetools.files import cached_folder, facts_of, read_json, write_json
 from ssetools.languages import Language, num_words
 from ssetools.text.own import split_of
 
@@ -238,33 +238,32 @@ def declaration_articles(language: Language, split: str, folder: str) -> dict[st
     return {f"article-{n}": texts[n] for n in _UDHR_ARTICLES[split] if texts[n]}
 
 
-def interface_messages_of(language: Language, split: str, folder: str) -> dict[str, str]:
-    code = language.code_for("mediawiki")
+def interface_messages(language: Language, split: str, folder: str = "") -> dict[str, str]:
+    """Returns MediaWiki's messages of one split by key, as plain text: from the cache, or of `i18n` folders elsewhere."""
     if folder:
         found = read_i18n(Path(folder))
-        texts = clean_messages(found.get(code, {}), found.get("en", {}), language)
+        texts = clean_messages(found.get(language.code_for("mediawiki"), {}), found.get("en", {}), language)
     else:
-        texts = cached_messages(language, code)
+        texts = cached_messages(language)
     return {key: text for key, text in texts.items() if split_of(key) == split}
 
 
-def cached_messages(language: Language, code: str) -> dict[str, str]:
-    raw = mediawiki_folder()
-    path = raw / f"{code}.json"
-    if not path.is_file():
-        raise InvalidInput(f"MediaWiki has no messages in {language.name} ({path.name}).")
-    # Parsing wikitext takes seconds, so its result is kept beside the raw text, with a hash that proves it whole.
-    facts = {"revision": manifest(raw)["revision"], "cleaning": CLEANING_VERSION}
-    parsed = cache_dir() / "mediawiki-parsed" / f"{code}.json"
-    if parsed.is_file():
-        try:
-            kept = json.loads(parsed.read_text(encoding="utf-8"))
-            if kept["facts"] == facts and kept["sha256"] == digest_of(kept["messages"]):
-                return kept["messages"]
-            print(f"The parsed messages in {language.name} are damaged or outdated; parsing them again.", flush=True)
-        except (ValueError, KeyError, TypeError):
-            print(f"The parsed messages in {language.name} cannot be read; parsing them again.", flush=True)
-    read = {p: json.loads((raw / f"{p}.json").read_text(encoding="utf-8")) for p in {code, "en"}}
-    messages = clean_messages(read[code], read["en"], language)
-    write_json(parsed, {"facts": facts, "sha256": digest_of(messages), "messages": messages})
-    return messages
+def cached_messages(language: Language) -> dict[str, str]:
+    """Returns MediaWiki's messages of all splits by key, as plain text.
+
+    Raises:
+        TextUnavailable: If apt is missing or cannot fetch the package.
+        NoTextInLanguage: If there are none in this language.
+    """
+    raw, code = mediawiki_folder(), language.code_for("mediawiki")
+    if not (raw / f"{code}.json").is_file():
+        raise NoTextInLanguage(f"MediaWiki has no messages in {language.name} ({code}.json).")
+
+    def parse(folder: Path) -> dict:
+        messages, english = (read_json(raw / f"{x}.json") for x in (code, "en"))
+        write_json(folder / "messages.json", clean_messages(messages, english, language))
+        return facts
+
+    # Parsing wikitext takes seconds, so its result is kept.
+    facts = {"revision": facts_of(raw)["revision"], "cleaning": CLEANING_VERSION}
+    return read_json(cached_folder(f"mediawiki-messages/{code}", parse, facts) / "messages.json")

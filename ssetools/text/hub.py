@@ -13,10 +13,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from ssetools.errors import InvalidInput, TextUnavailable
+from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.languages import Language
 from ssetools.text.own import SPLITS, files_digest, split_of
 
@@ -24,6 +25,7 @@ HEAD = 2000
 """Documents at the head of a streamed corpus from which held-out text is taken."""
 
 _BATCH = 200
+_LISTED = ("sib200", "flores")  # whose languages the table of languages knows
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def hub_documents(name: str, folder: str, language: Language, split: str) -> dic
     table = hub_table(name, folder, language, split)
     column = corpus.text or language.code_for(name)
     if column not in table.column_names:
-        raise InvalidInput(f"{corpus.title} has no text in {language.name} (there is no column {column!r}).")
+        files = _files_of(corpus, name, folder, language, split)
+        raise _no_text(corpus, name, folder, language, f"{files} has no column {column!r}")
     keys = table[corpus.key] if corpus.key else range(len(table))
     return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
 
@@ -176,9 +179,11 @@ def hub_shards(name: str, folder: str, language: Language, split: str = "train")
                 place += 1
                 yield (row[corpus.text] or "").strip()
         except Exception as error:  # the network, in a dozen types, or a damaged file; the cause stays attached
+            where = f"after {place:,} documents of file {index + 1} of {count}"
+            if folder:
+                raise _damaged(corpus, _files_of(corpus, name, folder, language, split), error, where) from error
             raise TextUnavailable(
-                f"{corpus.title} broke off after {place:,} documents of file {index + 1} of {count}: "
-                f"{_first_line(error)} Run again: it goes on from there."
+                f"Reading {corpus.title} stopped {where}: {_first_line(error)} Run again: it resumes there."
             ) from error
 
     return [lambda skip, i=i: documents(i, skip) for i in range(count)]
@@ -210,8 +215,10 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
     import datasets
 
     if not folder:
+        # Known without the network, so that the training text of such a language does not depend on the network.
+        if name in _LISTED and name not in language.corpora:
+            raise _no_text(corpus, name, folder, language, "by the table of languages")
         hub_reachable()
-    code = language.code_for(name)
     theirs = corpus.splits[split]
     options = {"split": theirs, "streaming": streaming}
     if not streaming:
@@ -219,36 +226,64 @@ def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: 
     if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
         options |= {"batch_size": _BATCH, "columns": [corpus.text]}
     place = folder or corpus.repository
-    files = corpus.files.format(code=code, split=theirs)
-    with unavailable(corpus, folder, name):
+    files = _files_of(corpus, name, "", language, split)
+    with unavailable(corpus, folder, name, files):
         try:
-            return datasets.load_dataset(place, corpus.config.format(code=code), **options)
+            return datasets.load_dataset(place, corpus.config.format(code=language.code_for(name)), **options)
         except ValueError as error:
             if "BuilderConfig" not in str(error):
                 raise
-        # The set does not name a configuration for each language, but its files lie where they always do.
+        # The set does not name a configuration for each language, but its files have the same place in all of them.
         try:
             return datasets.load_dataset(place, data_files={theirs: files}, **options)
         except FileNotFoundError as error:
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 raise
-    where = f"{folder} has no {files}" if folder else f"there is no {code}"
-    raise InvalidInput(f"{corpus.title} has no text in {language.name} ({where}).")
+    where = f"{folder} has no {files}" if folder else f"there is no {language.code_for(name)}"
+    raise _no_text(corpus, name, folder, language, where)
+
+
+def _files_of(corpus: HubCorpus, name: str, folder: str, language: Language, split: str) -> str:
+    """The files of a split, as a path that may hold wildcards."""
+    files = corpus.files.format(code=language.code_for(name), split=corpus.splits[split])
+    return (Path(folder) / files).as_posix() if folder else files
+
+
+def _no_text(corpus: HubCorpus, name: str, folder: str, language: Language, where: str) -> InvalidInput:
+    """The error for a language that the corpus lacks, or only this copy of it."""
+    said = f"{corpus.title} has no text in {language.name} ({where})."
+    if folder and name in language.corpora:
+        return InvalidInput(f"{said} The corpus itself has it, so the copy is incomplete: copy these files too.")
+    return NoTextInLanguage(said)
+
+
+def _damaged(corpus: Any, files: str, error: Exception, where: str = "") -> InvalidInput:
+    return InvalidInput(
+        f"The local copy of {corpus.title} cannot be read{where and ' ' + where} ({files}): {_first_line(error.__cause__ or error)} "
+        "Copy the files again."
+    )
 
 
 @contextlib.contextmanager
-def unavailable(corpus, folder: str, name: str) -> Iterator[None]:
-    """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars."""
+def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
+    """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars.
+
+    Raises:
+        InvalidInput: For a local copy that cannot be read.
+        TextUnavailable: For what cannot be fetched from the hub.
+    """
     try:
         with quiet_datasets():
             yield
     except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
+        if folder:
+            raise _damaged(corpus, (Path(folder) / files).as_posix(), error) from error
         remedy = "Allow access to the Hugging Face hub"
-        if corpus.gated and not folder:
+        if corpus.gated:
             remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
         raise TextUnavailable(
-            f"{corpus.title} cannot be loaded from {folder or 'the hub (' + corpus.repository + ')'}: "
-            f'{_first_line(error)} {remedy}, or name a local copy in its layout: "{name}:FOLDER".'
+            f"{corpus.title} cannot be loaded from the hub ({corpus.repository}): {_first_line(error)} {remedy}, or "
+            f'name a local copy in its layout: "{name}:FOLDER".'
         ) from error
 
 

@@ -8,21 +8,112 @@ joined with "+".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssetools.errors import InvalidInput, TextUnavailable
-from ssetools.files import digest_of, manifest
-from ssetools.languages import get_language
+from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
+from ssetools.files import digest_of, facts_of
+from ssetools.languages import LANGUAGES, get_language
 from ssetools.text import embedded
-from ssetools.text.hub import HUB_CORPORA, held_out_documents, hub_documents, hub_revision, hub_shards
+from ssetools.text.hub import HUB_CORPORA, document_key, held_out_documents, hub_documents, hub_revision, hub_shards
 from ssetools.text.own import OWN_SUFFIXES, SPLITS, own_documents, own_files
 
 SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
-STREAMED = tuple(name for name, corpus in HUB_CORPORA.items() if corpus.streamed)
-SOURCES = ("udhr", "mediawiki", *SENTENCES)
-"""Sources by name that have text of every kind of split in many languages and are small enough to load."""
+_OWN = "own"
+_GENRES = {"udhr": "articles", "mediawiki": "messages", "sib200": "sentences", "flores": "sentences"}
+_GENRES |= {"flores_plus": "sentences", "glotcc": "web pages", "fineweb2": "web pages", "wikipedia": "encyclopedia"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of text, parsed from what a user typed; `str(source)` gives that back.
+
+    Attributes:
+        name: A corpus ("sib200"), or "own" for files of your own.
+        folder: A local copy of the corpus, or the path of your own text; "" reads the corpus from where it is published.
+        kind: Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder.
+        streamed: Whether its training text may be larger than memory.
+    """
+
+    name: str
+    folder: str
+    kind: str
+    streamed: bool
+
+    def __str__(self) -> str:
+        if self.is_own:
+            return self.folder
+        return f"{self.name}:{self.folder}" if self.folder else self.name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is text of your own, not a named corpus."""
+        return self.name == _OWN
+
+    @property
+    def title(self) -> str:
+        """The corpus's name in sentences; for your own text its path."""
+        return HUB_CORPORA[self.name].title if self.name in HUB_CORPORA else str(self)
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether the source has test text in many languages that is small enough to be loaded whole."""
+        return not self.is_own and not self.streamed
+
+    def check(self) -> None:
+        """Refuses a source whose name is unknown or whose folder is not there.
+
+        Raises:
+            InvalidInput: With what can be named instead.
+        """
+        if not self.folder or Path(self.folder).exists():
+            return
+        if not self.is_own:
+            raise InvalidInput(f"Source '{self}' names a folder that does not exist: {self.folder}.")
+        raise InvalidInput(
+            f"Unknown source '{self}': use {', '.join(_GENRES)} (or NAME:FOLDER for a local copy), or the path of an "
+            f"existing file or folder of {', '.join(OWN_SUFFIXES)} text."
+        )
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Splits "NAME:FOLDER" into the two, "NAME" into a name and "": the one syntax for a local copy of anything."""
+    name, _, folder = text.strip().partition(":")
+    return name, folder
+
+
+def parse_sources(text: str) -> tuple[Source, ...]:
+    """Parses sources as users type them: "udhr+mediawiki", "sib200:FOLDER", or the path of your own text.
+
+    A path that exists is taken as a whole, so it may contain "+".
+
+    Raises:
+        ValueError: If a source is empty.
+    """
+    parts = [text] if text and Path(text).exists() else text.split("+")
+    return tuple(_parse_source(part.strip()) for part in parts)
+
+
+def _parse_source(text: str) -> Source:
+    if not text:
+        raise InvalidInput(f"A source of text is empty: name one of {', '.join(_GENRES)}, a file or a folder.")
+    name, folder = split_name(text)
+    if name in _GENRES:
+        return Source(name, folder, _GENRES[name], name in HUB_CORPORA and HUB_CORPORA[name].streamed)
+    return Source(_OWN, text, Path(text).name, streamed=False)
+
+
+def languages_in(source: str) -> list[str]:
+    """Returns the codes of all languages that a source of text is known to hold.
+
+    Args:
+        source: As in `load_texts`; of several sources, the languages that all of them hold. A source of which nothing is
+            known, such as text of your own, counts as holding every language.
+    """
+    known = set().union(*(x.corpora for x in LANGUAGES))
+    asked = {part.name for part in parse_sources(source)} & known
+    return [x.code for x in LANGUAGES if asked <= x.corpora]
 
 
 def load_texts(source: str, lang: str, split: str, max_bytes: int | None = None) -> list[str]:
@@ -44,27 +135,18 @@ def load_texts(source: str, lang: str, split: str, max_bytes: int | None = None)
         Documents in a fixed order, none empty.
 
     Raises:
-        ValueError: For an unknown language, source or split, and for empty or undecodable text.
-        TextUnavailable: For a hub set that cannot be had from here, with the remedy.
+        ValueError: For an unknown language, source or split, and for empty, undecodable or damaged text.
+        TextUnavailable: For a hub set that cannot be fetched, with the remedy.
     """
     found: list[str] = []
-    for part in source.split("+"):
+    for part in parse_sources(source):
         size = 0
-        for text in _texts(part.strip(), lang, split, max_bytes is not None):
+        for _, text in _documents(part, lang, split, partly=max_bytes is not None):
             found.append(text)
             size += len(text.encode())
             if max_bytes is not None and size >= max_bytes:
                 break
     return found
-
-
-def _texts(source: str, lang: str, split: str, limited: bool) -> Iterable[str]:
-    name, _, folder = source.partition(":")
-    if name in STREAMED and split == "train" and limited:
-        held_out = set(held_out_documents(name, folder, get_language(lang)).values())
-        shards = hub_shards(name, folder, get_language(lang))
-        return (text for shard in shards for text in shard(0) if text and text not in held_out)
-    return _documents(source, lang, split).values()
 
 
 def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, list[str]]:
@@ -77,92 +159,95 @@ def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, li
 
     Returns:
         Documents by code; the lists are of equal length.
+
+    Raises:
+        ValueError: As `load_texts`, and if several sources are given: their documents have no common keys.
+        TextUnavailable: As `load_texts`.
     """
-    documents = {lang: _documents(source, lang, split) for lang in langs}
+    part, *others = parse_sources(source)
+    if others:
+        raise InvalidInput(f"Parallel text comes from one source; got {source!r}.")
+    documents = {lang: dict(_documents(part, lang, split)) for lang in langs}
     shared = set.intersection(*(set(found) for found in documents.values()))
     keys = [key for key in documents[langs[0]] if key in shared]
     return {lang: [found[key] for key in keys] for lang, found in documents.items()}
 
 
-def _documents(source: str, lang: str, split: str) -> dict[str, str]:
+def _documents(source: Source, lang: str, split: str, partly: bool = False) -> Iterator[tuple[str, str]]:
+    """Yields the documents of one split with a key each; at least one.
+
+    Args:
+        source: The source.
+        lang: Language code.
+        split: The split.
+        partly: Whether a part of the text is enough: else streamed training text is refused.
+    """
     if split not in SPLITS:
         raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
-    if not source:
-        raise InvalidInput(f"The source of the text is empty: name one of {', '.join(SOURCES)}, a file or a folder.")
-    name, _, folder = source.partition(":")
-    if folder and name in (*SOURCES, *STREAMED) and not Path(folder).is_dir():
-        raise InvalidInput(f"Source {source!r} names a folder that does not exist: {folder}.")
-    if name == "udhr":
+    name, folder = source.name, source.folder
+    source.check()
+    if source.is_own:
+        files, by_hash = own_files(Path(folder), lang, split)
+        found = own_documents(files, split, by_hash)
+    elif name == "udhr":
         found = embedded.declaration_articles(get_language(lang), split, folder)
     elif name == "mediawiki":
-        found = embedded.interface_messages_of(get_language(lang), split, folder)
-    elif name in HUB_CORPORA:
-        found = hub_documents(name, folder, get_language(lang), split)
-    elif Path(source).exists():
-        files, by_hash = own_files(Path(source), lang, split)
-        found = dict(own_documents(files, split, by_hash))
+        found = embedded.interface_messages(get_language(lang), split, folder)
+    elif source.streamed and split == "train" and partly:
+        held_out = held_out_documents(name, folder, get_language(lang))
+        texts = (text for shard in hub_shards(name, folder, get_language(lang)) for text in shard(0) if text)
+        keyed = ((document_key(text), text) for text in texts)
+        found = ((key, text) for key, text in keyed if key not in held_out)
     else:
-        raise InvalidInput(
-            f"Unknown source {source!r}: use {', '.join((*SOURCES, *STREAMED))} (or NAME:FOLDER for a local copy), or "
-            f"the path of an existing file or folder of {', '.join(OWN_SUFFIXES)} text."
-        )
-    if not found:
-        raise InvalidInput(f"Source {source!r} has no {split} text for {lang!r}.")
-    return found
+        found = hub_documents(name, folder, get_language(lang), split)
+    empty = True
+    for key, text in found.items() if isinstance(found, dict) else found:
+        empty = False
+        yield key, text
+    if empty:
+        raise InvalidInput(f"Source '{source}' has no {split} text for {lang!r}.")
 
 
 def describe_source(source: str, lang: str) -> dict[str, str]:
     """Returns what identifies the text of `source`, for provenance in result files: revision and hashes."""
     facts = {"source": source}
-    for part in map(str.strip, source.split("+")):
-        name, _, folder = part.partition(":")
-        if part == "udhr":
-            facts["udhr"] = manifest(embedded.udhr_folder())["revision"]
-        elif part == "mediawiki":
-            facts["mediawiki"] = manifest(embedded.mediawiki_folder())["revision"]
-            facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang), _mediawiki_code(lang)))
-        elif name in HUB_CORPORA:
-            facts[part] = hub_revision(name, folder, get_language(lang))
+    for part in parse_sources(source):
+        if part.name == "mediawiki" and not part.folder:
+            facts["mediawiki"] = facts_of(embedded.mediawiki_folder())["revision"]
+            facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
+        elif part.name == "udhr" and not part.folder:
+            facts["udhr"] = facts_of(embedded.udhr_folder())["revision"]
+        elif part.name in HUB_CORPORA:
+            facts[str(part)] = hub_revision(part.name, part.folder, get_language(lang))
         else:
             digest = hashlib.sha256()
-            for number, text in enumerate(text for split in SPLITS for text in _maybe(part, lang, split)):
+            texts = (text for split in SPLITS for text in _texts_if_any(part, lang, split))
+            for number, text in enumerate(texts):
                 digest.update(("\0" if number else "").encode() + text.encode())
-            facts[part] = digest.hexdigest()
+            facts[str(part)] = digest.hexdigest()
     return facts
 
 
-def _mediawiki_code(lang: str) -> str:
-    return get_language(lang).code_for("mediawiki")
-
-
-def _maybe(source: str, lang: str, split: str) -> Iterator[str]:
-    """The documents of one split, as they are read; nothing where a source has no such split."""
+def _texts_if_any(source: Source, lang: str, split: str) -> Iterator[str]:
+    """The documents of one split, read lazily; nothing where a source has no such split."""
     try:
-        if Path(source).exists():
-            files, by_hash = own_files(Path(source), lang, split)
-            yield from (text for _, text in own_documents(files, split, by_hash))
-        else:
-            yield from load_texts(source, lang, split)
+        yield from (text for _, text in _documents(source, lang, split))
     except ValueError:
         return
 
 
-# --- text_plan ---
-
-
-_KINDS = {"udhr": "articles", "mediawiki": "messages", "sib200": "sentences", "flores": "sentences"}
-_KINDS |= {"flores_plus": "sentences", "glotcc": "web pages", "fineweb2": "web pages", "wikipedia": "encyclopedia"}
+# --- plan ---
 
 
 @dataclass(frozen=True)
 class TextPlan:
-    """Which text trains, and which measures.
+    """Which text is for training, and which for scoring.
 
     Attributes:
         train: Source of the training and validation text.
-        kinds: Source by name of the kind of test text.
-        same_kind: Names of the kinds that the training text is of.
-        reason: One sentence on why it is so.
+        kinds: Source of test text, by name of its genre.
+        same_kind: Genres that the training text has.
+        reason: One sentence that says why.
     """
 
     train: str
@@ -172,61 +257,77 @@ class TextPlan:
 
     @property
     def other_kind(self) -> str | None:
-        """Name of the kind of text that training never saw, or None."""
+        """The unseen genre: one that the training text does not have; None without one."""
         return next((kind for kind in self.kinds if kind not in self.same_kind), None)
 
 
-def default_source() -> str:
-    """Returns the default text: declaration and messages where apt is at hand, the declaration elsewhere."""
-    return "udhr+mediawiki" if embedded.has_apt() else "udhr"
+def default_source(lang: str | None = None) -> str:
+    """Returns the default text: the declaration, and interface messages where apt and the language have them."""
+    messages = lang is None or "mediawiki" in get_language(lang).corpora
+    return "udhr+mediawiki" if messages and embedded.has_apt() else "udhr"
 
 
-def plan_texts(source: str = "auto", other_text: str = "sib200", lang: str = "en") -> TextPlan:
-    """Decides what to train on and what to measure on, so that some test text is of a kind never trained on.
+def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
+    """Chooses training and test text so that, where possible, some test text is in a genre that training never saw.
 
     Args:
-        source: Training source, or "auto".
-        other_text: Where text of another kind comes from: "sib200", "flores" or "flores_plus" (the hub), or one of them
-            with a local copy: "sib200:FOLDER".
-        lang: Language to try it with.
+        source: Training source, or "auto": the default sources. Where text in an unseen genre is unavailable, one of
+            them is left out of training, to be the unseen genre.
+        other_text: Text in an unseen genre: "sib200", "flores" or "flores_plus" (the hub), or one of them with a local
+            copy: "sib200:FOLDER".
+        lang: Language code.
 
     Returns:
-        The plan. With "auto" and text of another kind at hand, both embedded sources train; without it, one of them is
-        left out of training, to be the text of another kind.
+        The plan. Every split of the embedded sources and of your own text that it names has text.
+
+    Raises:
+        ValueError: For an unknown language or source, a missing or damaged local copy, and text without a split that
+            training or scoring needs.
     """
+    other, *more = parse_sources(other_text)
+    if more or other.streamed or other.name not in HUB_CORPORA:
+        raise InvalidInput(
+            f"other_text names one corpus of sentences: {', '.join(SENTENCES)}, or one of them with a local copy "
+            f'("sib200:FOLDER"); got {other_text!r}.'
+        )
+    unseen: Source | None = other
     try:
-        load_texts(other_text, lang, "test")
-        other, missing = {"sentences": other_text}, ""
-    except TextUnavailable as error:
-        other, missing = {}, str(error)
-    if source == "auto":
-        source = default_source()
-        if not other and source == "udhr+mediawiki":
-            kinds = {"messages": "mediawiki", "articles": "udhr"}
-            title = HUB_CORPORA[other_text.split(":")[0]].title
-            reason = f"{title} cannot be reached, so the declaration is left out of training, to measure on."
-            return TextPlan("mediawiki", kinds, ("messages",), reason)
-    source = "+".join(part.strip() for part in source.split("+"))
-    if other_text.split(":")[0] in {part.split(":")[0] for part in source.split("+")}:
-        other, missing = {}, f"{other_text} is what trains."
+        next(_documents(other, lang, "test"))
+        missing = ""
+    except (TextUnavailable, NoTextInLanguage) as error:
+        unseen, missing = None, str(error)
+    default = parse_sources(default_source(lang))
+    train = default if source == "auto" else parse_sources(source)
+    if other.name in {part.name for part in train}:
+        unseen, missing = None, f"{other} is training text."
+    if unseen is None and source == "auto":
+        train = train[-1:]
+    spare = [part for part in default if part.name not in {x.name for x in train}]
+    unseen = unseen or (spare[0] if spare else None)
     kinds: dict[str, str] = {}
-    for part in source.split("+"):
-        name = part.split(":")[0]
-        kind = _KINDS.get(name, Path(part).name)
-        kinds[_apart(kind, part, kinds)] = part
+    for part in train:
+        kinds[_genre(part, kinds)] = str(part)
     same = tuple(kinds)
-    other = {_apart(kind, part, kinds): part for kind, part in other.items()}
-    if not other:
-        spare = [x for x in default_source().split("+") if x not in source.split("+")]
-        other = {_KINDS[spare[0]]: spare[0]} if spare else {}
-    if other:
-        reason = f"Text of another kind: {next(iter(other.values()))}, never trained on."
+    if unseen:
+        kinds[_genre(unseen, kinds)] = str(unseen)
+    _check_splits(train, unseen, lang)
+    if unseen is None:
+        reason = f"There is no text in an unseen genre to score. {missing}"
+    elif unseen is other:
+        reason = f"Text in an unseen genre: {unseen}."
     else:
-        reason = f"There is no text of another kind to measure on. {missing}"
-    return TextPlan(source, {**kinds, **other}, same, reason)
+        reason = f"Text in an unseen genre: {unseen}, which is not trained on. {missing}"
+    return TextPlan("+".join(map(str, train)), kinds, same, reason)
 
 
-def _apart(kind: str, part: str, kinds: dict[str, str]) -> str:
-    """The kind's name, with the source's where two sources are of one kind: they are measured apart."""
-    name = part.split(":")[0]
-    return f"{kind} ({HUB_CORPORA[name].title if name in HUB_CORPORA else part})" if kind in kinds else kind
+def _genre(source: Source, kinds: dict[str, str]) -> str:
+    """The genre's name, with the source's where two sources have one genre: they are scored separately."""
+    return f"{source.kind} ({source.title})" if source.kind in kinds else source.kind
+
+
+def _check_splits(train: Sequence[Source], unseen: Source | None, lang: str) -> None:
+    """Refuses text without a needed split now, not after training. Corpora of the hub have them all."""
+    for part in [*train, *([unseen] if unseen else [])]:
+        for split in SPLITS if part in train else ("test",):
+            if part.name not in HUB_CORPORA:
+                next(_documents(part, lang, split))

@@ -15,9 +15,9 @@ import torch
 
 from ssetools.errors import InvalidInput
 from ssetools.languages import Language, get_language
-from ssetools.text.hub import HUB_CORPORA, document_key, held_out_documents, hub_revision, hub_shards
+from ssetools.text.hub import document_key, held_out_documents, hub_revision, hub_shards
 from ssetools.text.own import files_digest, own_documents, own_files
-from ssetools.text.sources import describe_source, load_texts
+from ssetools.text.sources import Source, describe_source, load_texts, parse_sources
 
 Shard = Callable[[int], Iterator[str]]
 
@@ -51,7 +51,7 @@ class TextStream:
         if buffer < 1:
             raise InvalidInput(f"The buffer holds {buffer} documents: it needs at least 1.")
         self.source, self.lang, self.seed, self.buffer = source, lang, seed, buffer
-        self._parts = [_open(part.strip(), lang) for part in source.split("+")]
+        self._parts = [_open(part, lang) for part in parse_sources(source)]
         held_out = [text for part in self._parts for text in part.held_out]
         self.overlap = Overlap([*avoid, *held_out], get_language(lang))
         revisions = [part.revision for part in self._parts]
@@ -149,19 +149,18 @@ class _Part:
                     yield text, [turn, row]
 
 
-def _open(part: str, lang: str) -> _Part:
+def _open(source: Source, lang: str) -> _Part:
     language = get_language(lang)
-    name, _, folder = part.partition(":")
-    if name in HUB_CORPORA and HUB_CORPORA[name].streamed:
-        if folder and not Path(folder).is_dir():
-            raise InvalidInput(f"Source {part!r} names a folder that does not exist: {folder}.")
+    source.check()
+    if source.streamed:
+        name, folder = source.name, source.folder
         held_out = held_out_documents(name, folder, language)
         shards = [_kept(shard, set(held_out)) for shard in hub_shards(name, folder, language)]
         return _Part(shards, hub_revision(name, folder, language), list(held_out.values()))
-    if name not in HUB_CORPORA and Path(part).exists():
-        files, by_hash = own_files(Path(part), lang, "train")
+    if source.is_own:
+        files, by_hash = own_files(Path(source.folder), lang, "train")
         if not files:
-            raise InvalidInput(f"Source {part!r} has no train text for {lang!r}.")
+            raise InvalidInput(f"Source '{source}' has no train text for {lang!r}.")
 
         def documents(skip: int) -> Iterator[str]:
             found = (text for _, text in own_documents(files, "train", by_hash))
@@ -170,8 +169,8 @@ def _open(part: str, lang: str) -> _Part:
             yield from found
 
         return _Part([documents], files_digest(files))
-    texts = load_texts(part, lang, "train")
-    return _Part([lambda skip: iter(texts[skip:])], json.dumps(describe_source(part, lang), sort_keys=True))
+    texts = load_texts(str(source), lang, "train")
+    return _Part([lambda skip: iter(texts[skip:])], json.dumps(describe_source(str(source), lang), sort_keys=True))
 
 
 def _kept(shard: Shard, held_out: set[str]) -> Shard:

@@ -23,12 +23,13 @@ from ssetools.languages import (
     TARGET_LANGUAGES,
     UNSPACED_SCRIPTS,
     get_language,
-    languages_in,
+    num_words,
 )
 from ssetools.models import body_of, load_model
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import atlas_path, load_atlas
-from ssetools.text import embedded as wikitext
+from ssetools.text import embedded
+from ssetools.text.sources import languages_in
 from study.atlas import effects as atlas_effects
 from study.atlas import statistics as atlas_statistics
 from study.atlas.shards import SHARDS, TOP_RATES, interface_messages, load_shards, profile_atlas
@@ -243,7 +244,7 @@ def _has_many_messages(code: str) -> bool:
     if len(found) < _MANY_MESSAGES:
         return False
     translated = [m for key, m in found.items() if code == "en" or m != english.get(key)]
-    return sum(wikitext.num_words(m, language) >= wikitext.MIN_WORDS for m in translated) >= _LONG_MESSAGES
+    return sum(num_words(m, language.script) >= embedded.MIN_WORDS for m in translated) >= _LONG_MESSAGES
 
 
 def spread_languages(number: int) -> list[str]:

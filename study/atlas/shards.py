@@ -21,7 +21,6 @@ from ssetools.languages import get_language
 from ssetools.models import model_source
 from ssetools.neurons.counts import ActivationProfile, counting
 from ssetools.text import embedded
-from ssetools.text import embedded as wikitext
 from ssetools.text.sources import SPLITS, load_texts
 from ssetools.text.windows import bos_ids, pack_tokens
 
@@ -180,7 +179,7 @@ def atlas_texts(source: str, lang: str) -> list[str]:
     language = get_language(lang)
     found, english = (interface_messages(code) for code in (language.code_for("mediawiki"), "en"))
     chosen = sorted(found, key=lambda key: hashlib.sha1(key.encode()).hexdigest())[:_MESSAGES]
-    return list(wikitext.clean_messages({key: found[key] for key in chosen}, english, language).values())
+    return list(embedded.clean_messages({key: found[key] for key in chosen}, english, language).values())
 
 
 @functools.lru_cache(maxsize=2)  # a language, and English beside it each time

@@ -23,7 +23,7 @@ from ssetools.models import has_8bit_layers, load_model, model_revision, num_par
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.selection import select_budget, select_neurons
 from ssetools.steps import get_profile, neurons_for
-from ssetools.text.sources import default_source, load_texts
+from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import METHODS, check_method, load_adapter
 from study.compare.runs import SEEDS, Arm, ablations_of, own_seed
@@ -281,7 +281,7 @@ class Comparison:
 
     def _protocol(self):
         """What must be the same for two runs to be comparable; no paths."""
-        text = self.other_text.split(":")[0]
+        text = parse_sources(self.other_text)[0].name
         return {"train": default_source(), "validation": text, "test": ["udhr", text], **_TRAINING}
 
     def _test(self, lang):

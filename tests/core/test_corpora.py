@@ -157,7 +157,7 @@ def test_text_of_other_languages_does_not_stand_in_for_one_that_is_missing(tmp_p
 def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_own(tmp_path / "train.txt", ["not meant"])
-    with pytest.raises(ValueError, match="source of the text is empty"):
+    with pytest.raises(ValueError, match="source of text is empty"):
         load_texts("", "yo", "train")
 
 

@@ -19,7 +19,7 @@ from ssetools import (
     select_neurons,
 )
 from ssetools.models import has_8bit_layers
-from ssetools.text.sources import default_source
+from ssetools.text.sources import default_source, parse_sources
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_a_window_without_bos_is_another_model(gemma):
 
 def test_a_short_run_helps_yoruba_on_text_it_never_saw_and_leaves_english(gemma, neurons, tmp_path):
     model, tokenizer = gemma
-    source = default_source().split("+")[-1]
+    source = str(parse_sources(default_source())[-1])
     checks = {lang: load_texts("udhr", lang, "test") for lang in ("yo", "en")}
     before = {lang: perplexity(model, tokenizer, texts, max_tokens=500) for lang, texts in checks.items()}
     ids = torch.randint(5, 9000, (1, 8))

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from ssetools import files
 from ssetools.files import (
     cache_dir,
     cached_folder,
+    file_sha256,
     kept,
     load_tensors,
     model_dir,
@@ -141,24 +143,47 @@ def test_damaged_tensors_are_named(tmp_path):
         load_tensors(tmp_path / "t.safetensors", "a test")
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "no-manifest"])
-def test_a_damaged_cache_is_built_again_with_a_message(home, capsys, damage):
-    built = []
+def built_once(folder):
+    (folder / "data.txt").write_text("whole")
+    return {"revision": "1"}
 
-    def build(folder):
-        built.append(1)
-        (folder / "data.txt").write_text("whole")
-        return {"revision": "1"}
 
-    folder = cached_folder("thing", build)
-    assert cached_folder("thing", build) == folder
-    assert len(built) == 1, "a whole cache is used as it is"
-    target = folder / ("manifest.json" if damage == "no-manifest" else "data.txt")
-    target.write_text("half") if damage == "change" else target.unlink()
-    cached_folder("thing", build)
-    assert len(built) == 2
+@pytest.fixture
+def new_process(monkeypatch):
+    """Forgets what this process has verified, as a new process would."""
+    return lambda: monkeypatch.setattr(files, "_VERIFIED", {})
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "no-manifest", "manifest"])
+def test_a_damaged_cache_is_built_again_with_a_message(home, capsys, damage, new_process):
+    folder = cached_folder("thing", built_once)
+    target = folder / ("manifest.json" if "manifest" in damage else "data.txt")
+    target.unlink() if damage in ("remove", "no-manifest") else target.write_text("half")
+    new_process()
+    assert cached_folder("thing", built_once) == folder
     assert (folder / "data.txt").read_text() == "whole"
-    assert "is damaged" in capsys.readouterr().out
+    assert "The cached thing is not used" in capsys.readouterr().out
+
+
+def test_a_cached_folder_is_verified_once_per_process(home, monkeypatch, new_process):
+    cached_folder("thing", built_once)
+    hashed = []
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+    new_process()
+    for _ in range(3):
+        cached_folder("thing", lambda folder: pytest.fail("built again"))
+    assert hashed == ["data.txt"]
+    new_process()
+    cached_folder("thing", lambda folder: pytest.fail("built again"))
+    assert len(hashed) == 2, "a new process verifies again"
+
+
+def test_a_cached_folder_of_other_facts_is_built_again(home, capsys):
+    folder = cached_folder("thing", built_once, {"revision": "1"})
+    assert cached_folder("thing", lambda folder: pytest.fail("built again"), {"revision": "1"}) == folder
+    cached_folder("thing", lambda folder: {"revision": "2"}, {"revision": "2"})
+    assert not (folder / "data.txt").exists()
+    assert "revision: '1', wanted '2'" in capsys.readouterr().out
 
 
 def fake_download(monkeypatch, content=None, returncode=0):

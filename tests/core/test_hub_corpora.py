@@ -3,11 +3,11 @@
 import hub_layouts
 import pytest
 
-from ssetools.errors import TextUnavailable
+from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import get_language
 from ssetools.text import hub as hub_corpora
 from ssetools.text.hub import HUB_CORPORA, corpus_of, hub_reachable, hub_shards
-from ssetools.text.sources import describe_source, load_parallel, load_texts, plan_texts
+from ssetools.text.sources import describe_source, load_parallel, load_texts
 
 DOCUMENTS = [f"oju ewe {i} ti a ko" for i in range(90)]
 SENTENCES = {"yor_Latn": ["gbolohun 0", "gbolohun 1"], "eng_Latn": ["sentence 0", "sentence 1"]}
@@ -135,11 +135,13 @@ def test_a_set_that_cannot_be_had_names_reason_and_remedy(monkeypatch, source, r
         load_texts(source, "yo", "test")
 
 
-def test_a_stream_that_breaks_off_says_where(tmp_path):
+def test_a_damaged_file_of_a_local_copy_is_named_with_the_place(tmp_path):
     hub_layouts.glotcc(tmp_path, DOCUMENTS, files=2)
     shards = hub_shards("glotcc", str(tmp_path), get_language("yo"))
     (tmp_path / "v1.0/yor-Latn/yor-Latn_1.parquet").write_bytes(b"PAR1 damaged")
-    with pytest.raises(TextUnavailable, match="broke off after 0 documents of file 2 of 2.*goes on from there"):
+    with pytest.raises(
+        InvalidInput, match=r"after 0 documents of file 2 of 2 .*yor-Latn/\*.parquet.*Copy the files again"
+    ):
         list(shards[1](0))
 
 
@@ -162,21 +164,3 @@ def test_a_proxy_is_asked_for_the_hub(monkeypatch):
     monkeypatch.setattr("ssetools.text.hub.getproxies", lambda: {})
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     assert not hub_reachable.__wrapped__()
-
-
-def test_spaces_around_the_parts_of_a_source_do_not_matter(monkeypatch):
-    monkeypatch.setattr("ssetools.text.sources.load_texts", lambda *asked: ["text"])
-    assert plan_texts("udhr + mediawiki", "sib200").kinds == plan_texts("udhr+mediawiki", "sib200").kinds
-
-
-def test_plans_know_the_kinds_of_hub_text(tmp_path):
-    flores = hub_layouts.flores(tmp_path / "flores", SENTENCES)
-    plan = plan_texts("glotcc+fineweb2+wikipedia+some/folder", flores)
-    assert plan.kinds == {
-        "web pages": "glotcc",
-        "web pages (FineWeb-2)": "fineweb2",
-        "encyclopedia": "wikipedia",
-        "folder": "some/folder",
-        "sentences": flores,
-    }
-    assert plan.other_kind == "sentences"

@@ -13,9 +13,8 @@ from ssetools.languages import (
     PAPER_LANGUAGES,
     TARGET_LANGUAGES,
     get_language,
-    languages_in,
 )
-from ssetools.text.sources import SPLITS, load_texts
+from ssetools.text.sources import SPLITS, languages_in, load_texts
 
 
 def test_groups_are_in_the_table_and_codes_are_distinct():

@@ -13,12 +13,11 @@ import torch
 from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
-from ssetools.errors import TextUnavailable
 from ssetools.evaluation.inside import deactivation_matrix
 from ssetools.models import model_revision
 from ssetools.report import report
 from ssetools.steps import _validation_texts, get_metrics, get_neurons, get_profile, get_run, neurons_for, summarise
-from ssetools.text.sources import TextPlan, plan_texts
+from ssetools.text.sources import TextPlan
 
 
 def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypatch):
@@ -218,27 +217,3 @@ def test_the_deactivation_matrix_is_what_switching_off_does(study, monkeypatch):
         after = perplexity(model, tokenizer, words("is", 10), max_tokens=400)
     assert changes.loc["yo", "is"] == pytest.approx(math.log(after / before))
     assert changes.loc["yo", "is"] != 0
-
-
-def test_plans_leave_out_a_kind_of_text(study, monkeypatch):
-    def unreachable(source, lang, split):
-
-        raise TextUnavailable("no hub")
-
-    monkeypatch.setattr("ssetools.text.sources.embedded.has_apt", lambda: True)
-    monkeypatch.setattr("ssetools.text.sources.load_texts", lambda *a: ["text"])
-    plan = plan_texts()
-    assert (plan.train, plan.other_kind) == ("udhr+mediawiki", "sentences")
-    own = plan_texts("some/folder")
-    assert (own.train, own.same_kind, own.other_kind) == ("some/folder", ("folder",), "sentences")
-    same = plan_texts("sib200", "sib200:folder")
-    assert (same.same_kind, same.other_kind) == (("sentences",), "articles"), "what trains is not of another kind"
-    monkeypatch.setattr("ssetools.text.sources.load_texts", unreachable)
-    plan = plan_texts()
-    assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
-    assert plan_texts("some/folder").other_kind == "articles"
-    assert plan_texts("udhr").other_kind == "messages"
-    monkeypatch.setattr("ssetools.text.sources.embedded.has_apt", lambda: False)
-    plan = plan_texts()
-    assert (plan.train, plan.other_kind) == ("udhr", None)
-    assert "no text of another kind" in plan.reason

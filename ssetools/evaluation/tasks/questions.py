@@ -10,7 +10,7 @@ from pathlib import Path
 from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import Language
 from ssetools.text.hub import HUB_CORPORA, fresh, hub_reachable, hub_table, unavailable
-from ssetools.text.sources import load_parallel
+from ssetools.text.sources import load_parallel, split_name
 
 _TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
 
@@ -94,7 +94,7 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     if tasks == ["all"]:
         tasks = list(TASKS)
-    found = [(name, folder) for name, _, folder in (task.partition(":") for task in tasks)]
+    found = [split_name(task) for task in tasks]
     for name, folder in found:
         if name not in TASKS:
             raise InvalidInput(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
@@ -154,9 +154,12 @@ def _built_in(name: str, folder: str, language: Language) -> Mapping:
     place = folder or task_set.repository
     members = dict(_members(manager.task_index, built_in))
     # Loaded once before lm-eval does: what goes wrong here is the data's doing, what goes wrong there is not.
-    with unavailable(task_set, folder, name):
-        for config in dict.fromkeys(members.values()):
-            datasets.load_dataset(place, config, **fresh(folder))
+    try:
+        with unavailable(task_set, folder, name):
+            for config in dict.fromkeys(members.values()):
+                datasets.load_dataset(place, config, **fresh(folder))
+    except InvalidInput as error:  # a local copy without the language, or damaged
+        raise TextUnavailable(str(error)) from error
     return manager.load([{"group": name, "task": [{"task": one, "dataset_path": place} for one in members]}])
 
 
