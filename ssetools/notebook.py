@@ -2,43 +2,79 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-import inspect
-from collections.abc import Mapping
-from types import ModuleType
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ssetools.errors import InvalidInput
 from ssetools.languages import get_language
 from ssetools.training.methods import check_method
 
-_IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "check_parameters"}
+_TYPES = {"str": "a string", "bool": "True or False", "int": "a whole number", "float": "a number", "None": "None"}
 
 
-def check_parameters(namespace: Mapping[str, Any], **parameters: Any) -> None:
-    """Checks a notebook's parameters before anything is computed.
+def check_parameters() -> None:
+    """Checks the parameters of the notebook that calls it, before anything is computed.
 
-    Args:
-        namespace: `globals()` of the notebook, to find misspelt parameters: papermill injects them as variables
-            that nobody reads.
-        **parameters: The notebook's parameters by name. `lang`, `languages` (codes separated by spaces), `method`,
-            and numbers are checked for their values, all others for their presence.
+    Names, types and defaults are those of the notebook's cell of parameters, which annotates each (`lang: str = "yo"`);
+    papermill assigns the values it is given in a cell after that one. `lang`, `languages` (codes separated by spaces),
+    `method` and numbers are checked for their values, all others for their type.
 
     Raises:
-        ValueError: Naming the parameter and the valid values.
+        ValueError: Naming the parameter, its value and the valid ones.
     """
-    for name, value in namespace.items():
-        strange = name.startswith("_") or name in parameters or name in _IPYTHON_NAMES
-        if strange or isinstance(value, ModuleType) or inspect.isroutine(value):
-            continue
-        near = difflib.get_close_matches(name, parameters, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InvalidInput(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(parameters)}.")
-    if "lang" in parameters:
-        get_language(parameters["lang"])
-    for code in str(parameters.get("languages", "")).split():
+    namespace = sys._getframe(1).f_globals
+    declared, given = _declared(namespace.get("In", ()))
+    if not declared:
+        raise InvalidInput("check_parameters() found no cell of parameters above: run it in a notebook that has one.")
+    for name in given:
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InvalidInput(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(declared)}.")
+    values = {name: namespace[name] for name in declared}
+    for name, (annotation, default) in declared.items():
+        _check_type(name, values[name], annotation, default)
+    for code in [*([values["lang"]] if "lang" in values else []), *values.get("languages", "").split()]:
         get_language(code)
-    check_method(parameters.get("method", "lape"))
-    for name, value in parameters.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-            raise InvalidInput(f"{name} cannot be negative; got {value}.")
+    check_method(values.get("method", "lape"))
+
+
+def _declared(cells: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Reads the code that a notebook has run.
+
+    Returns:
+        Annotation and default of each parameter, and the names that are assigned before the first check.
+    """
+    declared, given, checked = {}, [], False
+    for cell in cells:
+        try:
+            nodes = ast.parse(cell).body
+        except SyntaxError:  # a cell that failed and stays in the notebook's history
+            continue
+        for node in nodes:
+            if isinstance(node, ast.AnnAssign) and node.value:
+                declared[ast.unparse(node.target)] = (ast.unparse(node.annotation), ast.unparse(node.value))
+            elif isinstance(node, ast.Assign) and not checked:
+                given += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        checked = checked or "check_parameters()" in cell
+    return declared, given
+
+
+def _check_type(name: str, value: Any, annotation: str, default: str) -> None:
+    allowed = annotation.split(" | ")
+    actual = "None" if value is None else type(value).__name__
+    if actual not in allowed and not (actual == "int" and "float" in allowed):
+        wanted = " or ".join(_TYPES.get(kind, kind) for kind in allowed)
+        hint = ""
+        if "str" in allowed and actual == "bool":
+            hint = f' YAML reads no and off as False, yes and on as True: quote it ({name}: "no").'
+        elif "str" in allowed:
+            hint = (
+                f" papermill's -p reads nan and digits as numbers: use -r {name} {value}, or quote it in a YAML file."
+            )
+        raise InvalidInput(f"{name} must be {wanted}, such as its default {default}; got {value!r}.{hint}")
+    if actual in ("int", "float") and not value >= 0:
+        raise InvalidInput(f"{name} must be a number from 0 on; got {value}.")

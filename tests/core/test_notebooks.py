@@ -34,11 +34,6 @@ def source(cell):
     return "".join(cell["source"])
 
 
-def parameter_names(path):
-    (cell,) = [c for c in cells(path, "code") if "parameters" in c["metadata"].get("tags", [])]
-    return [node.target.id for node in ast.parse(source(cell)).body]
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_anatomy(path):
     text = "\n".join(source(c) for c in cells(path, "markdown"))
@@ -48,15 +43,16 @@ def test_anatomy(path):
     assert "google.colab" in source(code[0])
     assert f"git+{ADDRESS}" in source(code[0]), "the install cell must name the address in _config.yml"
     assert "parameters" in code[1]["metadata"]["tags"]
-    assert "check_parameters(" in source(code[2])
-    names = re.findall(r"(\w+)=\1", source(code[2]))
-    assert sorted(names) == sorted(parameter_names(path)), "every parameter is checked"
+    assert source(code[2]) == "from ssetools.notebook import check_parameters\n\ncheck_parameters()"
+    for node in ast.parse(source(code[1])).body:
+        assert isinstance(node, ast.AnnAssign), "a parameter has a type, which the check reads"
+        assert node.value is not None
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_cells_are_short_and_without_output(path):
     for cell in cells(path, "code"):
-        if not {"parameters"} & set(cell["metadata"].get("tags", [])) and "check_parameters(" not in source(cell):
+        if "parameters" not in cell["metadata"].get("tags", []):
             assert len(cell["source"]) <= 10, source(cell)
         assert "def " not in source(cell), "notebooks tell the story, the library does the work"
         assert cell["outputs"] == []
@@ -98,26 +94,72 @@ def test_there_are_executed_notebooks():
     assert {p.stem for p in EXECUTED if p.parent.name in ("yo", "compare", "atlas")} == due
 
 
-def test_misspelt_and_wrong_parameters_are_named():
-    known = {"lang": "yo", "model": "m", "max_tokens": 10, "In": [], "sys": sys, "_i": ""}
-    check_parameters(known, lang="yo", model="m", max_tokens=10)
-    with pytest.raises(ValueError, match="Unknown parameter 'lnag'. Did you mean 'lang'?"):
-        check_parameters({**known, "lnag": "is"}, lang="yo", model="m", max_tokens=10)
-    with pytest.raises(ValueError, match="Unknown language 'no'"):
-        check_parameters(known, lang="no", model="m", max_tokens=10)
-    with pytest.raises(ValueError, match="Unknown method 'x'"):
-        check_parameters({}, method="x")
-    with pytest.raises(ValueError, match="max_tokens cannot be negative; got -1"):
-        check_parameters(known, lang="yo", model="m", max_tokens=-1)
+def run_first_cells(stem, injected=""):
+    """Runs a notebook's parameters, what papermill injects after them, and the check, as IPython does."""
+    parameters, check = (source(cell) for cell in cells(ROOT / "notebooks" / f"{stem}.ipynb", "code")[1:3])
+    namespace = {"In": ["", "%%broken magic"]}
+    for cell in (parameters, injected, check):
+        namespace["In"].append(cell)
+        exec(cell, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in SOURCES])
+def test_the_defaults_of_every_notebook_pass_the_check(stem):
+    run_first_cells(stem)
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ('lnag = "is"', "Unknown parameter 'lnag'. Did you mean 'lang'? This notebook has: lang, model, "),
+        ('lang = "qq"', "Unknown language 'qq'"),
+        (
+            "lang = False",
+            """lang must be a string, such as its default 'yo'; got False. YAML reads no and off as False""",
+        ),
+        ('lang = float("nan")', "got nan. papermill's -p reads nan and digits as numbers: use -r lang nan"),
+        ('method = "x"', "Unknown method 'x'"),
+        ("max_tokens = -1", "max_tokens must be a number from 0 on; got -1"),
+        ("max_tokens = 2.5", "max_tokens must be a whole number, such as its default 30720; got 2.5"),
+        ('top_rate = "5%"', "top_rate must be a number, such as its default 0.05; got '5%'"),
+        ('top_rate = float("nan")', "top_rate must be a number from 0 on; got nan"),
+        ("seed = True", "seed must be a whole number, such as its default 0; got True"),
+        ('load_in_8bit = "no"', "load_in_8bit must be True or False, such as its default True; got 'no'"),
+        ('learning_rate = "high"', "learning_rate must be a number or None, such as its default None; got 'high'"),
+    ],
+)
+def test_wrong_parameters_are_named_with_valid_values(injected, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_first_cells("03_finetune", injected)
+
+
+def test_right_parameters_pass_the_check_and_it_can_be_repeated():
+    namespace = run_first_cells("03_finetune", 'lang, seed = "is", 3\nlearning_rate = 1e-4\ntop_rate = 1')
+    for cell in ("neurons = 5", "check_parameters()"):
+        namespace["In"].append(cell)
+        exec(cell, namespace)
+    with pytest.raises(ValueError, match="Unknown language 'qq'"):
+        run_first_cells("02_select", 'languages = "yo qq"')
+    with pytest.raises(ValueError, match="no cell of parameters above"):
+        check_parameters()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "value", "message"), [("lnag", "yo", "Unknown parameter 'lnag'"), ("lang", "xx", "Unknown language 'xx'")]
+    ("option", "name", "value", "message"),
+    [
+        ("-r", "lnag", "yo", "Unknown parameter 'lnag'"),
+        ("-r", "lang", "xx", "Unknown language 'xx'"),
+        ("-p", "lang", "nan", "lang must be a string, such as its default 'yo'; got nan"),
+        ("-y", "lang: no", "", "lang must be a string, such as its default 'yo'; got False"),
+    ],
 )
-def test_papermill_stops_in_the_first_cell(tmp_path, name, value, message):
+def test_papermill_stops_in_the_first_cell(tmp_path, option, name, value, message):
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "03_finetune.ipynb"), "out.ipynb"]
-    done = subprocess.run([*command, "-r", name, value], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, option, name, *([value] if value else [])], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode != 0
     assert message in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"], "nothing but the notebook is left behind"
