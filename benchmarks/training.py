@@ -148,7 +148,7 @@ def cloned(model: nn.Module, neurons):
     parameters, before = [], []
     for block, ids in zip(find_ffn_blocks(model), neurons, strict=True):
         for projection in block.projections:
-            module, axis = projection.module, 1 if projection.name == "down" else 0
+            module, axis = projection.module, projection.axis
             places = (ids + projection.offset).to(module.weight.device)
             rows = nn.Parameter(full_weight(module).index_select(axis, places).float())
             before.append((module, module.forward))

@@ -6,26 +6,33 @@ import contextlib
 import functools
 import hashlib
 import logging
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ssetools import processes
 from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.errors import InvalidInput
+from ssetools.files import digest
 from ssetools.text.hub import hub_reachable, quiet_transformers
 
-# One line per matrix product that says activations are cast to fp16: true, expected, and hundreds of them. And, on CPUs
-# with AVX-512, advice about a kernel for 4-bit weights, which are not used here.
+# bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with
+# AVX-512 advises a kernel for 4-bit weights.
 for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
+_SAMPLE_ROWS = 8  # of each tensor, at even distances
 _LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
+
+ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+"""The `ssetools.training.adapter.Adapter` of each model that carries one."""
 
 
 def load_model(
@@ -33,13 +40,13 @@ def load_model(
     load_in_8bit: bool = True,
     dtype: torch.dtype | str | None = None,
     device_map: str | dict | None = None,
-) -> tuple[nn.Module, object]:
+) -> tuple[nn.Module, Any]:
     """Loads a causal language model with every weight frozen, and its tokenizer.
 
     Args:
         name: "gemma-3-270m" (embedded, needs no hub), a hub id, or a local transformers folder.
         load_in_8bit: Load linear layers as `bitsandbytes` LLM.int8 (head and embeddings excluded). False keeps
-            all weights in `dtype`.
+            all weights in `dtype`, or in the 4 bits of a checkpoint that `bitsandbytes` quantised.
         dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
             prints the reason once.
         device_map: As in transformers, but all on one device; None takes the first GPU (each of several processes its
@@ -49,33 +56,33 @@ def load_model(
         `(model, tokenizer)`. The model is in evaluation mode.
 
     Raises:
-        ValueError: For a name that is neither embedded, a folder, nor a reachable hub model, or a model that is spread
-            over several devices.
+        ValueError: For a name that is neither embedded, a folder, nor a reachable hub model, for a model that is spread
+            over several devices, and for quantised checkpoints other than those of `bitsandbytes`.
     """
     import transformers
 
+    folder = name
     if name == EMBEDDED_MODEL:
         with processes.main_first():
             folder = str(gemma_folder())
-    else:
-        folder = name
     if not Path(folder).is_dir() and not _on_hub(folder):
         raise InvalidInput(
             f"Unknown model {name!r}: use {EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
     wanted = as_dtype(dtype) if dtype else None
-    options = {"device_map": {"": _device()} if device_map is None else device_map}
+    options: dict[str, Any] = {"device_map": {"": _device()} if device_map is None else device_map}
     with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
+            _check_quantization(name, config, load_in_8bit)
             options["dtype"] = wanted or choose_dtype(config, _first_device(options["device_map"]))
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, SafetensorError) as error:
-            raise InvalidInput(f"Model {name!r} cannot be loaded: {_opening(error)}") from error
+            raise InvalidInput(f"Model {name!r} cannot be loaded: {_first_lines(error)}") from error
     _check_one_device(name, model)
     if load_in_8bit and not has_8bit_layers(model):
         raise InvalidInput(
@@ -84,45 +91,120 @@ def load_model(
         )
     model.requires_grad_(False)
     if load_in_8bit:
-        _let_go_of_the_file(model)
-    model.config.use_cache = False
-    model.ssetools_source = {
-        "model": name,
-        "revision": model_revision(name, model.config),
-        "load_in_8bit": load_in_8bit,
-    }
+        _copy_out_of_the_file(model)
+    model.ssetools_source = {"model": name, "revision": model_revision(name, model.config)}
+    if name != EMBEDDED_MODEL and (weights := _weights_digest(name, model.config)):
+        model.ssetools_source["weights"] = weights
     return model.eval(), tokenizer
 
 
-def model_source(model: nn.Module) -> dict:
-    """Returns what identifies a loaded model in files: `model`, `revision`, `load_in_8bit`, `dtype`."""
+def model_source(model: nn.Module) -> dict[str, Any]:
+    """Returns what identifies a loaded model in files.
+
+    Returns:
+        `model` (name), `revision`, `load_in_8bit`, `dtype`; `weights` (digest of the weights, where a folder outside of
+        the package holds them in safetensors) and `quantization` (of other than 8 bits, such as "nf4") where they apply.
+    """
     known = getattr(model, "ssetools_source", None)
     if known is None:
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        known = {"model": name, "revision": None, "load_in_8bit": has_8bit_layers(model)}
-    return {**known, "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
+        known = {"model": getattr(model.config, "_name_or_path", "") or type(model).__name__, "revision": None}
+    kind = quantization_of(model)
+    known = known | {"load_in_8bit": kind == "int8"} | ({} if kind in (None, "int8") else {"quantization": kind})
+    return known | {"dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
 
 
-def model_precision(model: nn.Module) -> dict:
-    """Returns what tells a model in 8 bits from the same one in 16: `load_in_8bit` and `dtype`."""
+def model_precision(model: nn.Module) -> dict[str, Any]:
+    """Returns what distinguishes loads of the same model: `load_in_8bit`, `quantization` (None if none) and `dtype`."""
     source = model_source(model)
-    return {key: source[key] for key in ("load_in_8bit", "dtype")}
+    return {key: source.get(key) for key in ("load_in_8bit", "quantization", "dtype")}
+
+
+def quantization_of(model: nn.Module) -> str | None:
+    """Returns "int8", "nf4" or "fp4" (bitsandbytes), the name of another method ("gptq"), or None for plain weights."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            return "int8"
+        if type(module).__name__ == "Linear4bit":
+            return cast(Any, module.weight).quant_type
+    kind = _quantization_in(getattr(model, "config", None))
+    return None if kind in ("int8", "nf4", "fp4") else kind  # those are known by their layers
+
+
+def _quantization_in(config: Any) -> str | None:
+    facts = getattr(config, "quantization_config", None) or {}
+    facts = facts if isinstance(facts, Mapping) else facts.to_dict()
+    if facts.get("load_in_8bit"):
+        return "int8"
+    return facts.get("bnb_4bit_quant_type") if facts.get("load_in_4bit") else facts.get("quant_method")
+
+
+def _check_quantization(name: str, config: Any, load_in_8bit: bool) -> None:
+    kind = _quantization_in(config)
+    if kind not in (None, "int8", "nf4", "fp4"):
+        raise InvalidInput(
+            f"Model {name!r} is stored with {kind} quantisation, whose layers ssetools cannot read: load the 16-bit model "
+            "that it was made from."
+        )
+    if kind in ("nf4", "fp4") and load_in_8bit:
+        raise InvalidInput(
+            f"Model {name!r} is stored in 4 bits ({kind}) and cannot be loaded in 8: use load_in_8bit=False (--16-bit), "
+            "or load the 16-bit model that it was made from."
+        )
 
 
 def has_8bit_layers(model: nn.Module) -> bool:
     """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
-    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+    return quantization_of(model) == "int8"
+
+
+def check_no_adapter(model: nn.Module, use: str) -> None:
+    """Refuses a model that an adapter changes, where the base is needed.
+
+    Args:
+        model: A causal language model.
+        use: What the base is needed for, as the start of a sentence ("Profiling").
+
+    Raises:
+        ValueError: If an adapter is attached and switched on, or the model has layers of PEFT.
+    """
+    adapter = ATTACHED.get(model)
+    if adapter is not None and adapter.active:
+        raise InvalidInput(
+            f"{use} needs the base model, and an adapter is attached to it: detach() it first, or use "
+            "`with adapter.switched_off():`."
+        )
+    if adapter is None and getattr(model, "peft_config", None):
+        raise InvalidInput(
+            f"{use} needs a base model, and this one carries a PEFT adapter. Take it off (`peft_model.unload()`), or merge "
+            "it (`merge_and_unload()`), save the result to a folder and load that."
+        )
 
 
 def int8_scales(module: nn.Module) -> torch.Tensor:
-    """Returns the scale of each row of an 8-bit layer, whose weights are its codes times scale / 127."""
+    """Returns the scale of each row of an 8-bit layer [out], whose weights are its codes times scale / 127."""
+    weight: Any = module.weight
     # bitsandbytes moves the scales from the weight to the layer's state at the first forward pass.
-    return module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+    return weight.SCB if weight.SCB is not None else cast(Any, module.state).SCB
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """Returns the model without its language-model head."""
-    return getattr(model, model.base_model_prefix)
+    """Returns the model without its language-model head.
+
+    Raises:
+        ValueError: For a `PeftModel`, and for a model that has no such part.
+    """
+    if hasattr(model, "get_base_model"):
+        raise InvalidInput(
+            f"This is a {type(model).__name__} around a model. To score it with its LoRA or IA3 adapter, pass "
+            "model.get_base_model(); to profile or train, merge the adapter first (model.merge_and_unload())."
+        )
+    for name in (getattr(model, "base_model_prefix", None), "model"):
+        if name and isinstance(body := getattr(model, name, None), nn.Module):
+            return body
+    raise InvalidInput(
+        f"{type(model).__name__} is not a causal language model: it has no decoder beside its head. Of a model that has "
+        "several parts, pass the one that predicts text (of Qwen-Omni, `model.thinker`)."
+    )
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -131,7 +213,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: If the model has no list of layers under a known name.
     """
-    body = body_of(model)
+    body: Any = body_of(model)
     decoder = body.get_decoder() if hasattr(body, "get_decoder") else body
     for name, child in decoder.named_children():
         if name in _LAYER_LISTS and isinstance(child, nn.ModuleList):
@@ -144,12 +226,13 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Returns the device that takes a model's token ids."""
-    return model.get_input_embeddings().weight.device
+    return cast(Any, model).get_input_embeddings().weight.device
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Counts the model's weights, whether stored in 8 bits or more; tied ones once."""
-    return sum(p.numel() for p in model.parameters())
+    """Counts the model's weights, in whatever number of bits they are stored; tied weights once."""
+    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]  # 4-bit weights are stored in pairs
+    return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
 @contextlib.contextmanager
@@ -157,8 +240,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Puts the model into the one mode in which ssetools counts, trains and scores, and restores the old one.
 
     Dropout is off. On a CPU `bitsandbytes` computes differently in `train()` (weights dequantised, activations
-    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare;
-    8-bit layers always work in the first way here. On CUDA both are the same.
+    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare.
+    Here 8-bit layers always compute as in `train()`. On CUDA both modes compute the same.
     """
     before = {module: module.training for module in model.modules()}
     model.eval()
@@ -172,7 +255,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def choose_dtype(config, device: str) -> torch.dtype:
+def choose_dtype(config: Any, device: str) -> torch.dtype:
     """Chooses the dtype for a model on a device, and prints the reason once per process."""
     dtype, reason = _dtype_and_reason(config.model_type, device)
     _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.")
@@ -199,11 +282,10 @@ def _say_once(message: str) -> None:
     print(message, flush=True)
 
 
-def _let_go_of_the_file(model: nn.Module) -> None:
-    """Copies what lies in main memory as it lies in the checkpoint, embeddings and norms.
+def _copy_out_of_the_file(model: nn.Module) -> None:
+    """Copies embeddings and norms, which are views of the mapped checkpoint, into memory of their own.
 
-    Otherwise they are views of the mapped file, all of which stays in memory as long as they do: the 16-bit weights of the
-    8-bit layers too.
+    As long as such a view exists, the whole file stays in memory, with the 16-bit weights of the 8-bit layers.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.is_floating_point():
@@ -224,21 +306,26 @@ def _first_device(device_map: str | dict) -> str:
 
 
 def _check_one_device(name: str, model: nn.Module) -> None:
-    """Refuses what deltas cannot lie beside: offloaded layers have no memory, and other devices are not asked."""
+    """Refuses offloaded layers and several devices: trained slices need a layer's weights on the device of its input."""
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise InvalidInput(
-            f"Model {name!r} does not lie on one device but on {', '.join(devices)} (meta: offloaded). Name one device "
-            'that holds it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
+            f"Model {name!r} is spread over several devices: {', '.join(devices)} (meta: offloaded). Name one device "
+            'that can hold it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
         )
 
 
-def _opening(error: Exception) -> str:
-    """The first two lines of an error: the second often says where to go."""
+def _first_lines(error: Exception) -> str:
+    """Returns the first two lines of an error's message: the second often has the remedy."""
     return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Returns a floating-point dtype by its name.
+
+    Raises:
+        ValueError: If there is no such dtype.
+    """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InvalidInput(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
@@ -256,16 +343,16 @@ def _on_hub(name: str) -> bool:
     return cached or ("/" in name and hub_reachable())
 
 
-def model_revision(name: str, config=None) -> str | None:
-    """Returns what tells two states of a model apart, without loading its weights.
+def model_revision(name: str, config: Any = None) -> str | None:
+    """Returns an identifier of a model's state, without loading its weights.
 
     Args:
         name: Embedded name, hub id or local folder.
         config: The model's transformers config, where it is loaded already.
 
     Returns:
-        A commit of the hub, a digest of the embedded file, or one of a local folder's config and of samples of its
-        weights; None if there is none to be had.
+        The hub's commit, the digest of the embedded file, or a digest of a local folder's config and of samples of its
+        weight files; None if none is known.
     """
     if name == EMBEDDED_MODEL:
         return GGUF_SHA256
@@ -281,25 +368,58 @@ def model_revision(name: str, config=None) -> str | None:
     for path in sorted(p for ending in ("safetensors", "bin") for p in Path(name).glob(f"*.{ending}")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with open(path, "rb") as file:
-            for place in range(_SAMPLES):
-                file.seek(place * path.stat().st_size // _SAMPLES)
+            for number in range(_SAMPLES):
+                file.seek(number * path.stat().st_size // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def other_model(made_for: Mapping, model: nn.Module) -> str | None:
-    """Says in which way something was made for another model; None if for this one, whatever its folder is called.
+def _weights_digest(name: str, config: Any) -> str | None:
+    """Digests rows of every tensor: copies with other files or other names of tensors have the same digest.
+
+    None if no safetensors of the model are on this machine.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(name)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    digests = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118 (not a dict)
+                shape = file.get_slice(tensor).get_shape()
+                rows = file.get_slice(tensor) if shape else file.get_tensor(tensor)[None]
+                starts = range(0, shape[0], -(-shape[0] // _SAMPLE_ROWS)) if shape else (0,)
+                chosen = torch.cat([rows[i : i + 1] for i in starts])
+                digests.add(f"{shape} {chosen.dtype} {digest(chosen.view(torch.uint8))}")
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else None
+
+
+def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
+    """Compares the model that a file was made for with another one.
+
+    Equal weights are the same model, whatever its folder, files and revision are called. The revision decides where the
+    weights of one of the two are unknown, and the name where nothing else is known.
 
     Args:
-        made_for: "model" and "revision" of what was made, where they are known.
-        model: The model at hand.
+        recorded: `model`, `revision` and `weights` of the file, where they are known.
+        source: Those of the model at hand, from `model_source`.
+
+    Returns:
+        What differs, with both values ("model 'a', not 'b'"); None if it is the same model.
     """
-    source = model_source(model)
-    # A revision says more than a name: the same folder has several, and lies elsewhere on another machine.
-    key = "model" if None in (made_for.get("revision"), source["revision"]) else "revision"
-    if made_for.get(key) in (None, source[key]):
+    revisions = recorded.get("revision"), source.get("revision")
+    if revisions[0] and revisions[0] == revisions[1]:
         return None
-    return f"{key} {made_for[key]!r}, not {source[key]!r}"
+    for key in ("weights", "revision", "model"):
+        first, second = recorded.get(key), source.get(key)
+        if first and second:
+            return None if first == second else f"{key} {first!r}, not {second!r}"
+    return None
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -312,7 +432,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def load_sharded(
     name: str, load_in_8bit: bool = False, dtype: torch.dtype | str | None = None
-) -> tuple[nn.Module, object]:
+) -> tuple[nn.Module, Any]:
     """Loads a model in main memory and spreads it over the processes; see `load_model` and `shard_model`.
 
     Every process reads the whole model, a layer of which at a time goes to its device.
@@ -356,11 +476,11 @@ def shard_model(model: nn.Module) -> nn.Module:
         fully_shard(layer, mesh=mesh)
     # The loss reads the head's weight after the body has run, and never calls the head. So the head is gathered with the
     # body, although it is not part of it. A tied head shares its weight with the embeddings, which are part of the body.
-    body = body_of(model)
-    body.head_gathered_here = model.get_output_embeddings()
+    body: Any = body_of(model)
+    body.head_gathered_here = cast(Any, model).get_output_embeddings()
     fully_shard(body, mesh=mesh, reshard_after_forward=False)
     del body.head_gathered_here
-    model.ssetools_sharded = True
+    cast(Any, model).ssetools_sharded = True
     return model
 
 

@@ -1,13 +1,15 @@
-"""Work shared by several processes, under `accelerate launch` (GPUs) or `torchrun` (CPUs); alone, all this is free.
+"""Work shared by several processes, started by `accelerate launch` (GPUs) or `torchrun` (CPUs).
 
-Processes hold the whole model each and share the text: counts are summed and gradients of the trained numbers are
-averaged, nothing else is sent.
+Each process holds the whole model and takes a share of the text. Counts are summed and gradients of the trained
+parameters are averaged; nothing else is sent. In a single process these functions cost nothing.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 
@@ -16,7 +18,7 @@ import torch
 def _state():
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())  # or several CPU processes would not find each other
+    return PartialState(cpu=not torch.cuda.is_available())  # several CPU processes need cpu=True to find each other
 
 
 def count() -> int:
@@ -30,7 +32,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Returns the place of this process among those on its machine, from 0: the GPU it is to take."""
+    """Returns the place of this process among those on its machine, from 0: the number of its GPU."""
     return _state().local_process_index
 
 
@@ -39,8 +41,8 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def main_first():
-    """Gives a context in which the main process goes first: what it fetches and converts, the others then find."""
+def main_first() -> AbstractContextManager[None]:
+    """Returns a context that the main process runs first, so that the others find what it fetched and converted."""
     return _state().main_process_first()
 
 
@@ -55,7 +57,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     from accelerate.utils import reduce
 
-    return reduce(tensor.clone(), "sum")
+    return cast(torch.Tensor, reduce(tensor.clone(), "sum"))
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -69,19 +71,18 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 def in_step(items: Iterable, together: bool) -> Iterator:
     """Yields this process's items; with `together`, then None for as long as another process still has some.
 
-    A model that is spread over the processes (`sharding`) is gathered by all of them in each forward pass, so none may
-    make fewer passes than another.
+    All processes gather the layers of a sharded model in each forward pass, so none may make fewer passes than another.
 
     Args:
-        items: What is this process's share of the work.
+        items: This process's share of the work.
         together: Whether all processes have to make equally many rounds.
     """
     items = iter(items)
     while True:
         item = next(items, None)
-        going = item is not None
+        remaining = item is not None
         if together:
-            going = total(torch.tensor(float(going), device=_state().device)) > 0
-        if not going:
+            remaining = bool(total(torch.tensor(float(remaining), device=_state().device)) > 0)
+        if not remaining:
             return
         yield item

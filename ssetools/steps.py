@@ -314,6 +314,7 @@ def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
 
 def _identity(model: nn.Module) -> dict:
     """Returns the facts that identify a model: its revision wherever that is known, since a folder can be moved."""
-    facts = model_source(model)
+    facts = model_source(model) | model_precision(model)
+    facts.pop("weights", None)  # older files have none
     del facts["model" if facts["revision"] else "revision"]
     return facts

@@ -233,7 +233,7 @@ def arrived(model, before: dict, deltas: dict) -> list[dict]:
     for path, piece in deltas.items():
         at = rows.setdefault(piece.projection.name, {"steps": [], "deltas": [], "errors": []})
         moved = dequantised(model.get_submodule(path)) - before[path]
-        axis = 1 if piece.projection.name == "down" else 0
+        axis = piece.projection.axis
         delta = piece.delta.detach()
         at["errors"].append((moved.index_select(axis, piece.columns) - delta).square().sum())
         at["deltas"].append(delta.flatten())

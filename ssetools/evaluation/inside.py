@@ -235,15 +235,15 @@ def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.
         if not len(neurons):
             return None
         delta = cast(Any, adapter.slices[f"{layer}-{projection.name}"]).scaled(adapter.scale).detach().float().cpu()
-        return delta.T if projection.name == "down" else delta
+        return delta.T if projection.axis else delta
     if isinstance(adapter, WholeWeights):
-        return _rows(projection, (module.weight - adapter.base_value(module.weight)).detach().float(), neurons)
+        return projection.take((module.weight - adapter.base_value(module.weight)).detach().float(), neurons)
     if hasattr(module, "get_delta_weight"):
-        return _rows(projection, module.get_delta_weight("default").detach().float(), neurons)
+        return projection.take(module.get_delta_weight("default").detach().float(), neurons)
     if not hasattr(module, "ia3_l"):
         return None
     factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
-    if module.is_feedforward == (projection.name == "down"):  # a factor for each neuron, else for each hidden dimension
+    if module.is_feedforward == (projection.axis == 1):  # a factor for each neuron, else for each hidden dimension
         factors = factors[neurons + projection.offset][:, None]
     return neuron_weights(projection, neurons) * factors
 
@@ -253,7 +253,7 @@ def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) 
     squares = 0.0
     for ids in neurons.split(_NEURONS_AT_ONCE):
         if isinstance(adapter, WholeWeights):
-            rows = _rows(projection, adapter.base_value(projection.module.weight).detach(), ids).float()
+            rows = projection.take(adapter.base_value(projection.module.weight).detach(), ids).float()
         else:
             rows = neuron_weights(projection, ids)
         squares += rows.square().sum().item()
@@ -271,18 +271,11 @@ def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tenso
         FloatTensor [k, hidden], float32, on the CPU; one row a neuron, for the down projection too.
     """
     module: Any = getattr(projection.module, "base_layer", projection.module)  # PEFT wraps the layer it adapts
-    rows = _rows(projection, module.weight.data, neurons).float()
+    rows = projection.take(module.weight.data, neurons).float()
     if module.weight.dtype != torch.int8:
         return rows
     scale = int8_scales(module).float().cpu() / 127
-    return rows * (scale if projection.name == "down" else scale[neurons + projection.offset][:, None])
-
-
-def _rows(projection: Projection, matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-    """Takes some neurons out of a matrix shaped as the projection's weight: [k, hidden], on the CPU."""
-    axis = 1 if (projection.name == "down") != projection.transposed else 0
-    rows = matrix.index_select(axis, (neurons + projection.offset).to(matrix.device))
-    return (rows.T if axis else rows).cpu()
+    return rows * (scale if projection.axis else scale[neurons + projection.offset][:, None])
 
 
 def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""Counts, per language, on how many tokens each FFN neuron fires."""
+"""Counts, for each language, the tokens on which each FFN neuron fires."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
-from ssetools.files import digest, load_tensors, save_tensors
-from ssetools.models import body_of, device_of, evaluation_mode, is_sharded, model_source
+from ssetools.files import digest, kept, load_tensors, save_tensors
+from ssetools.models import (
+    body_of,
+    check_no_adapter,
+    device_of,
+    evaluation_mode,
+    is_sharded,
+    model_mismatch,
+    model_source,
+)
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.text.windows import bos_ids, pack_tokens
 
@@ -35,9 +44,9 @@ class ActivationProfile:
     counts: torch.Tensor
     tokens: torch.Tensor
     languages: list[str]
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.counts, self.tokens = torch.as_tensor(self.counts), torch.as_tensor(self.tokens)
         self.languages = list(self.languages)
         if self.counts.ndim != 3 or not len(self.counts) == len(self.tokens) == len(self.languages):
@@ -72,11 +81,8 @@ class ActivationProfile:
         if self.counts.shape[1:] != other.counts.shape[1:]:
             shapes = f"{list(self.counts.shape[1:])} and {list(other.counts.shape[1:])}"
             raise InvalidInput(f"These profiles are of different models: [layers, neurons] are {shapes}.")
-        for key in ("model", "revision"):
-            if self.metadata.get(key) != other.metadata.get(key):
-                raise InvalidInput(
-                    f"These profiles differ in {key}: {self.metadata.get(key)}, {other.metadata.get(key)}."
-                )
+        if differs := model_mismatch(self.metadata, other.metadata):
+            raise InvalidInput(f"These profiles are of different models: {differs}.")
         if set(self.languages) == set(other.languages):
             same = other.subset(self.languages)
             return ActivationProfile(
@@ -89,7 +95,7 @@ class ActivationProfile:
         return ActivationProfile(counts, tokens, self.languages + other.languages, dict(self.metadata))
 
     def save(self, path: str | Path) -> Path:
-        """Writes one safetensors file, whole or not at all."""
+        """Writes one safetensors file, atomically."""
         tensors = {"counts": self.counts, "tokens": self.tokens}
         return save_tensors(path, tensors, {"languages": " ".join(self.languages), "metadata": self.metadata})
 
@@ -102,13 +108,13 @@ class ActivationProfile:
 
 def profile_languages(
     model: nn.Module,
-    tokenizer,
+    tokenizer: Any,
     texts: Mapping[str, Sequence[str]],
     tokens_per_language: int | None = None,
     window: int = 256,
     batch_size: int = 4,
     path: str | Path | None = None,
-    metadata: Mapping | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> ActivationProfile:
     """Counts on how many tokens each FFN neuron's activation is above zero, for each language.
 
@@ -123,15 +129,16 @@ def profile_languages(
         tokens_per_language: Token budget; None takes all that the language with the least text has.
         window: Tokens per window, BOS included.
         batch_size: Windows per forward pass.
-        path: Where to save the profile. Counting goes on from `<path>.partial` when it was stopped there before.
+        path: Where to save the profile. A stopped count resumes from `<path>.partial.safetensors`.
         metadata: Facts to keep with the counts, such as the corpus.
 
     Returns:
         The profile, in the order of `texts`.
 
     Raises:
-        ValueError: If a language has fewer tokens than the budget, or has no text.
+        ValueError: If a language has fewer tokens than the budget, or has no text, or if an adapter is attached.
     """
+    check_no_adapter(model, "Profiling")
     blocks = find_ffn_blocks(model)
     packed = {lang: pack_tokens(tokenizer, documents, window) for lang, documents in texts.items()}
     opening = len(bos_ids(tokenizer))
@@ -141,13 +148,14 @@ def profile_languages(
     if short:
         raise InvalidInput(f"Too little text for {budget} tokens per language: {short}. Lower the budget or add text.")
     plans = {lang: _spread(windows, budget, opening) for lang, windows in packed.items()}
+    text = digest(torch.cat([window for windows in plans.values() for window in windows]))
+    # With more processes than windows, a process has none of some languages, or of all.
     plans = {lang: windows[processes.rank() :: processes.count()] for lang, windows in plans.items()}
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
     share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
-    text = digest(torch.cat([window for windows in plans.values() for window in windows]))  # two texts do not add up
     settings = {**facts, "languages": list(plans), "budget": budget, "text": text}
-    state = _Progress(f"{path}{share}" if path else None, shape, settings)
+    state = _PartialProfile(f"{path}{share}.partial.safetensors" if path else None, shape, settings)
     with counting(model) as count:
         for row, windows in enumerate(plans.values()):
             batches = _batches(windows[state.windows_done[row] :], batch_size)
@@ -157,19 +165,20 @@ def profile_languages(
                     continue
                 found = count(torch.stack(batch), opening)
                 state.add(row, found, len(batch), sum(len(w) - opening for w in batch))
-    counts, tokens = (processes.total(x.to(model.device)).cpu() for x in (state.counts, state.tokens))
+    counts, tokens = (processes.total(x.to(device_of(model))).cpu() for x in (state.counts, state.tokens))
     profile = ActivationProfile(counts, tokens, list(plans), facts)
     if path:
         if processes.is_main():
             profile.save(path)
         processes.wait()
-        state.remove()
+        if state.path:
+            state.path.unlink(missing_ok=True)
     return profile
 
 
 @contextlib.contextmanager
 def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.Tensor]]:
-    """Gives a function that counts fired activations, for the length of a `with` block.
+    """Gives a function that counts fired activations, while the `with` block runs.
 
     Args:
         model: A causal language model. Its head is never run.
@@ -210,8 +219,8 @@ def counting(model: nn.Module) -> Iterator[Callable[[torch.Tensor, int], torch.T
 def _count_true(fired: torch.Tensor) -> torch.Tensor:
     """Counts what is true in each column of a BoolTensor [windows, tokens, columns], exactly.
 
-    On a CPU eight columns are added at once: their bytes lie in one 64-bit word, and no byte overflows before 256
-    rows. The sum of Booleans takes several times as long.
+    On a CPU eight columns are added at once, as the bytes of one 64-bit word, and no byte overflows before 256 rows.
+    The sum of Booleans takes several times as long.
     """
     if fired.device.type != "cpu" or fired.shape[2] % 8 or fired.stride()[1:] != (fired.shape[2], 1):
         return fired.sum((0, 1))
@@ -220,21 +229,21 @@ def _count_true(fired: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torch.Tensor]:
-    """Takes windows at even distances until exactly `budget` tokens are there; the last is cut to fit."""
+    """Takes windows at even distances, `budget` tokens in total without the opening ones; the last is cut to fit."""
     size = len(windows[0]) - opening
     needed = min(len(windows), -(-budget // size))
     chosen = [windows[i * len(windows) // needed] for i in range(needed)]
     used = {i * len(windows) // needed for i in range(needed)}
     rest = iter([w for i, w in enumerate(windows) if i not in used])
-    kept, left = [], budget
+    taken, left = [], budget
     while left:
         window = chosen.pop(0) if chosen else next(rest)
-        kept.append(window[: left + opening])
-        left -= len(kept[-1]) - opening
-    return kept
+        taken.append(window[: left + opening])
+        left -= len(taken[-1]) - opening
+    return taken
 
 
-def _batches(windows: list[torch.Tensor], size: int):
+def _batches(windows: list[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
     """Groups neighbours of equal length, so that no window is padded."""
     batch: list[torch.Tensor] = []
     for window in windows:
@@ -246,28 +255,26 @@ def _batches(windows: list[torch.Tensor], size: int):
         yield batch
 
 
-class _Progress:
-    """Counts so far, kept in `<path>.partial` every few seconds; taken up again only for the same settings."""
+class _PartialProfile:
+    """Counts so far, saved every few seconds; a later call with the same settings resumes from them."""
 
-    def __init__(self, path, shape, settings):
-        self.path = Path(f"{path}.partial") if path else None
-        self.settings = settings
+    def __init__(self, path: str | None, shape: tuple[int, int, int], settings: dict[str, Any]):
+        self.path, self.settings = Path(path) if path else None, settings
         self.counts = torch.zeros(shape, dtype=torch.long)
         self.tokens = torch.zeros(shape[0], dtype=torch.long)
         self.windows_done = [0] * shape[0]
         self.saved = time.monotonic()
-        if self.path and self.path.exists():
-            tensors, kept = load_tensors(self.path, "a partial profile", ("counts", "tokens"))
-            if kept.get("settings") == settings:
-                self.counts, self.tokens = tensors["counts"], tensors["tokens"]
-                self.windows_done = kept["windows_done"]
-                print(
-                    f"Going on with the profile in {self.path} ({int(self.tokens.sum())} tokens counted).", flush=True
-                )
-            else:
-                print(f"Starting the profile over: {self.path} has other settings.", flush=True)
+        if self.path is None or not self.path.exists():
+            return
+        facts = kept(self.path, {"settings": settings}, on_change="remake")
+        if facts is None:
+            print(f"Restarting the profile: {self.path} has other settings or counts another text.", flush=True)
+            return
+        tensors, _ = load_tensors(self.path, "a partial profile", ("counts", "tokens"))
+        self.counts, self.tokens, self.windows_done = tensors["counts"], tensors["tokens"], facts["windows_done"]
+        print(f"Resuming the profile in {self.path} after {int(self.tokens.sum())} tokens.", flush=True)
 
-    def add(self, row, counts, windows, tokens):
+    def add(self, row: int, counts: torch.Tensor, windows: int, tokens: int) -> None:
         self.counts[row] += counts
         self.tokens[row] += tokens
         self.windows_done[row] += windows
@@ -275,6 +282,3 @@ class _Progress:
             tensors = {"counts": self.counts, "tokens": self.tokens}
             save_tensors(self.path, tensors, {"settings": self.settings, "windows_done": self.windows_done})
             self.saved = time.monotonic()
-
-    def remove(self):
-        self.path.unlink(missing_ok=True)

@@ -1,33 +1,38 @@
 """Finds the feed-forward (FFN) neurons of a transformer, whatever its family calls them.
 
-A neuron is one unit of the FFN's hidden layer: a row of each input projection (gate and up, or the only one) and a
-column of the down projection. Fused projections, transposed Conv1D weights and FFNs without a gate are cases here,
-so that no other module needs to know about families.
+A neuron is one unit of the FFN's hidden layer: a row of each input projection (gate and up, or only up) and a column
+of the down projection. Fused projections, transposed Conv1D weights and FFNs without a gate are handled here, so that
+no other module depends on the family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
+from ssetools.models import decoder_layers
 
-# Input projections with the share of their rows that they hold, then the output projection.
+# Names of the input projections, in the order of their rows where one module holds both, and of the down projection.
 _LAYOUTS = [
     ({"gate": "gate_proj", "up": "up_proj"}, "down_proj"),
     ({"gate": "gate_up_proj", "up": "gate_up_proj"}, "down_proj"),
+    ({"gate": "w1", "up": "w3"}, "w2"),
     ({"up": "up_proj"}, "down_proj"),
     ({"up": "dense_h_to_4h"}, "dense_4h_to_h"),
     ({"up": "c_fc"}, "c_proj"),
+    ({"up": "fc_in"}, "fc_out"),
     ({"up": "fc1"}, "fc2"),
 ]
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "gelu_impl", "activation")
+_SILU_IN_FORWARD = ("Lfm2MLP", "Lfm3MLP")  # these call F.silu and have no activation module
 _EXPERT_NAMES = ("experts", "block_sparse_moe", "shared_expert")
-_OTHER_TOWERS = ("vision", "visual", "audio", "image")
 # For these the sign of the activation is the sign of its input, so counting need not compute them.
-_SIGN_KEEPING = {
+_SIGN_KEEPING = [
     "SiLU",
     "SiLUActivation",
     "GELU",
@@ -35,8 +40,12 @@ _SIGN_KEEPING = {
     "GELUTanh",
     "NewGELUActivation",
     "FastGELUActivation",
-}
-_SIGN_KEEPING |= {"PytorchGELUTanh", "QuickGELUActivation", "AccurateGELUActivation", "BloomGelu", "ReLU"}
+    "PytorchGELUTanh",
+    "QuickGELUActivation",
+    "AccurateGELUActivation",
+    "BloomGelu",
+    "ReLU",
+]
 
 
 @dataclass(frozen=True)
@@ -46,26 +55,45 @@ class Projection:
     Attributes:
         name: "gate", "up" or "down".
         path: Dotted path of the module inside the model.
-        module: `nn.Linear`, `Conv1D`, `Linear8bitLt` or a subclass.
+        module: The layer: `nn.Linear` or one with the same attributes (Conv1D, `Linear8bitLt`, a PEFT layer).
         offset: Index of neuron 0 among the module's outputs (for "up" inside a fused gate_up projection).
     """
 
     name: str
     path: str
-    module: nn.Module
+    module: nn.Linear
     offset: int = 0
+
+    @property
+    def axis(self) -> int:
+        """Axis of the neurons in a matrix [out, in] and in a trained slice: 0 for gate and up, 1 for down."""
+        return 1 if self.name == "down" else 0
 
     @property
     def transposed(self) -> bool:
         """Whether the weight is stored as [in, out] (GPT-2's Conv1D in 16/32 bit)."""
         return type(getattr(self.module, "base_layer", self.module)).__name__ == "Conv1D"  # PEFT wraps what it adapts
 
+    @property
+    def weight_axis(self) -> int:
+        """Axis of the neurons in the weight as the module stores it."""
+        return 1 - self.axis if self.transposed else self.axis
+
+    @property
+    def width(self) -> int:
+        """Size of the module along the axis of the neurons: its outputs (gate, up) or inputs (down)."""
+        return _in_and_out(self.module)[1 - self.axis]
+
+    def take(self, matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """Takes some neurons out of a matrix of the weight's shape: [k, hidden], one row a neuron, on the CPU."""
+        found = matrix.index_select(self.weight_axis, (neurons + self.offset).to(matrix.device))
+        return (found.T if self.weight_axis else found).cpu()
+
     def add_to_weight(self, neurons: torch.Tensor, delta: torch.Tensor) -> None:
         """Adds a slice in place: `delta` is [k, hidden] for gate and up, [hidden, k] for down."""
         weight = self.module.weight.data
         delta = (delta.T if self.transposed else delta).to(weight)
-        axis = 1 if (self.name == "down") != self.transposed else 0
-        weight.index_add_(axis, (neurons + self.offset).to(weight.device), delta)
+        weight.index_add_(self.weight_axis, (neurons + self.offset).to(weight.device), delta)
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class FFNBlock:
         hidden_size: Width of the residual stream.
         inputs: Gate (where there is one) and up projection; activation is counted on the first.
         down: Down projection.
-        activation: The model's activation module or function, or None if its sign is its input's sign.
+        activation: Function of all of a token's pre-activations [..., num_neurons], or None if its sign is its input's.
     """
 
     path: str
@@ -86,7 +114,7 @@ class FFNBlock:
     hidden_size: int
     inputs: tuple[Projection, ...]
     down: Projection
-    activation: object | None = None
+    activation: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -95,7 +123,7 @@ class FFNBlock:
 
     @property
     def weights_per_neuron(self) -> int:
-        """Numbers in one neuron's slices, e.g. 3 * hidden_size in a gated FFN."""
+        """Number of weights in one neuron's slices, e.g. 3 * hidden_size in a gated FFN."""
         return len(self.projections) * self.hidden_size
 
     def fired(self, output: torch.Tensor) -> torch.Tensor:
@@ -118,66 +146,74 @@ class FFNBlock:
 
 
 def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
-    """Finds the FFN of every layer of a causal language model, first layer first.
+    """Finds the FFN of every layer of a causal language model's text decoder, first layer first.
 
     Args:
-        model: A transformers model, in 16/32 bit or 8-bit.
+        model: A transformers model, in 16/32 bit or 8-bit; of a multimodal model only the text decoder is searched.
 
     Returns:
         One block per layer, all of the same width.
 
     Raises:
-        ValueError: For mixture-of-experts models, named as such, and for models in which no FFN is recognised.
+        ValueError: For mixture-of-experts models, for models in which a layer has no FFN of a known layout or more than
+            one, and for models whose layers differ in width.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    paths = {module: path for path, module in model.named_modules()}
     blocks = []
-    for path, module in model.named_modules():
-        children = dict(module.named_children())
-        if any(name in path.split(".") for name in _EXPERT_NAMES) or any(name in children for name in _EXPERT_NAMES):
+    for number, layer in enumerate(decoder_layers(model)):
+        found = []
+        for module in layer.modules():
+            children = {name for name, _ in module.named_children()}
+            if children.intersection(_EXPERT_NAMES):
+                raise InvalidInput(
+                    f"{family} is a mixture-of-experts model (at {paths[module]}): its neurons fire only for the tokens "
+                    "routed to their expert, so LAPE's probabilities do not compare. Use a dense model."
+                )
+            layout = next((x for x in _LAYOUTS if children.issuperset({*x[0].values(), x[1]})), None)
+            if layout:
+                found.append(_block(paths[module], module, *layout))
+        if len(found) != 1:
             raise InvalidInput(
-                f"{family} is a mixture-of-experts model (at {path}): its neurons fire only for the tokens routed to "
-                "their expert, so LAPE's probabilities do not compare. Use a dense model."
+                f"No FFN neurons found in {family}: layer {number} ({paths[layer]}) has {len(found)} FFNs of a known layout, "
+                f"and needs one. ssetools knows {', '.join('/'.join(dict.fromkeys([*x.values(), y])) for x, y in _LAYOUTS)}. "
+                'The methods "full" and "ia3" need no neurons.'
             )
-        if any(tower in path for tower in _OTHER_TOWERS):
-            continue
-        for inputs, down in _LAYOUTS:
-            if down in children and all(name in children for name in inputs.values()):
-                blocks.append(_block(path, module, inputs, down))
-                break
-    if not blocks:
-        raise InvalidInput(
-            f"No FFN neurons found in {family}: ssetools knows "
-            + ", ".join("/".join(dict.fromkeys([*inputs.values(), down])) for inputs, down in _LAYOUTS)
-            + ". Open an issue with the output of print(model)."
-        )
-    widths = {(block.num_neurons, block.hidden_size) for block in blocks}
+        blocks += found
+    widths = sorted({(block.num_neurons, block.hidden_size) for block in blocks})
     if len(widths) > 1:
-        raise InvalidInput(f"The layers of {family} differ in (neurons, hidden size): {sorted(widths)}; not supported.")
+        raise InvalidInput(
+            f"The layers of {family} differ in (neurons, hidden size): {widths}. Neuron sets need layers of one width; the "
+            'methods "full" and "ia3" need no neurons.'
+        )
     return blocks
 
 
 def _block(path: str, module: nn.Module, inputs: dict[str, str], down: str) -> FFNBlock:
-    prefix = f"{path}." if path else ""
-    hidden, width = _features(getattr(module, next(iter(inputs.values()))))
-    width //= len(inputs) // len(set(inputs.values()))
     fused = len(set(inputs.values())) < len(inputs)
-    projections = tuple(
-        Projection(name, prefix + child, getattr(module, child), i * width if fused else 0)
+    hidden, width = _in_and_out(getattr(module, next(iter(inputs.values()))))
+    width //= len(inputs) if fused else 1
+    projections = [
+        Projection(name, f"{path}.{child}", getattr(module, child), i * width if fused else 0)
         for i, (name, child) in enumerate(inputs.items())
-    )
-    output = Projection("down", prefix + down, getattr(module, down))
-    if _features(output.module) != (width, hidden):
-        raise InvalidInput(f"{path}: the down projection is {_features(output.module)}, expected {(width, hidden)}.")
-    return FFNBlock(path, width, hidden, projections, output, _activation(module))
+    ]
+    output = Projection("down", f"{path}.{down}", getattr(module, down))
+    if _in_and_out(output.module) != (width, hidden):
+        raise InvalidInput(f"{path}: the down projection is {_in_and_out(output.module)}, expected {(width, hidden)}.")
+    return FFNBlock(path, width, hidden, tuple(projections), output, _activation(module))
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def _in_and_out(module: nn.Linear) -> tuple[int, int]:
     if type(module).__name__ == "Conv1D":
         return module.weight.shape[0], module.weight.shape[1]
     return module.in_features, module.out_features
 
 
-def _activation(module: nn.Module):
+def _activation(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    if type(module).__name__ in _SILU_IN_FORWARD:
+        return None
+    if getattr(module, "activation_sparsity", 0):  # Gemma 3n: only the largest pre-activations of a token pass
+        return cast(Any, module)._gaussian_topk
     found = next((getattr(module, n) for n in _ACTIVATION_NAMES if callable(getattr(module, n, None))), None)
     if found is None:
         raise InvalidInput(

@@ -1,12 +1,11 @@
-"""Which neurons belong to which language: by entropy (LAPE), or by specificity within a budget.
+"""Selects the neurons of each language from activation counts: by entropy (LAPE), or by specificity within a budget.
 
 LAPE is the method of Tang et al. 2024 (arXiv 2402.16438) with the settings of arXiv 2510.13580.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,15 +16,18 @@ from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets
 
-_SMALL = 1e-4  # the score of a neuron that never fires for the others stays finite
+EPSILON = 1e-4
+"""Added to both rates of a specificity score, so that a neuron that rarely fires anywhere has a low score."""
+
+_ROUNDING = 1e-12  # specificity scores nearer to 0 come from the rounding of equal rates
 
 
 def lape_entropy(profile: ActivationProfile) -> torch.Tensor:
     """Computes the entropy of each neuron's activation probabilities over languages.
 
     With p_k = counts_k / tokens_k and q_k = p_k / sum_j p_j, LAPE = -sum_k q_k ln q_k: 0 for a neuron that fires
-    for one language alone, ln(languages) for one that fires for all alike. A neuron that never fires has entropy 0
-    here and is left out by `select_neurons`.
+    for one language alone, ln(languages) for one that fires equally often for all. A neuron that never fires has
+    entropy 0 here and is left out by `select_neurons`.
 
     Args:
         profile: Activation counts of two or more languages.
@@ -33,10 +35,7 @@ def lape_entropy(profile: ActivationProfile) -> torch.Tensor:
     Returns:
         FloatTensor [layers, neurons], in nats.
     """
-    return _entropy(profile.probabilities())
-
-
-def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    probabilities = profile.probabilities()
     shares = (probabilities / probabilities.sum(0)).nan_to_num(0.0)
     return torch.where(shares > 0, -shares * shares.log(), 0.0).sum(0)
 
@@ -44,7 +43,7 @@ def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
 def select_neurons(
     profile: ActivationProfile, top_rate: float = 0.05, filter_rate: float = 0.95, activation_bar: float = 0.95
 ) -> NeuronSets:
-    """Selects the language-specific neurons of every language in a profile.
+    """Selects the language-specific neurons of every language in a profile by LAPE.
 
     Neurons whose probability never exceeds the pooled `filter_rate` quantile are set aside; of the others the
     `top_rate` share (of all neurons) with the lowest entropy is taken, and each goes to every language in which
@@ -54,7 +53,7 @@ def select_neurons(
         profile: Activation counts of two or more languages.
         top_rate: Share of all neurons to select, over all languages together.
         filter_rate: Quantile of all probabilities that a neuron must exceed in some language.
-        activation_bar: Quantile of all probabilities that makes a selected neuron a language's own.
+        activation_bar: Quantile of all probabilities that a selected neuron must exceed in a language to belong to it.
 
     Returns:
         One set per language, in the profile's order; a language may have no neurons.
@@ -62,29 +61,24 @@ def select_neurons(
     Raises:
         ValueError: For rates outside (0, 1], or a profile of fewer than two languages.
     """
-    _check_rates(top_rate=top_rate, filter_rate=filter_rate, activation_bar=activation_bar)
+    rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
+    _check_shares(**rates)
     _check_languages(profile)
     probabilities = profile.probabilities()
-    pooled = probabilities.flatten()
-    entropy = _entropy(probabilities)
-    never_active = (probabilities <= _quantile(pooled, filter_rate)).all(0)
-    entropy[never_active] = torch.inf
-    order = entropy.flatten().sort(stable=True)
-    chosen = order.indices[: round(entropy.numel() * top_rate)]
+    entropy = lape_entropy(profile)
+    never_active = (probabilities <= _quantile(probabilities, filter_rate)).all(0)
+    lowest = entropy.masked_fill(never_active, torch.inf).flatten().sort(stable=True)
+    chosen = lowest.indices[: round(entropy.numel() * top_rate)]
     selected = torch.zeros(entropy.numel(), dtype=torch.bool)
-    selected[chosen[entropy.flatten()[chosen].isfinite()]] = True
-    owned = selected.view_as(entropy) & (probabilities > _quantile(pooled, activation_bar))
-    layers = {language: [row.nonzero().flatten() for row in owned[k]] for k, language in enumerate(profile.languages)}
-    rates = {"selection": "lape", "top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
-    tokens = dict(zip(profile.languages, profile.tokens.tolist(), strict=True))
-    metadata = {**profile.metadata, "profiled_languages": profile.languages, "tokens": tokens, **rates}
-    return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
+    selected[chosen[lowest.values[: len(chosen)].isfinite()]] = True
+    owned = selected.view_as(entropy) & (probabilities > _quantile(probabilities, activation_bar))
+    return _neuron_sets(profile, owned, "lape", rates)
 
 
 def select_budget(profile: ActivationProfile, neurons_per_language: int, activation_bar: float = 0.90) -> NeuronSets:
-    """Selects as many neurons for every language: the lowest in entropy among those that it activates.
+    """Selects the same number of neurons for every language: the lowest in entropy among those that it activates.
 
-    Beside the pooled selection, which gives some languages ten times the neurons of others and some none.
+    `select_neurons`, in contrast, gives some languages ten times the neurons of others, and some none.
 
     Args:
         profile: Activation counts of two or more languages.
@@ -97,96 +91,138 @@ def select_budget(profile: ActivationProfile, neurons_per_language: int, activat
     Raises:
         ValueError: If `neurons_per_language` is not positive, or `activation_bar` not in (0, 1].
     """
-    if neurons_per_language < 1:
-        raise InvalidInput(f"neurons_per_language must be at least 1, got {neurons_per_language}.")
-    _check_rates(activation_bar=activation_bar)
+    _check_count(neurons_per_language=neurons_per_language)
+    _check_shares(activation_bar=activation_bar)
+    _check_languages(profile)
     probabilities = profile.probabilities()
-    entropy = _entropy(probabilities)
-    active = probabilities > _quantile(probabilities.flatten(), activation_bar)
-    layers = {}
-    for language, mine in zip(profile.languages, active, strict=True):
-        order = torch.where(mine, entropy, torch.inf).flatten().sort(stable=True).indices
-        chosen = torch.zeros(entropy.numel(), dtype=torch.bool)
-        chosen[order[: min(neurons_per_language, int(mine.sum()))]] = True
-        layers[language] = [row.nonzero().flatten() for row in chosen.view_as(entropy)]
-    rates = {"selection": "lape filled", "neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
-    metadata = {**profile.metadata, "profiled_languages": profile.languages, **rates}
-    return NeuronSets(layers, num_neurons=entropy.shape[1], metadata=metadata)
+    active = probabilities > _quantile(probabilities, activation_bar)
+    entropy = lape_entropy(profile).expand_as(active).masked_fill(~active, torch.inf)
+    chosen = _highest(-entropy.flatten(1), neurons_per_language).view_as(active) & active
+    parameters = {"neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
+    return _neuron_sets(profile, chosen, "budget", parameters)
 
 
-def select_specific(
-    profile: ActivationProfile, per_layer: int, against: Literal["mean", "top 3"] = "top 3"
-) -> NeuronSets:
-    """Selects for every language the neurons that fire more for it than for the others, within a budget.
+def specificity(profile: ActivationProfile, against: Literal["top 3", "mean"] = "top 3") -> torch.Tensor:
+    """Scores how much more often each neuron fires for a language than for others.
 
-    The score of neuron j for the target language t is `p_t ln((p_t + e) / (r + e))` with e = 1e-4, where p is the share
-    of tokens on which the neuron fires, and r its mean over the other profiled languages ("mean") or over the three of
-    them in which it fires most ("top 3"). The highest scores of each layer are taken, equally many in all layers, and
-    none of 0 or less. What a layer cannot fill goes to the highest remaining positive scores of all layers.
+    With p = counts / tokens of the language, the score is s = p ln((p + 1e-4) / (r + 1e-4)), where r is the mean rate of
+    the same neuron in the three other languages in which it fires most, or in all others. It is positive where the
+    neuron fires more often than there, and grows with how often it fires.
 
     Args:
         profile: Activation counts of two or more languages.
-        per_layer: Neurons to take in each layer on average; `neurons_per_layer` gives the number within a budget.
-        against: What the target is compared with.
+        against: "top 3" for the three other languages with the highest rate (all others where there are fewer), "mean"
+            for all other languages.
 
     Returns:
-        One set per language, in the profile's order: `per_layer` times the number of layers, or all neurons with a
-        positive score where there are fewer.
+        FloatTensor [languages, layers, neurons] in float64, in nats.
 
     Raises:
-        ValueError: If `per_layer` is not positive, `against` is unknown, or the profile has fewer than two languages.
+        ValueError: For a profile of fewer than two languages, or another value of `against`.
     """
-    if per_layer < 1:
-        raise InvalidInput(f"per_layer must be at least 1, got {per_layer}.")
-    if against not in ("mean", "top 3"):
-        raise InvalidInput(f"Unknown comparison against={against!r}: use 'mean' or 'top 3'.")
+    if against not in ("top 3", "mean"):
+        raise InvalidInput(f'against is "top 3" or "mean", got {against!r}.')
     _check_languages(profile)
-    probabilities = profile.probabilities()
-    layers = {}
-    for k, language in enumerate(profile.languages):
-        others = torch.cat([probabilities[:k], probabilities[k + 1 :]])
-        compared = others if against == "mean" else others.topk(min(3, len(others)), dim=0).values
-        target, rival = probabilities[k], compared.mean(0)
-        score = target * ((target + _SMALL) / (rival + _SMALL)).log()
-        layers[language] = [row.nonzero().flatten() for row in _highest(score, per_layer)]
-    facts = {"selection": "specific", "against": against, "neurons_per_layer": per_layer}
-    metadata = {**profile.metadata, "profiled_languages": profile.languages, **facts}
-    return NeuronSets(layers, num_neurons=probabilities.shape[2], metadata=metadata)
+    rates = profile.counts.double() / profile.tokens.double()[:, None, None]
+    others = len(rates) - 1 if against == "mean" else min(3, len(rates) - 1)
+    highest, languages = rates.topk(others + 1, dim=0)
+    scores = torch.empty_like(rates)
+    for number, own in enumerate(rates):
+        # Left out is the language itself, or the lowest of the rates where the language is not among them.
+        left_out = languages == number
+        left_out[-1] |= ~left_out.any(0)
+        reference = highest.masked_fill(left_out, 0.0).sum(0) / others
+        scores[number] = own * ((own + EPSILON) / (reference + EPSILON)).log()
+    return scores.masked_fill(scores.abs() < _ROUNDING, 0.0)
 
 
-def _highest(score: torch.Tensor, per_layer: int) -> torch.Tensor:
-    """Marks the highest positive scores of each layer, then those of all layers until the budget is used."""
-    layers, width = score.shape
-    order = score.sort(dim=1, descending=True, stable=True).indices[:, : min(per_layer, width)]
-    chosen = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True) & (score > 0)
-    left = per_layer * layers - int(chosen.sum())
-    spare = score.masked_fill(chosen, -torch.inf).flatten()
-    more = spare.sort(descending=True, stable=True).indices[:left]
-    flat = chosen.flatten()
-    flat[more[spare[more] > 0]] = True
-    return flat.view_as(score)
+def select_specific(
+    profile: ActivationProfile, per_layer: int, against: Literal["top 3", "mean"] = "top 3"
+) -> NeuronSets:
+    """Selects the most specific neurons of every language, equally many in all layers as far as they are specific.
+
+    Each layer gives its `per_layer` neurons with the highest `specificity`, none with a score of 0 or less. What layers
+    cannot give is filled with the highest positive scores that remain in the whole model. So a language has
+    `per_layer` * layers neurons, or fewer if it has fewer with positive scores. Of equal scores, the lower layer and
+    the lower neuron come first.
+
+    Args:
+        profile: Activation counts of two or more languages.
+        per_layer: Neurons to take in each layer; `neurons_per_layer` gives the number within a budget.
+        against: The other languages that a neuron's rate is compared with, as in `specificity`.
+
+    Returns:
+        One set per language, in the profile's order.
+
+    Raises:
+        ValueError: If `per_layer` is not positive; else as `specificity`.
+    """
+    _check_count(per_layer=per_layer)
+    scores = specificity(profile, against)
+    chosen = _highest(scores, per_layer) & (scores > 0)
+    for own, taken in zip(scores.flatten(1), chosen.flatten(1), strict=True):  # views: `chosen` is filled in place
+        left = per_layer * scores.shape[1] - int(taken.sum())
+        taken |= _highest(own.masked_fill(taken, 0.0), left) & (own > 0)
+    return _neuron_sets(profile, chosen, "specific", {"per_layer": per_layer, "against": against, "epsilon": EPSILON})
 
 
 def neurons_per_layer(model: nn.Module, share: float = 0.01) -> int:
-    """Returns how many neurons of each layer have at most a share of the model's weights.
+    """Returns how many neurons of each layer hold a share of the model's weights, rounded down; at most all of them.
 
-    A neuron's weights are its row of every input projection and its column of the down projection.
+    That is floor(share * weights / sum over layers of the weights of a neuron): 77 for the embedded model, where 1% of
+    268,098,176 weights is divided by 18 layers * 3 * 640.
 
     Args:
-        model: A causal language model; nothing is computed with it.
-        share: Share of all weights of the model, embeddings included.
+        model: A causal language model.
+        share: Share of all weights (embeddings and head included, tied ones once) that the neurons may hold.
 
     Raises:
-        ValueError: If the share is outside (0, 1], or too small for one neuron in each layer.
+        ValueError: If `share` is not in (0, 1], or holds less than one neuron a layer.
     """
-    _check_rates(share=share)
-    blocks = find_ffn_blocks(model)
-    weights = sum(block.weights_per_neuron for block in blocks)
-    number = int(share * num_parameters(model) / weights)
-    if number < 1:
-        least = math.ceil(1e6 * weights / num_parameters(model)) / 1e6
-        raise InvalidInput(f"A share of {share} has less than one neuron in each layer: use {least} or more.")
-    return min(number, blocks[0].num_neurons)
+    _check_shares(share=share)
+    weights, blocks = num_parameters(model), find_ffn_blocks(model)
+    count = int(share * weights / sum(block.weights_per_neuron for block in blocks))
+    if count < 1:
+        raise InvalidInput(
+            f"A share of {share} of {weights:,} weights is less than one neuron in each layer: raise it."
+        )
+    return min(count, blocks[0].num_neurons)
+
+
+def _neuron_sets(
+    profile: ActivationProfile, chosen: torch.Tensor, selection: str, parameters: dict[str, Any]
+) -> NeuronSets:
+    """Makes sets of a BoolTensor [languages, layers, neurons]; their metadata say how they were selected."""
+    layers = {
+        language: [layer.nonzero().flatten() for layer in own]
+        for language, own in zip(profile.languages, chosen, strict=True)
+    }
+    tokens = dict(zip(profile.languages, profile.tokens.tolist(), strict=True))
+    facts = {"profiled_languages": profile.languages, "tokens": tokens, "selection": selection}
+    return NeuronSets(layers, num_neurons=chosen.shape[2], metadata={**profile.metadata, **facts, **parameters})
+
+
+def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns a mask of the `count` highest scores along the last axis; of equal ones, the first."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def _quantile(values: torch.Tensor, rate: float) -> torch.Tensor:
+    # The k-th smallest value, as in the reference, not an interpolated quantile.
+    return values.flatten().kthvalue(max(1, round(values.numel() * rate))).values
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise InvalidInput(f"{name} is a share above 0 and at most 1, got {share}.")
+
+
+def _check_count(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidInput(f"{name} must be at least 1, got {count}.")
 
 
 def _check_languages(profile: ActivationProfile) -> None:
@@ -194,14 +230,3 @@ def _check_languages(profile: ActivationProfile) -> None:
         raise InvalidInput(
             f"A selection compares languages; this profile has only {profile.languages}. Profile two or more."
         )
-
-
-def _quantile(values: torch.Tensor, rate: float) -> torch.Tensor:
-    # The k-th smallest value, as in the reference, not an interpolated quantile.
-    return values.kthvalue(max(1, round(values.numel() * rate))).values
-
-
-def _check_rates(**rates: float) -> None:
-    for name, rate in rates.items():
-        if not 0 < rate <= 1:
-            raise InvalidInput(f"{name} is a share above 0 and at most 1, got {rate}.")

@@ -1,10 +1,12 @@
-"""Sets of neurons per language: the mask object, its files, its overlap, and its random control."""
+"""Sets of neurons per language: their files, overlap and random controls, switching them off, and the shipped atlas."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,8 +14,11 @@ from torch import nn
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput, MissingLanguage
 from ssetools.files import load_tensors, save_tensors, whole_file
-from ssetools.models import other_model
-from ssetools.neurons.ffn import find_ffn_blocks
+from ssetools.models import model_mismatch, model_source
+from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
+
+if TYPE_CHECKING:
+    import pandas
 
 LayerNeurons = list[torch.Tensor]
 """Neuron ids of one language: a LongTensor (ascending, possibly empty) for each layer."""
@@ -26,11 +31,19 @@ class NeuronSets:
         languages: Codes, in order.
         num_layers: Layers of the model.
         num_neurons: FFN neurons in each layer.
-        metadata: Model, revision, corpus, profiled languages, rates and token counts, where known.
+        metadata: Where known: model, revision, corpus, profiled languages, token counts, and the `selection` that made the
+            sets ("lape", "specific", "budget" or "random") with its parameters.
     """
 
-    def __init__(self, sets: Mapping[str, Sequence], num_neurons: int, metadata: Mapping | None = None):
-        self._sets = {lang: [torch.as_tensor(ids, dtype=torch.long) for ids in layers] for lang, layers in sets.items()}
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[torch.Tensor] | Sequence[Sequence[int]]],
+        num_neurons: int,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        self._sets: dict[str, LayerNeurons] = {
+            lang: [torch.as_tensor(ids, dtype=torch.long) for ids in layers] for lang, layers in sets.items()
+        }
         self.languages = list(self._sets)
         self.num_neurons = int(num_neurons)
         self.metadata = dict(metadata or {})
@@ -74,11 +87,8 @@ class NeuronSets:
             mask[layer, ids] = True
         return mask
 
-    def overlap(self):
-        """Returns the Jaccard index of every two languages' sets, as a DataFrame [languages, languages].
-
-        Two empty sets have no overlap to speak of: NaN.
-        """
+    def overlap(self) -> pandas.DataFrame:
+        """Returns the Jaccard index of every two languages' sets [languages, languages]; NaN for two empty sets."""
         import pandas
 
         masks = torch.stack([self.mask(lang).flatten() for lang in self.languages]).float()
@@ -99,7 +109,7 @@ class NeuronSets:
             Ascending neuron ids for each layer.
 
         Raises:
-            ValueError: If the language has more than half of a layer (or of the model), which leaves too few others.
+            ValueError: If the language has more than half of a layer (or of the model): too few others remain.
         """
         generator = torch.Generator().manual_seed(seed)
         free = ~self.mask(language)
@@ -117,6 +127,12 @@ class NeuronSets:
         chosen[order.flatten().argsort()[: self.count(language)]] = True
         return [row.nonzero().flatten() for row in chosen.view_as(free)]
 
+    def random_control(self, seed: int = 0, depth_matched: bool = True) -> NeuronSets:
+        """Returns `random_like` of every language, as sets whose metadata name the draw and the selection it matches."""
+        draws = {lang: self.random_like(lang, seed, depth_matched) for lang in self}
+        facts = {"selection": "random", "matched": self.metadata.get("selection", "lape"), "seed": seed}
+        return NeuronSets(draws, self.num_neurons, {**self.metadata, **facts, "depth_matched": depth_matched})
+
     def check_model(self, model: nn.Module) -> None:
         """Raises a ValueError unless these sets were made for `model`: same name, revision, layers and width."""
         blocks = find_ffn_blocks(model)
@@ -125,7 +141,7 @@ class NeuronSets:
                 f"These neuron sets are for {self.metadata.get('model', 'a model')} with {self.num_layers} layers of "
                 f"{self.num_neurons} neurons; this model has {len(blocks)} layers of {blocks[0].num_neurons}."
             )
-        if differs := other_model(self.metadata, model):
+        if differs := model_mismatch(self.metadata, model_source(model)):
             raise InvalidInput(f"These neuron sets were made for {differs}.")
 
     def save(self, path: str | Path) -> Path:
@@ -140,7 +156,12 @@ class NeuronSets:
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSets:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote. Files without a selection in their metadata were selected by LAPE.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged or holds something else.
+        """
         tensors, facts = load_tensors(path, "a file of neuron sets")
         if "num_neurons" not in facts or "languages" not in facts:
             raise InvalidInput(f"{path} is not a file of neuron sets: its header has no languages.")
@@ -148,11 +169,11 @@ class NeuronSets:
         for lang in facts["languages"].split():
             ids = tensors[f"{lang}.neurons"].long()
             sets[lang] = list(ids.split(tensors[f"{lang}.per_layer"].tolist()))
-        return cls(sets, int(facts["num_neurons"]), facts.get("metadata", {}))
+        return cls(sets, int(facts["num_neurons"]), {"selection": "lape", **facts.get("metadata", {})})
 
     def to_reference(self, path: str | Path) -> Path:
         """Writes the layout of the papers' files: `List[language][layer] -> LongTensor`, with no names in it."""
-        # Copies: ids that were loaded together are views of one tensor, and each would carry all of it.
+        # Ids that were loaded together are views of one tensor, all of which would be written with each.
         sets = [[ids.clone() for ids in self._sets[lang]] for lang in self.languages]
         with whole_file(path) as scratch:
             torch.save(sets, scratch)
@@ -160,9 +181,13 @@ class NeuronSets:
 
     @classmethod
     def from_reference(
-        cls, path: str | Path, languages: Sequence[str], num_neurons: int | None = None, metadata: Mapping | None = None
+        cls,
+        path: str | Path,
+        languages: Sequence[str],
+        num_neurons: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> NeuronSets:
-        """Reads a file of the papers (`List[language][layer] -> LongTensor`), never arbitrary pickle.
+        """Reads a file of the papers (`List[language][layer] -> LongTensor`), and no other kind of pickle.
 
         Args:
             path: The file.
@@ -176,7 +201,7 @@ class NeuronSets:
         sets = torch.load(path, weights_only=True)
         if len(sets) > len(languages):
             raise InvalidInput(f"{path} has {len(sets)} languages, but {len(languages)} were named.")
-        # The reference drops trailing languages that have no neurons; their place is kept here.
+        # The reference leaves out the last languages if they have no neurons.
         sets = [*sets, *[[torch.empty(0)] * len(sets[0])] * (len(languages) - len(sets))]
         largest = max((int(ids.max()) for layers in sets for ids in layers if len(ids)), default=0)
         sets = {lang: [ids.long().sort().values for ids in s] for lang, s in zip(languages, sets, strict=True)}
@@ -186,7 +211,7 @@ class NeuronSets:
 def check_ids(ids: torch.Tensor, num_neurons: int, where: str) -> None:
     """Raises a ValueError unless `ids` are ascending, distinct and below `num_neurons`."""
     if ids.ndim != 1 or (len(ids) and (ids.min() < 0 or ids.max() >= num_neurons)):
-        raise InvalidInput(f"Neuron ids of {where} must lie in 0..{num_neurons - 1}; got {ids.tolist()[:8]} ...")
+        raise InvalidInput(f"Neuron ids of {where} must be in 0..{num_neurons - 1}; got {ids.tolist()[:8]} ...")
     if (ids[1:] <= ids[:-1]).any():
         raise InvalidInput(f"Neuron ids of {where} must be ascending and distinct.")
 
@@ -211,28 +236,26 @@ def amplified(model: nn.Module, neurons: Sequence[torch.Tensor], factor: float =
     """
     blocks = find_ffn_blocks(model)
     check_layers(neurons, blocks)
-    hooks = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for block, ids in zip(blocks, neurons, strict=True):
             if len(ids):
-                scale = torch.ones(block.num_neurons, device=block.down.module.weight.device)
-                scale[ids] = factor
-                hook = block.down.module.register_forward_pre_hook(
-                    lambda module, args, scale=scale: (args[0] * scale.to(args[0].dtype), *args[1:])
-                )
-                hooks.append(hook)
+                factors = torch.ones(block.num_neurons, device=block.down.module.weight.device)
+                factors[ids] = factor
+                hook = block.down.module.register_forward_pre_hook(functools.partial(_multiplied, factors))
+                hooks.callback(hook.remove)
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def deactivated(model: nn.Module, neurons: Sequence[torch.Tensor]):
+def _multiplied(factors: torch.Tensor, module: nn.Module, args: tuple) -> tuple:
+    return args[0] * factors.to(args[0].dtype), *args[1:]
+
+
+def deactivated(model: nn.Module, neurons: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[nn.Module]:
     """Switches the chosen neurons off while the block runs: `with deactivated(model, neurons["yo"]): ...`."""
     return amplified(model, neurons, factor=0.0)
 
 
-def check_layers(neurons: Sequence[torch.Tensor], blocks: Sequence) -> None:
+def check_layers(neurons: Sequence[torch.Tensor], blocks: Sequence[FFNBlock]) -> None:
     """Raises a ValueError unless `neurons` has one list of valid ids for each block."""
     if len(neurons) != len(blocks):
         raise InvalidInput(f"The neurons are for {len(neurons)} layers, but this model has {len(blocks)}: other model?")
@@ -268,7 +291,9 @@ def atlas_path(model: str, top_rate: float) -> Path:
     return Path(__file__).parents[1] / "data" / f"atlas-{model.replace('/', '--')}-{100 * top_rate:g}.safetensors"
 
 
-def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None):
+def compare_neurons(
+    first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None
+) -> pandas.DataFrame:
     """Compares two files of neuron sets, by language and layer.
 
     Args:
@@ -290,12 +315,13 @@ def compare_neurons(first: NeuronSets, second: NeuronSets, languages: Mapping[st
     pairs = dict(languages) if languages else {lang: lang for lang in first if lang in second}
     if not pairs:
         raise InvalidInput(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
-    rows = []
+    tables = []
     for lang, other in pairs.items():
-        sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(first[lang], second[other], strict=True)]
-        sizes = [(len(a), len(b), len(a & b)) for a, b in sets]
-        sizes.append(tuple(map(sum, zip(*sizes, strict=True))))
-        for layer, (a, b, shared) in zip([*range(first.num_layers), "all"], sizes, strict=True):
-            union = a + b - shared
-            rows.append((lang, layer, a, b, shared, shared / union if union else float("nan")))
-    return pandas.DataFrame(rows, columns=["language", "layer", "first", "second", "shared", "jaccard"])
+        layers = zip(first[lang], second[other], strict=True)
+        sizes = [(len(a), len(b), int(torch.isin(a, b).sum())) for a, b in layers]
+        table = pandas.DataFrame(sizes, columns=["first", "second", "shared"])
+        table = pandas.concat([table, table.sum().to_frame().T], ignore_index=True)
+        table.insert(0, "language", lang)
+        table.insert(1, "layer", [*range(first.num_layers), "all"])
+        tables.append(table.assign(jaccard=table.shared / (table["first"] + table.second - table.shared)))
+    return pandas.concat(tables, ignore_index=True)

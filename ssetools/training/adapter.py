@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,14 @@ from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.files import read_json, write_json
-from ssetools.models import has_8bit_layers, model_source, other_model
-
-_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
+from ssetools.models import (
+    ATTACHED,
+    check_no_adapter,
+    has_8bit_layers,
+    model_mismatch,
+    model_source,
+    quantization_of,
+)
 
 
 class Adapter(nn.Module):
@@ -34,8 +38,9 @@ class Adapter(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if model in _ATTACHED:
+        if model in ATTACHED:
             raise InvalidInput("This model already has an adapter attached: detach() it first.")
+        check_no_adapter(model, "Training")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)
@@ -44,7 +49,7 @@ class Adapter(nn.Module):
         self._scale = 1.0
 
     def _register(self) -> None:
-        _ATTACHED[self.model] = self
+        ATTACHED[self.model] = self
         self.attached = True
 
     @staticmethod
@@ -54,9 +59,9 @@ class Adapter(nn.Module):
         Raises:
             ValueError: If there is none.
         """
-        if model not in _ATTACHED:
+        if model not in ATTACHED:
             raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
-        return _ATTACHED[model]
+        return ATTACHED[model]
 
     @property
     def model(self) -> nn.Module:
@@ -107,7 +112,7 @@ class Adapter(nn.Module):
         """Takes the adapter off: the model is the base again, exactly. Returns the model."""
         if self.attached:
             self._take_off()
-            _ATTACHED.pop(self.model, None)
+            ATTACHED.pop(self.model, None)
             self.attached = False
         return self.model
 
@@ -125,6 +130,11 @@ class Adapter(nn.Module):
             raise InvalidInput(
                 f"Merged into int8 weights, {self._lost_in_int8()}: int8 steps are coarse beside a trained change. Load the "
                 "base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
+            )
+        if kind := quantization_of(self.model):
+            raise InvalidInput(
+                f"A trained change cannot be merged into {kind} weights. Load the 16-bit base with load_in_8bit=False, "
+                "load_adapter(folder, model), and merge there (`ssetools merge`)."
             )
         self._set_factor(self.scale)
         self._merge()
@@ -160,7 +170,7 @@ class Adapter(nn.Module):
         about = adapter_facts(folder)
         if about["format"] != cls.format:
             raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
-        if differs := other_model(about["base"], model):
+        if differs := model_mismatch(about["base"], model_source(model)):
             raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
         adapter = cls._read(Path(folder), model, about)
         adapter.scale = about["scale"]

@@ -82,10 +82,10 @@ def lora_pairs(slices) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     for path, pieces in parts.items():
         projection = pieces[0][0]
         columns = torch.cat([columns for _, columns, _ in pieces])
-        one_hot = torch.zeros(len(columns), _width(projection))
+        one_hot = torch.zeros(len(columns), projection.width)
         one_hot[torch.arange(len(columns)), columns] = 1.0
         delta = torch.cat([delta for _, _, delta in pieces])
-        pairs[path] = (one_hot, delta) if projection.name == "down" else (delta, one_hot.T)
+        pairs[path] = (one_hot, delta) if projection.axis else (delta, one_hot.T)
     return pairs
 
 
@@ -103,14 +103,6 @@ def _uniform_rank(ranks: Mapping[str, int]) -> int:
 
 def _is_converted_conv1d(module: nn.Module) -> bool:
     return getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D"
-
-
-def _width(projection: Projection) -> int:
-    """The projection module's outputs (gate, up) or inputs (down): the axis along which neurons lie."""
-    module, down = projection.module, projection.name == "down"
-    if projection.transposed:
-        return module.weight.shape[0 if down else 1]
-    return module.in_features if down else module.out_features
 
 
 # --- gguf_lora ---

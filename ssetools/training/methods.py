@@ -13,7 +13,7 @@ from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, readable, save_tensors, whole_file
-from ssetools.models import has_8bit_layers, is_sharded, model_source
+from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.adapter import Adapter, adapter_facts, copy_into
 from ssetools.training.subnetwork import Subnetwork
@@ -121,9 +121,9 @@ class WholeWeights(Adapter):
                 f"Method {which!r} trains the weights themselves, and those of a sharded model are spread over processes, "
                 "which exchange only what is trained beside it: load the model whole."
             )
-        if has_8bit_layers(model):
+        if kind := quantization_of(model):
             raise InvalidInput(
-                f"Method {which!r} trains the weights themselves, and int8 weights cannot be trained: load the model "
+                f"Method {which!r} trains the weights themselves, and {kind} weights cannot be trained: load the model "
                 "with load_in_8bit=False."
             )
         super().__init__(model)

@@ -34,7 +34,7 @@ class _Slice(nn.Module):
         super().__init__()
         self.projection = projection
         device = projection.module.weight.device
-        shape = (hidden, len(neurons)) if projection.name == "down" else (len(neurons), hidden)
+        shape = (hidden, len(neurons)) if projection.axis else (len(neurons), hidden)
         self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
         self.register_buffer("columns", (neurons + projection.offset).to(device), persistent=False)
         self.factor = 1.0
@@ -44,7 +44,7 @@ class _Slice(nn.Module):
         if self.factor == 0:
             return None
         x, delta = args[0], self.scaled(self.factor).to(args[0].dtype)
-        if self.projection.name == "down":
+        if self.projection.axis:
             return output + F.linear(_Taken.apply(x, self.columns), delta).to(output.dtype)
         return _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns)
 
@@ -236,7 +236,7 @@ class Subnetwork(Adapter):
                 piece.delta.zero_()
             for part, weight in zip(self.parts, weights, strict=True):
                 for name, piece in part.slices.items():
-                    layer, axis = int(name.split("-")[0]), 1 if piece.projection.name == "down" else 0
+                    layer, axis = int(name.split("-")[0]), piece.projection.axis
                     places = torch.searchsorted(self.neurons[layer], part.neurons[layer]).to(piece.delta.device)
                     self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight * part.scale)
 
@@ -245,7 +245,7 @@ def _missed_in_int8(piece: _Slice, scale: float) -> torch.Tensor:
     """What the slice's weights would be off by after merging into the int8 matrix; same shape as its delta."""
     from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
 
-    module, axis = piece.projection.module, 1 if piece.projection.name == "down" else 0
+    module, axis = piece.projection.module, piece.projection.axis
     merged = int8_vectorwise_dequant(module.weight.data, int8_scales(module))
     merged.index_add_(axis, piece.columns, piece.scaled(scale))
     codes, scales, _ = int8_vectorwise_quant(merged.half())

@@ -10,8 +10,7 @@ from torch.nn.utils import parametrize
 
 from ssetools.files import run_dir
 from ssetools.languages import PROFILED_LANGUAGES
-from ssetools.loss import body_of
-from ssetools.models import device_of, evaluation_mode, load_model, model_source, num_parameters
+from ssetools.models import body_of, device_of, evaluation_mode, load_model, model_source, num_parameters
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.selection import neurons_per_layer, select_budget, select_neurons, select_specific
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
@@ -96,7 +95,7 @@ def _distance(block, adapter: Adapter) -> torch.Tensor:
     for projection in block.projections:
         weight = projection.module.weight
         change = (weight.detach().float() - adapter.base_value(weight).detach().float()).square()
-        total += change.sum(0 if projection.name == "down" else 1).cpu()[: block.num_neurons]
+        total += change.sum(1 - projection.weight_axis).cpu()[: block.num_neurons]
     return total.sqrt()
 
 

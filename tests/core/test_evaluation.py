@@ -168,7 +168,7 @@ def test_a_continuation_opens_with_bos(word_tokenizer, monkeypatch):
 def test_a_model_on_several_devices_is_refused():
     model = families.tiny_model("llama")
     model.model.layers[1].to("meta")
-    with pytest.raises(ValueError, match=r"does not lie on one device but on cpu, meta \(meta: offloaded\)"):
+    with pytest.raises(ValueError, match=r"is spread over several devices: cpu, meta \(meta: offloaded\)"):
         _check_one_device("tiny", model)
 
 

@@ -95,10 +95,10 @@ def test_files_for_something_else_are_refused_by_name(study):
     assert turned.languages == LANGS, "another order is the same profile"
     with pytest.raises(ValueError, match="adapter.json does not match .*settings.learning_rate: 0.01, wanted 0.5"):
         get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "learning_rate": 0.5})
-    model.ssetools_source["revision"] = "another"
+    model.ssetools_source |= {"revision": "another", "weights": "others"}
     with pytest.raises(ValueError, match="does not match .*revision: .*, wanted 'another'"):
         get_profile(model, tokenizer, source="text", **PROFILE)
-    with pytest.raises(ValueError, match="were made for revision"):
+    with pytest.raises(ValueError, match="were made for weights"):
         neurons.check_model(model)
     with pytest.raises(ValueError, match="with 2 layers of 48 neurons; this model has 2 layers of 128"):
         neurons.check_model(families.tiny_model("bloom"))
@@ -189,7 +189,7 @@ def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch)
     families.tiny_model("llama", seed=1).save_pretrained("tiny")
     other, _ = load_model("tiny", load_in_8bit=False)
     assert other.ssetools_source["revision"] != revision
-    with pytest.raises(ValueError, match="trained for revision"):
+    with pytest.raises(ValueError, match="trained for weights"):
         Subnetwork.load(folder, other)
 
 

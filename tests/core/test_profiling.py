@@ -4,9 +4,9 @@ import families
 import pytest
 import torch
 
-from ssetools import ActivationProfile, profile_languages
+from ssetools import ActivationProfile, processes, profile_languages
 from ssetools.neurons import counts as profiling
-from ssetools.neurons.counts import _Progress
+from ssetools.neurons.counts import _PartialProfile
 from ssetools.neurons.ffn import find_ffn_blocks
 
 
@@ -36,6 +36,19 @@ def test_batch_size_does_not_matter(word_tokenizer):
     assert torch.equal(one.counts, many.counts)
 
 
+def test_more_processes_than_windows(word_tokenizer, monkeypatch):
+    model, text = families.tiny_model("llama"), {"yo": words(12)}
+    whole, shares = profile_languages(model, word_tokenizer, text, window=17), []
+    assert whole.tokens.tolist() == [9 * 16]
+    monkeypatch.setattr(processes, "count", lambda: 11)
+    monkeypatch.setattr(processes, "total", lambda x: shares.append(x) or x.clamp(min=1))
+    for rank in range(11):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        profile_languages(model, word_tokenizer, text, window=17)
+    assert torch.equal(sum(shares[0::2]), whole.counts)
+    assert [int(x) for x in shares[1::2]] == [16] * 9 + [0, 0]
+
+
 def test_the_head_is_never_run(word_tokenizer):
     model = families.tiny_model("llama")
     model.lm_head.register_forward_hook(lambda *args: pytest.fail("the head was run"))
@@ -50,10 +63,10 @@ def test_hooks_are_removed_and_mode_restored_after_an_error(word_tokenizer):
     assert not any(block.inputs[0].module._forward_hooks for block in find_ffn_blocks(model))
 
 
-def test_a_killed_count_goes_on_to_the_same_result(word_tokenizer, tmp_path, monkeypatch, capsys):
+def test_a_stopped_count_resumes_to_the_same_result(word_tokenizer, tmp_path, monkeypatch, capsys):
     model = families.tiny_model("llama")
-    add, calls, every = _Progress.add, [], []
-    monkeypatch.setattr(_Progress, "add", lambda self, *args: (every.append(1), add(self, *args)))
+    add, calls, every = _PartialProfile.add, [], []
+    monkeypatch.setattr(_PartialProfile, "add", lambda self, *args: (every.append(1), add(self, *args)))
     whole = profile_languages(model, word_tokenizer, TEXTS, window=17, batch_size=2)
     path = tmp_path / "profile.safetensors"
     monkeypatch.setattr("ssetools.neurons.counts._SAVE_SECONDS", -1)
@@ -64,15 +77,15 @@ def test_a_killed_count_goes_on_to_the_same_result(word_tokenizer, tmp_path, mon
         if len(calls) == 14:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Progress, "add", dying)
+    monkeypatch.setattr(_PartialProfile, "add", dying)
     with pytest.raises(KeyboardInterrupt):
         profile_languages(model, word_tokenizer, TEXTS, window=17, batch_size=2, path=path)
     assert not path.exists()
-    monkeypatch.setattr(_Progress, "add", add)
+    monkeypatch.setattr(_PartialProfile, "add", add)
     done = []
-    monkeypatch.setattr(_Progress, "add", lambda self, *args: (done.append(1), add(self, *args)))
+    monkeypatch.setattr(_PartialProfile, "add", lambda self, *args: (done.append(1), add(self, *args)))
     resumed = profile_languages(model, word_tokenizer, TEXTS, window=17, batch_size=2, path=path)
-    assert "Going on with the profile" in capsys.readouterr().out
+    assert "Resuming the profile" in capsys.readouterr().out
     assert torch.equal(resumed.counts, whole.counts)
     assert torch.equal(resumed.tokens, whole.tokens)
     assert 0 < len(done) <= len(every) - len(calls) + 1, "only what was missing is counted"
@@ -80,9 +93,9 @@ def test_a_killed_count_goes_on_to_the_same_result(word_tokenizer, tmp_path, mon
     assert torch.equal(ActivationProfile.load(path).counts, whole.counts)
 
 
-def test_a_partial_count_with_other_settings_is_started_over(word_tokenizer, tmp_path, capsys):
+def test_a_partial_count_with_other_settings_is_restarted(word_tokenizer, tmp_path, capsys):
     model = families.tiny_model("llama")
-    progress = _Progress(tmp_path / "p", (3, 2, 48), {"other": 1})
+    progress = _PartialProfile(str(tmp_path / "p.partial.safetensors"), (3, 2, 48), {"other": 1})
     progress.path.parent.mkdir(exist_ok=True)
     from ssetools.files import save_tensors
 
@@ -92,21 +105,21 @@ def test_a_partial_count_with_other_settings_is_started_over(word_tokenizer, tmp
         {"settings": {"other": 1}, "windows_done": [1, 1, 1]},
     )
     profile = profile_languages(model, word_tokenizer, TEXTS, window=17, path=tmp_path / "p")
-    assert "has other settings" in capsys.readouterr().out
+    assert "Restarting the profile" in capsys.readouterr().out
     assert profile.tokens.tolist() == [360] * 3
 
 
 def test_counts_of_two_texts_are_not_added_up(word_tokenizer, tmp_path, monkeypatch, capsys):
     model, path = families.tiny_model("llama"), tmp_path / "profile.safetensors"
     monkeypatch.setattr("ssetools.neurons.counts._SAVE_SECONDS", -1)
-    add = _Progress.add
-    monkeypatch.setattr(_Progress, "add", lambda self, *args: (add(self, *args), 1 / 0))
+    add = _PartialProfile.add
+    monkeypatch.setattr(_PartialProfile, "add", lambda self, *args: (add(self, *args), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         profile_languages(model, word_tokenizer, TEXTS, window=17, path=path)
-    monkeypatch.setattr(_Progress, "add", add)
+    monkeypatch.setattr(_PartialProfile, "add", add)
     other = {lang: [text.replace("w3", "w9") for text in texts] for lang, texts in TEXTS.items()}
     found = profile_languages(model, word_tokenizer, other, window=17, path=path)
-    assert "has other settings" in capsys.readouterr().out
+    assert "Restarting the profile" in capsys.readouterr().out
     assert torch.equal(found.counts, profile_languages(model, word_tokenizer, other, window=17).counts)
 
 

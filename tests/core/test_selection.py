@@ -1,4 +1,4 @@
-"""LAPE, neuron sets and their files, against a small case worked out by a separate plain-Python reading."""
+"""Selections, neuron sets and their files, against plain loops over a small case."""
 
 import math
 
@@ -6,8 +6,16 @@ import families
 import pytest
 import torch
 
-from ssetools import ActivationProfile, NeuronSets, lape_entropy, neurons_per_layer, select_neurons, select_specific
-from ssetools.neurons.selection import select_budget
+from ssetools import (
+    ActivationProfile,
+    NeuronSets,
+    lape_entropy,
+    load_atlas,
+    neurons_per_layer,
+    select_neurons,
+    select_specific,
+)
+from ssetools.neurons.selection import select_budget, specificity
 
 
 def random_profile(languages="mt af is cy", layers=3, neurons=40, seed=0):
@@ -44,7 +52,7 @@ def plain_selection(profile, top_rate, filter_rate=0.95, bar=0.95):
 
 @pytest.mark.parametrize("top_rate", [0.01, 0.05, 0.1, 0.3])
 @pytest.mark.parametrize("seed", range(3))
-def test_selection_equals_the_plain_reading(top_rate, seed):
+def test_selection_equals_plain_loops(top_rate, seed):
     profile = random_profile(seed=seed)
     neurons = select_neurons(profile, top_rate)
     expected = plain_selection(profile, top_rate)
@@ -101,6 +109,127 @@ def test_a_budget_takes_each_languages_own_lowest():
         select_budget(profile, 0)
 
 
+def plain_specific(profile, per_layer, compared):
+    """The specific selection, written with loops only; `compared` languages are averaged."""
+    layers, width = profile.counts.shape[1:]
+    tokens, found = profile.tokens.tolist(), {}
+    for k, code in enumerate(profile.languages):
+        scores = {}
+        for layer in range(layers):
+            for j in range(width):
+                rates = [profile.counts[i, layer, j].item() / tokens[i] for i in range(len(tokens))]
+                others = sorted(rates[:k] + rates[k + 1 :])[-compared:]
+                scores[layer, j] = rates[k] * math.log((rates[k] + 1e-4) / (sum(others) / len(others) + 1e-4))
+        best = sorted((x for x in scores if scores[x] > 1e-12), key=lambda x: (-scores[x], x))
+        chosen = [x for layer in range(layers) for x in [x for x in best if x[0] == layer][:per_layer]]
+        chosen += [x for x in best if x not in chosen][: per_layer * layers - len(chosen)]
+        found[code] = [sorted(j for i, j in chosen if i == layer) for layer in range(layers)]
+    return found
+
+
+@pytest.mark.parametrize(("against", "compared"), [("top 3", 3), ("mean", 4)])
+@pytest.mark.parametrize("per_layer", [1, 3, 9, 100])
+def test_the_specific_selection_equals_plain_loops(against, compared, per_layer):
+    profile = random_profile("mt af is cy yo", seed=per_layer)
+    profile.counts[1, 1] = 0  # a layer without a positive score, which the other layers fill
+    profile.counts[:, 2, 7] = profile.counts[0, 2, 7]
+    neurons = select_specific(profile, per_layer, against)
+    found = {code: [ids.tolist() for ids in neurons[code]] for code in neurons}
+    assert found == plain_specific(profile, per_layer, compared)
+    if per_layer == 3:
+        assert neurons.count("af") == 9
+        assert [len(ids) for ids in neurons["af"]][1] == 0
+
+
+def test_the_specific_selection_defaults_to_the_three_highest_others():
+    profile = random_profile("mt af is cy yo")
+    default, three, mean = (select_specific(profile, 4, *x) for x in ((), ("top 3",), ("mean",)))
+    assert all(torch.equal(a, b) for x in default for a, b in zip(default[x], three[x], strict=True))
+    assert any(not torch.equal(a, b) for x in default for a, b in zip(default[x], mean[x], strict=True))
+    assert default.metadata["selection"] == "specific"
+    assert (default.metadata["per_layer"], default.metadata["against"]) == (4, "top 3")
+
+
+def test_equal_rates_have_no_specific_neurons():
+    counts = torch.tensor([7, 14, 21])[:, None, None].expand(3, 2, 5)
+    profile = ActivationProfile(counts, torch.tensor([10, 20, 30]), ["a", "b", "c"])
+    for against in ("top 3", "mean"):
+        assert specificity(profile, against).abs().max() == 0
+        assert select_specific(profile, 2, against).count("a") == 0
+
+
+def test_two_languages_and_ties_in_the_specific_selection():
+    counts = torch.zeros(2, 2, 6, dtype=torch.long)
+    counts[0, :, 1:5] = 50  # eight equal scores
+    counts[1, 1, 0] = 30
+    profile = ActivationProfile(counts, torch.tensor([100, 100]), ["a", "b"])
+    assert specificity(profile)[0, 0, 1].item() == pytest.approx(0.5 * math.log((0.5 + 1e-4) / 1e-4))
+    neurons = select_specific(profile, 3)
+    assert [ids.tolist() for ids in neurons["a"]] == [[1, 2, 3], [1, 2, 3]]
+    assert [ids.tolist() for ids in neurons["b"]] == [[], [0]]
+    counts[0, 0, 1:5] = 0
+    neurons = select_specific(ActivationProfile(counts, torch.tensor([100, 100]), ["a", "b"]), 2)
+    assert [ids.tolist() for ids in neurons["a"]] == [[], [1, 2, 3, 4]], "the other layer fills the budget"
+
+
+def test_bad_parameters_of_the_specific_selection():
+    profile = random_profile()
+    with pytest.raises(ValueError, match="per_layer must be at least 1, got 0"):
+        select_specific(profile, 0)
+    with pytest.raises(ValueError, match='against is "top 3" or "mean", got "top3"'.replace('"top3"', "'top3'")):
+        select_specific(profile, 3, "top3")
+    with pytest.raises(ValueError, match="only \\['mt'\\]"):
+        select_specific(profile.subset(["mt"]), 3)
+
+
+def test_neurons_per_layer_is_a_share_of_the_weights():
+    model = families.tiny_model("llama")
+    weights = sum(p.numel() for p in model.parameters())
+    for share in (0.05, 0.2, 0.3):
+        assert neurons_per_layer(model, share) == math.floor(share * weights / (2 * 3 * 32))
+    assert neurons_per_layer(model, 1.0) == 48, "no more than a layer has"
+    with pytest.raises(ValueError, match="less than one neuron in each layer: raise it"):
+        neurons_per_layer(model, 0.001)
+    with pytest.raises(ValueError, match="share is a share above 0 and at most 1, got 2"):
+        neurons_per_layer(model, 2)
+
+
+def test_one_percent_of_the_embedded_model_is_77_neurons_a_layer():
+    import transformers
+
+    config = transformers.Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == 268_098_176
+    assert neurons_per_layer(model) == 77
+
+
+def test_files_say_which_selection_made_them(tmp_path):
+    profile = random_profile()
+    made = {
+        "lape": select_neurons(profile, 0.1),
+        "specific": select_specific(profile, 3),
+        "budget": select_budget(profile, 7),
+    }
+    made["random"] = made["specific"].random_control(seed=3)
+    for selection, neurons in made.items():
+        loaded = NeuronSets.load(neurons.save(tmp_path / f"{selection}.safetensors"))
+        assert loaded.metadata["selection"] == selection
+        assert loaded.metadata == neurons.metadata
+    assert made["random"].metadata["matched"] == "specific"
+    assert made["random"].count("mt") == made["specific"].count("mt")
+    assert not (made["random"].mask("mt") & made["specific"].mask("mt")).any()
+    assert load_atlas().metadata["selection"] == "lape", "older files do not say so"
+
+
 def test_profiles_add():
     profile, other = random_profile(seed=1), random_profile(seed=2)
     total = profile + other.subset(["cy", "is", "af", "mt"])
@@ -112,9 +241,11 @@ def test_profiles_add():
         _ = profile.subset(["mt", "af"]) + profile.subset(["af", "cy"])
     with pytest.raises(ValueError, match="different models"):
         _ = profile + random_profile(layers=2)
-    marked = ActivationProfile(other.counts, other.tokens, other.languages, {"model": "m"})
-    with pytest.raises(ValueError, match="differ in model"):
-        _ = profile + marked
+    first, second = (
+        ActivationProfile(x.counts, x.tokens, x.languages, {"model": m}) for x, m in ((profile, "m"), (other, "n"))
+    )
+    with pytest.raises(ValueError, match="different models: model 'm', not 'n'"):
+        _ = first + second
 
 
 def test_files(tmp_path):
@@ -254,59 +385,3 @@ def test_overlap_is_jaccard():
 def test_bad_ids_are_refused(ids):
     with pytest.raises(ValueError, match="Neuron ids of language 'a', layer 0 must"):
         NeuronSets({"a": [ids]}, num_neurons=10)
-
-
-def plain_specific(profile, per_layer, against):
-    """Specificity within a budget, written with lists and sorts only."""
-    layers, width = profile.counts.shape[1:]
-    p = (profile.counts.double() / profile.tokens.double()[:, None, None]).tolist()
-    chosen = {}
-    for k, code in enumerate(profile.languages):
-        scores = {}
-        for layer in range(layers):
-            for j in range(width):
-                others = sorted((p[i][layer][j] for i in range(len(p)) if i != k), reverse=True)
-                others = others if against == "mean" else others[:3]
-                rival = sum(others) / len(others)
-                scores[layer, j] = p[k][layer][j] * math.log((p[k][layer][j] + 1e-4) / (rival + 1e-4))
-        best = sorted((key for key in scores if scores[key] > 0), key=scores.get, reverse=True)
-        taken = [key for layer in range(layers) for key in [x for x in best if x[0] == layer][:per_layer]]
-        taken += [key for key in best if key not in taken][: per_layer * layers - len(taken)]
-        chosen[code] = [sorted(j for (i, j) in taken if i == layer) for layer in range(layers)]
-    return chosen
-
-
-@pytest.mark.parametrize("against", ["mean", "top 3"])
-@pytest.mark.parametrize("per_layer", [1, 5, 12, 100])
-@pytest.mark.parametrize("languages", ["mt af", "mt af is cy lt"])
-def test_specific_neurons_equal_the_plain_computation(against, per_layer, languages):
-    profile = random_profile(languages)
-    neurons = select_specific(profile, per_layer, against)
-    assert {code: [ids.tolist() for ids in neurons[code]] for code in neurons} == plain_specific(
-        profile, per_layer, against
-    )
-    assert neurons.metadata["selection"] == "specific"
-    assert neurons.metadata["against"] == against
-
-
-def test_what_a_layer_cannot_fill_goes_to_the_others():
-    counts = torch.full((2, 2, 10), 500)
-    counts[0, 0, :2] = 900  # the first layer has two neurons that prefer the first language
-    counts[0, 1, :8] = torch.arange(600, 1000, 50)  # the second has eight
-    neurons = select_specific(ActivationProfile(counts, torch.tensor([1000, 1000]), ["a", "b"]), per_layer=4)
-    assert neurons["a"][0].tolist() == [0, 1]
-    assert neurons["a"][1].tolist() == [2, 3, 4, 5, 6, 7], "four of its own, and the two that the first layer lacks"
-    assert neurons.count("b") == 0, "no score above 0: the budget stays unused"
-
-
-def test_neurons_per_layer_is_the_largest_number_within_the_share():
-    model = families.tiny_model("llama")
-    total = sum(p.numel() for p in model.parameters())
-    number = neurons_per_layer(model, 0.1)
-    weights = 2 * 3 * 32  # layers, projections, hidden size
-    assert number * weights <= 0.1 * total < (number + 1) * weights
-    assert neurons_per_layer(model, 1.0) == 48, "no more than a layer has"
-    with pytest.raises(ValueError, match="less than one neuron in each layer: use 0.0088"):
-        neurons_per_layer(model, 0.0001)
-    with pytest.raises(ValueError, match="share is a share"):
-        neurons_per_layer(model, 0)

@@ -251,7 +251,7 @@ def test_bad_input(word_tokenizer):
         ({"neurons": None}, "needs neurons="),
         ({"neurons": none}, "no neuron is selected in any layer"),
         ({"neurons": none[:1]}, "for 1 layers, but this model has 2"),
-        ({"neurons": [torch.tensor([48]), none[0]]}, r"must lie in 0\.\.47"),
+        ({"neurons": [torch.tensor([48]), none[0]]}, r"must be in 0\.\.47"),
         ({"texts": ["w5 w6"]}, "has 4 tokens, less than one window of 16"),
         ({"texts": [" "]}, "every document is empty"),
     ]:
