@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from ssetools import load_model
-from ssetools.memory_plan import _spread
+from ssetools.memory_plan import spread_neurons
 from ssetools.models import evaluation_mode
 from ssetools.text.windows import PackedWindows
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
@@ -45,7 +45,7 @@ def train(order: dict) -> dict:
         reset_peak_memory()
         model, _ = load_model(name, load_in_8bit=order["load_in_8bit"], dtype=order["dtype"])
         loading = peak_memory_gib() * 2**30 - before
-        adapter = attach_method(model, order["method"], _spread(model, order["neurons"]))
+        adapter = attach_method(model, order["method"], spread_neurons(model, order["neurons"]))
         ids = torch.arange(2 * settings.batch_size * settings.window) % 90
         windows = PackedWindows(ids.numpy().astype("uint32"), None, settings.window)
         run = Run(adapter, windows, [windows[0]], 2, settings, None, order["method"])

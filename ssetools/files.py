@@ -127,7 +127,7 @@ def facts_of(path: str | Path) -> dict[str, Any]:
         path: A JSON file (its top-level keys), a safetensors file (its metadata), or a folder (its manifest.json).
 
     Returns:
-        The facts by name. The languages of a safetensors file are a sorted list, since their order changes nothing.
+        The facts by name. Of a profile or neuron sets, languages are sorted, since their order changes nothing.
 
     Raises:
         ValueError: If the file is damaged; the message names it.
@@ -137,7 +137,9 @@ def facts_of(path: str | Path) -> dict[str, Any]:
         return read_json(path / "manifest.json" if path.is_dir() else path)
     header = load_tensors(path, "a safetensors file", only_metadata=True)[1]
     header |= header.pop("metadata", {})
-    return header | ({"languages": sorted(header["languages"].split())} if "languages" in header else {})
+    if isinstance(codes := header.get("languages"), str):
+        header["languages"] = sorted(codes.split())
+    return header
 
 
 def kept(

@@ -20,7 +20,7 @@ from ssetools.models import body_of, device_of, int8_scales
 IGNORED = -100
 """Label of a token that no loss is taken on, as everywhere in transformers."""
 
-_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -30,12 +30,14 @@ class Head:
     Attributes:
         weight: The head's weight [vocabulary, hidden], possibly int8, possibly tied to the embeddings.
         vocabulary: Number of rows of the weight.
+        block_bytes: Size of a block of float32 logits.
     """
 
     def __init__(self, model: nn.Module):
         self.module = model.get_output_embeddings()
         self.weight, self.bias = self.module.weight, getattr(self.module, "bias", None)
         self.vocabulary = self.weight.shape[0]
+        self.block_bytes = BLOCK_BYTES["cpu" if self.weight.device.type == "cpu" else "cuda"]
         config = model.config.get_text_config()
         self.scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
         self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
@@ -43,8 +45,7 @@ class Head:
 
     def blocks(self, tokens: int) -> list[slice]:
         """Cuts the vocabulary into blocks whose float32 logits for `tokens` tokens stay in the cache."""
-        budget = _BLOCK_BYTES["cpu" if self.weight.device.type == "cpu" else "cuda"]
-        size = max(16, budget // (4 * tokens))
+        size = max(16, self.block_bytes // (4 * tokens))
         return [slice(i, min(i + size, self.vocabulary)) for i in range(0, self.vocabulary, size)]
 
     def rows(self, which: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

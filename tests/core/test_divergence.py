@@ -15,7 +15,7 @@ from ssetools.training.methods import attach_method
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch):
-    monkeypatch.setattr("ssetools.loss._BLOCK_BYTES", {"cpu": 0})
+    monkeypatch.setattr("ssetools.loss.BLOCK_BYTES", {"cpu": 0})
     texts = [" ".join(f"w{(7 * i + k) % 80 + 3}" for k in range(20)) for i in range(9)]
     monkeypatch.setattr("ssetools.evaluation.drift.load_texts", lambda source, lang, split: texts)
 

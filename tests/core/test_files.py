@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from ssetools.files import (
     cache_dir,
     cached_folder,
     file_sha256,
-    kept,
     load_tensors,
     model_dir,
     run_dir,
@@ -56,31 +54,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert leftovers(tmp_path) == ["a.json"]
-
-
-def test_a_cached_file_is_reused_only_if_its_facts_are_the_wanted_ones(tmp_path):
-    path = tmp_path / "a.json"
-    wanted = {"source": "udhr", "settings": {"rate": 0.1, "window": 16}, "languages": ("en", "yo")}
-    assert kept(path, wanted) is None, "there is no file"
-    write_json(path, {**wanted, "scores": [1, 2]})
-    assert kept(path, wanted)["scores"] == [1, 2], "further facts do not matter, and a tuple equals a list"
-    for change, difference in [
-        ({"source": "sib200"}, "source: 'udhr', wanted 'sib200'"),
-        ({"settings": {"rate": 0.2, "window": 16}}, "settings.rate: 0.1, wanted 0.2"),
-        ({"settings": {"rate": 0.1}}, "settings.window: 16, wanted None"),
-        ({"languages": ("en", "is", "yo")}, "languages: 2, wanted 3; only in one: is"),
-        ({"revision": "abc"}, "revision: None, wanted 'abc'"),
-    ]:
-        assert kept(path, wanted | change, on_change="remake") is None
-        with pytest.raises(ValueError, match=re.escape(f"a.json does not match what is asked for now ({difference})")):
-            kept(path, wanted | change)
-
-
-def test_the_facts_of_a_tensor_file_are_those_of_its_header(tmp_path):
-    profile = ActivationProfile(torch.ones(2, 1, 4), torch.tensor([9, 9]), ["yo", "en"], {"source": "udhr"})
-    path = profile.save(tmp_path / "profile.safetensors")
-    assert kept(path, {"source": "udhr", "languages": ["en", "yo"]})
-    assert not kept(path, {"source": "udhr", "languages": ["en", "is"]}, on_change="remake")
 
 
 def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):

@@ -1,9 +1,12 @@
 """One check before a file is reused: the same facts, whatever kind of file records them."""
 
+import re
+
 import pytest
 import torch
 
 from ssetools.files import kept, save_tensors, write_json
+from ssetools.neurons.counts import ActivationProfile
 
 FACTS = {"model": "tiny", "languages": ["yo", "is"], "tokens": 40}
 
@@ -31,3 +34,28 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "made.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"made\.json"):
         kept(tmp_path / "made.json", FACTS)
+
+
+def test_each_difference_is_named_with_both_values(tmp_path):
+    path = tmp_path / "a.json"
+    wanted = {"source": "udhr", "settings": {"rate": 0.1, "window": 16}, "languages": ("en", "yo")}
+    assert kept(path, wanted) is None, "there is no file"
+    write_json(path, {**wanted, "scores": [1, 2]})
+    assert kept(path, wanted)["scores"] == [1, 2], "further facts do not matter, and a tuple equals a list"
+    for change, difference in [
+        ({"source": "sib200"}, "source: 'udhr', wanted 'sib200'"),
+        ({"settings": {"rate": 0.2, "window": 16}}, "settings.rate: 0.1, wanted 0.2"),
+        ({"settings": {"rate": 0.1}}, "settings.window: 16, wanted None"),
+        ({"languages": ("en", "is", "yo")}, "languages: 2, wanted 3; only in one: is"),
+        ({"revision": "abc"}, "revision: None, wanted 'abc'"),
+    ]:
+        assert kept(path, wanted | change, on_change="remake") is None
+        with pytest.raises(ValueError, match=re.escape(f"a.json does not match what is asked for now ({difference})")):
+            kept(path, wanted | change)
+
+
+def test_the_facts_of_a_tensor_file_are_those_of_its_header(tmp_path):
+    profile = ActivationProfile(torch.ones(2, 1, 4), torch.tensor([9, 9]), ["yo", "en"], {"source": "udhr"})
+    path = profile.save(tmp_path / "profile.safetensors")
+    assert kept(path, {"source": "udhr", "languages": ["en", "yo"]})
+    assert not kept(path, {"source": "udhr", "languages": ["en", "is"]}, on_change="remake")

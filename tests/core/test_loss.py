@@ -14,7 +14,7 @@ from ssetools.training.subnetwork import Subnetwork
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr("ssetools.loss._BLOCK_BYTES", {"cpu": 0})  # 16 words to a block: 97 words make seven
+    monkeypatch.setattr("ssetools.loss.BLOCK_BYTES", {"cpu": 0})  # 16 words to a block: 97 words make seven
 
 
 def plain_loss(model, ids, labels):

@@ -99,7 +99,9 @@ def test_settings_move_the_terms_that_they_should(folder):
     assert planned(folder, "full", None).optimizer == 8 * plain.num_weights
     assert planned(folder, "lora", None).num_trained > 0
     assert planned(folder, neurons=80).trained == pytest.approx(2 * plain.trained, rel=0.02)
-    assert plain.peak == plain.weights + plain.trained + plain.optimizer + plain.kept + plain.tokenizer + plain.step
+    assert (
+        plain.peak == plain.weights + plain.trained + plain.optimizer + plain.gradients + plain.tokenizer + plain.step
+    )
     on_gpu = planned(folder, device="cuda")
     assert on_gpu.peak == on_gpu.weights + on_gpu.trained + on_gpu.optimizer + on_gpu.step
 
@@ -129,7 +131,7 @@ def test_the_command_line_plans_and_takes_neuron_files(folder, tmp_path, capsys)
     sets.save(tmp_path / "neurons.safetensors")
     order = ["plan", "--model", folder("llama"), "--neurons", str(tmp_path / "neurons.safetensors"), "--device", "cpu"]
     assert cli.main(order) == 0
-    assert "768 (" in capsys.readouterr().out.replace(",", ""), "eight neurons of 96 numbers"
+    assert "768 parameters (" in capsys.readouterr().out, "eight neurons of 96 numbers"
     assert cli.main(["plan", "--model", "no/such-model"]) == 2
     assert "no configuration for 'no/such-model'" in capsys.readouterr().err
 
