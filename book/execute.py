@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -65,12 +66,21 @@ class Job:
         return {self.source.stem, *([self.lang] if self.source.stem in PER_LANGUAGE else [])}
 
     def wanted(self) -> NotebookNode:
-        """Returns the source as the copy should have it: the parameter `lang` is the copy's own."""
+        """Returns the source as the copy should have it: the parameter `lang` is the copy's own, and links are relative."""
         notebook = nbformat.read(self.source, as_version=4)
         for cell in notebook.cells:
+            if cell.cell_type == "markdown" and self.source != self.output:
+                cell.source = re.sub(r"\]\(([\w./]+\.(?:ipynb|md))\)", self._relink, cell.source)
             if self.lang and "parameters" in cell.metadata.get("tags", []):
                 cell.source = re.sub(r'(?m)^lang: str = "\w+"', f'lang: str = "{self.lang}"', cell.source)
         return notebook
+
+    def _relink(self, link: re.Match) -> str:
+        """Returns a link of the source as the copy needs it: to pages of the book, and to the walk-through's copies."""
+        target = (SOURCES / link[1]).resolve()
+        if target.parent == SOURCES:
+            target = BOOK / OF_ALL.get(target.stem, f"languages/{WALKTHROUGH}") / target.name
+        return f"]({os.path.relpath(target, self.output.parent)})"
 
     def state(self) -> str:
         """Returns "current", "prose" (only text or figure options differ from the source), or "stale"."""

@@ -89,7 +89,7 @@ def methods_in(one: dict) -> list[str]:
 
 def table(lang: str, one: dict) -> str:
     """Writes one language's table, a row a method."""
-    lines = [f"### {name_of(lang)}", "", "| method | " + " | ".join(TITLES.values()) + " |"]
+    lines = [f"::::{{dropdown}} {name_of(lang)}", "", "| method | " + " | ".join(TITLES.values()) + " |"]
     lines.append("|:--|" + "--:|" * len(TITLES))
     for name in methods_in(one):
         mine = one["methods"][name]
@@ -97,7 +97,7 @@ def table(lang: str, one: dict) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = sorted({len(mine["seeds"]) for mine in one["methods"].values()})
     said = f"Seeds for each method: {listed([str(x) for x in seeds])}."
-    lines += ["", f"{said} Perplexity of the base, on sentences: {_bases(lang, one)}."]
+    lines += ["", f"{said} Perplexity of the base, on sentences: {_bases(lang, one)}.", "::::"]
     return "\n".join(lines) + "\n"
 
 
@@ -128,7 +128,7 @@ def rates(lang: str, one: dict) -> str:
     if not one["traced"]:
         return ""
     titles = " | ".join(TITLES[measure] for measure in _ALONG)
-    lines = [f"### {name_of(lang)}, rate by rate", "", f"| method | peak rate | {titles} |"]
+    lines = [f"::::{{dropdown}} {name_of(lang)}, rate by rate", "", f"| method | peak rate | {titles} |"]
     lines.append("|:--|--:|" + "--:|" * len(_ALONG))
     for name, runs in one["traced"].items():
         for run in runs:
@@ -137,7 +137,7 @@ def rates(lang: str, one: dict) -> str:
             cells = [_cell(run["changes"].get(measure), measure) for measure in _ALONG]
             lines.append(f"| {name} | {bold}{peak}{bold} | {' | '.join(cells)} |")
     said = one["verdict"]["cost_of_gain"]
-    return "\n".join([*lines, "", *[f"- {x}" for x in said], ""]) + "\n"
+    return "\n".join([*lines, "", *[f"- {x}" for x in said], "::::", ""]) + "\n"
 
 
 def mean(found: dict) -> str:

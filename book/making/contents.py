@@ -1,4 +1,4 @@
-"""The table of contents lists every notebook that has been executed; pages link to it once it is there.
+"""The table of contents lists every notebook that has been executed, and the page of every language that was measured.
 
 Run: PYTHONPATH=book python -m making.contents
 """
@@ -6,9 +6,9 @@ Run: PYTHONPATH=book python -m making.contents
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from making.results import BOOK, name_of
-from ssetools.languages import TARGET_LANGUAGES
+from making.results import BOOK, measured
 
 TOC = BOOK / "_toc.yml"
 WALKTHROUGH = "yo"
@@ -16,7 +16,6 @@ LINKS = {
     "compare": ("every method compared", "compare/06_compare.ipynb"),
     "atlas": ("the atlas", "atlas/07_atlas.ipynb"),
 }
-_TITLES = {"03_finetune": "fine-tune", "04_evaluate": "evaluate"}
 
 
 def links() -> dict[str, str]:
@@ -34,21 +33,15 @@ def with_notebooks(toc: str) -> str:
     ]
     steps = [_entry(path) for path in walked]
     atlas = [_entry(path) for path in sorted((BOOK / "atlas").glob("*.ipynb"))]
-    others = [
-        _entry(path, f"{name_of(code)}: {title}")
-        for code in TARGET_LANGUAGES
-        for name, title in _TITLES.items()
-        if code != WALKTHROUGH and (path := BOOK / "languages" / code / f"{name}.ipynb").is_file()
-    ]
-    for mark, entries in (("the walk-through", steps), ("the atlas", atlas), ("other languages", others)):
-        pattern = rf"(?s)( +# {mark}, made by making\.contents\n).*?(?=  - caption:)"
+    pages = [f"    {_entry(BOOK / 'languages' / code)}" for code in measured()]
+    for mark, entries in (("the walk-through", steps), ("the atlas", atlas), ("pages of languages", pages)):
+        pattern = rf"( +# {mark}, made by making\.contents\n)(?: +- file: book/(?:languages|compare|atlas)/.*\n)*"
         toc = re.sub(pattern, rf"\g<1>{''.join(entries)}", toc)
     return toc
 
 
-def _entry(path, title: str = "") -> str:
-    line = f"      - file: book/{path.relative_to(BOOK).with_suffix('').as_posix()}\n"
-    return line + f'        title: "{title}"\n' if title else line
+def _entry(path: Path) -> str:
+    return f"      - file: book/{path.relative_to(BOOK).with_suffix('').as_posix()}\n"
 
 
 def write() -> None:

@@ -9,8 +9,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from making import claims, compared, contents, figures, fooling, mathjax, results, tables
+from making import (
+    all_languages,
+    claims,
+    compared,
+    contents,
+    figures,
+    fooling,
+    guide,
+    language_pages,
+    mathjax,
+    results,
+    scoreboard,
+    tables,
+)
 
+SCRIPTS = {"book/lape": "lape.js", "book/all_languages": "languages.js"}
+"""Scripts of pages that are interactive, beside this file in `static`."""
 GENERATED = results.BOOK / "_generated"
 STATIC = Path(__file__).parent / "static"
 
@@ -19,6 +34,7 @@ def setup(app) -> dict:
     """Registers with Sphinx."""
     app.connect("config-inited", prepare)
     app.connect("builder-inited", bring_mathjax)
+    app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", each_script_once)
     app.connect("html-page-context", entries_are_list_items)
     app.add_css_file("book.css")
@@ -34,17 +50,27 @@ def prepare(app, config) -> None:
 
 
 def make(folder: Path) -> None:
-    """Writes every fragment and figure that is new or has changed, so that unchanged pages are not read again."""
+    """Writes every fragment and figure that is new or has changed, so that unchanged pages are not read again.
+
+    The pages of the languages go beside the executed notebooks: lists of languages link to those that are there.
+    """
     folder.mkdir(exist_ok=True)
-    sources = (tables, compared, fooling, claims)
+    _write(language_pages.PAGES, {f"{code}.md": text for code, text in language_pages.pages().items()}, "*.md")
+    sources = (tables, compared, fooling, claims, guide, scoreboard, all_languages)
     written = {f"{name}.md": text for source in sources for name, text in source.fragments().items()}
     written |= figures.draw_all()
-    for name, text in written.items():
+    _write(folder, written | language_pages.pictures())
+
+
+def _write(folder: Path, files: dict[str, str | bytes], pattern: str = "*") -> None:
+    """Writes the files that are new or have changed, and removes those of the pattern that are not among them."""
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode("utf-8")
         path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-    for path in folder.iterdir():
-        if path.name not in written:
+        if not path.is_file() or path.read_bytes() != data:
+            path.write_bytes(data)
+    for path in folder.glob(pattern):
+        if path.name not in files:
             path.unlink()
 
 
@@ -61,6 +87,12 @@ def entries_are_list_items(app, pagename, templatename, context, doctree) -> Non
     """Gives the entries of the bibliography the role that a list needs: docutils writes one that is deprecated."""
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def add_scripts(app, pagename, templatename, context, doctree) -> None:
+    """Adds the script of an interactive page to that page alone."""
+    if pagename in SCRIPTS:
+        app.add_js_file(SCRIPTS[pagename])
 
 
 def bring_mathjax(app) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from making.results import (
-    BOOK,
     in_cell,
     listed,
     measured,
@@ -41,6 +40,7 @@ def languages_table() -> str:
     found = measured()
     kinds = list(dict.fromkeys(kind for metrics in found.values() for kind in metrics["summary"]))
     other = {other_kind(metrics) for metrics in found.values()}
+    kinds.sort(key=lambda kind: kind not in other)  # what decides stands beside the name, in sight on a phone
     titles = [f"{kind},<br>another kind" if kind in other else kind for kind in kinds]
     lines = ["| language | " + " | ".join(titles) + " | English | others |"]
     lines.append("|:--|" + "--:|" * (len(kinds) + 2))
@@ -76,19 +76,15 @@ def gallery() -> str:
 def _card(code: str, metrics: dict | None, speakers: int) -> str:
     known = get_language(code)
     own = f'<span class="own-name" lang="{code}">{known.own_name}</span>'
-    lines = [f"::::{{grid-item-card}} {known.name}", ":class-card: language", "", own, ""]
+    lines = [f"::::{{grid-item-card}} {known.name}", ":class-card: language"]
+    # The page of the language is made by the same build.
+    lines += [] if metrics is None else [f":link: languages/{code}", ":link-type: doc"]
+    lines += ["", own, ""]
     lines += [f"{known.family}, {in_words(speakers)} speakers", ""]
     if metrics is None:
         lines += ["*Not measured yet.*", ""]
     else:
         lines += [*_facts(metrics), ""]
-    links = [
-        f"[{title}](languages/{code}/{name}.ipynb)"
-        for name, title in (("03_finetune", "Fine-tune"), ("04_evaluate", "Evaluate"))
-        if (BOOK / "languages" / code / f"{name}.ipynb").is_file()
-    ]
-    if links:
-        lines += [":::{card-footer}", " · ".join(links), ":::"]
     return "\n".join([*lines, "::::", ""])
 
 

@@ -4,11 +4,26 @@ import json
 import re
 
 import pytest
-from making import claims, compared, contents, diagrams, figures, fooling, results, tables
+from making import (
+    all_languages,
+    claims,
+    compared,
+    contents,
+    diagrams,
+    figures,
+    fooling,
+    guide,
+    language_pages,
+    results,
+    scoreboard,
+    tables,
+)
+
+from ssetools.languages import LANGUAGES
 
 BOOK = results.BOOK
 PAGES = sorted(BOOK.glob("*.md"))
-SOURCES = (tables, compared, fooling, claims)
+SOURCES = (tables, compared, fooling, claims, guide, scoreboard, all_languages)
 
 
 def fragments():
@@ -38,6 +53,8 @@ def made_up(tmp_path, monkeypatch):
         "changes": {measure: cell for measure in measures},
     }
     one = {
+        "name": "Yoruba",
+        "ablations": [{"method": "lape", "max_tokens": 4096, "changes": method["changes"]}],
         "missing": ["Yoruba lacks a run."],
         "base_perplexity": {"base-8bit": {"sentences": {"yo": 100.0, "en": 9.0}}},
         "search": [
@@ -172,8 +189,51 @@ def test_tables_and_sentences_say_what_was_measured(made_up):
     assert "40% of the tokens are padding" in made["fooling-padding.md"]
     assert "| gate | 1.0e-03 | 1.0e-04 | 90% |" in made["fooling-merging.md"]
     assert "Not measured yet: Maltese, Afrikaans" in made["not-yet.md"]
+    assert "| the language's neurons (LAPE) | −10.0%<br>" in made["front-methods.md"]
+    assert "on average over 9 languages" in made["front-findings.md"]
+    assert "This is better than with random neurons of the same layers." in made["front-findings.md"]
+    assert "| 4,096 tokens | Yoruba | −10.0%" in made["which-amounts.md"]
+    assert "| `lape` | the language's neurons (LAPE) | 8-bit | 2.0 GiB | 1.1 s | 4.0 MB |" in made["which-costs.md"]
+    assert "| [Better than random neurons of the same layers](claim-beats) | **confirmed** | perplexity +3.0%" in (
+        made["scoreboard.md"]
+    )
     assert "ქართული" in made["gallery.md"]
     assert 'lang="ne">नेपाली' in made["gallery.md"]
+
+
+@pytest.mark.parametrize(("value", "low", "high", "status"), [(3, 1, 5, "YES"), (-3, -5, -1, "NO"), (3, -1, 5, "NO")])
+def test_a_claim_is_confirmed_if_its_interval_excludes_zero(value, low, high, status, monkeypatch):
+    cell = {"value": value, "low": low, "high": high, "units": 13}
+    found = {"over_languages_minus_lape": {"full": {"target, sentences": cell}}}
+    monkeypatch.setattr(scoreboard, "summary", lambda: found)
+    assert scoreboard.against("full")[0] == getattr(scoreboard, status)
+    assert scoreboard.against("lora") == (scoreboard.UNTESTED, scoreboard.UNMEASURED)
+
+
+def test_every_language_is_listed_with_its_texts():
+    rows = all_languages.table().splitlines()[2:]
+    assert len(rows) == len(LANGUAGES)
+    hausa = next(row for row in rows if "`ha`" in row)
+    assert hausa.startswith("| Hausa ")
+    assert "messages, SIB-200, BELEBELE, FineWeb2 | 13 |" in hausa
+
+
+def test_the_page_of_a_language_says_what_was_measured():
+    pages = language_pages.pages()
+    assert pages.keys() == results.measured().keys()
+    maltese = pages["mt"]
+    moved = results.with_interval(results.measured()["mt"]["summary"]["sentences"]["target"])
+    assert maltese.startswith("# Maltese\n")
+    assert f"changes its perplexity on the unseen genre by {moved}" in maltese
+    assert "mt-gain.png" in maltese
+    assert language_pages.pictures()["mt-gain.png"].startswith(b"\x89PNG")
+
+
+def test_a_sample_that_repeats_a_word_is_named():
+    assert language_pages.repetitions("base: one two three\ntuned: " + "again " * 7) == (
+        "The output of *tuned* has the word *again* 7 times."
+    )
+    assert language_pages.repetitions("base: " + "the " * 9) == "", "short words are frequent in any text"
 
 
 def test_every_figure_is_drawn_for_both_themes_with_a_description(made_up):
@@ -193,15 +253,16 @@ def test_every_figure_is_drawn_for_both_themes_with_a_description(made_up):
 def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
     toc = contents.TOC.read_text(encoding="utf-8")
     assert contents.with_notebooks(toc) == toc, "run: PYTHONPATH=book python -m making.contents"
-    assert "Icelandic: fine-tune" in toc
+    assert "- file: book/languages/is\n" in toc
     monkeypatch.setattr(contents, "BOOK", tmp_path)
     assert contents.links()["link_atlas"] == "the atlas"
-    for name in ("compare/06_compare", "languages/ka/03_finetune", "atlas/07_atlas"):
+    monkeypatch.setattr(contents, "measured", lambda: {"ka": {}})
+    for name in ("compare/06_compare", "languages/yo/03_finetune", "atlas/07_atlas"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.ipynb").touch()
     few = contents.with_notebooks(toc)
     assert re.findall(r"file: book/((?:languages|compare|atlas)/\S+)", few) == [
-        *("compare/06_compare", "atlas/07_atlas", "languages/ka/03_finetune"),
+        *("languages/ka", "languages/yo/03_finetune", "compare/06_compare", "atlas/07_atlas"),
     ]
     assert contents.with_notebooks(few) == few
     assert contents.links()["link_atlas"] == "[the atlas](atlas/07_atlas.ipynb)"

@@ -1,0 +1,197 @@
+"""A page for each language that was trained: two sentences about it, its numbers, and what its executed notebooks show."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import Counter
+
+from making.compared import as_change, summary
+from making.guide import NAMES
+from making.results import (
+    BOOK,
+    in_cell,
+    listed,
+    measured,
+    name_of,
+    other_kind,
+    percent,
+    percent_trained,
+    read,
+    with_interval,
+)
+from making.tables import in_words
+from ssetools.languages import get_language
+
+PAGES = BOOK / "languages"
+_REPOSITORY = "https://github.com/ssetools/ssetools/blob/main"
+_GAIN = "target, sentences"
+_REPEATED, _LONG = 5, 5
+"""A word of so many letters that a sample has so often is said to be repeated; short words are frequent in any text."""
+
+
+def pages() -> dict[str, str]:
+    """Returns the page of each measured language by its code."""
+    return {code: page(code, metrics) for code, metrics in measured().items()}
+
+
+def pictures() -> dict[str, bytes]:
+    """Returns the figures of the executed notebooks that the pages show, by file name."""
+    found = {}
+    for code in measured():
+        for name, call in (("gain", "plots.before_after"), ("others", "plots.retention")):
+            for output, _ in _outputs(code, call):
+                if "image/png" in output.get("data", {}):
+                    found[f"{code}-{name}.png"] = base64.b64decode("".join(output["data"]["image/png"]))
+    return found
+
+
+def page(code: str, metrics: dict) -> str:
+    """Writes the page of one language."""
+    known = get_language(code)
+    speakers = read("../speakers.json")["speakers"][code]
+    parts = [
+        f"# {known.name}",
+        f'<span class="own-name" lang="{code}">{known.own_name}</span>',
+        f"{known.family}, {in_words(speakers)} speakers, code `{code}`.",
+        f"{what_it_gained(code, metrics)} {how_methods_compare(code)}".strip(),
+        "## Perplexity",
+        perplexities(code, metrics),
+        *_figure(code, "gain", "plots.before_after"),
+        "## Every other language",
+        who_lost(metrics),
+        *_figure(code, "others", "plots.retention"),
+        "## What the model writes",
+        *samples(code),
+        "## Tasks",
+        *tasks(code),
+        "## Do it yourself",
+        do_it(code),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def what_it_gained(code: str, metrics: dict) -> str:
+    """Says in a sentence what was trained, what the language gained on the unseen genre, and what the others did."""
+    about, kind = metrics["adapter"], other_kind(metrics)
+    moved = metrics["summary"][kind] if kind else next(iter(metrics["summary"].values()))
+    target = moved["target"]
+    unclear = target["low"] is not None and target["low"] <= 0 <= target["high"]
+    return (
+        f"Training the {about['neurons']:,} neurons of {name_of(code)} ({percent_trained(about):.2f}% of the weights) on "
+        f"{about['tokens']:,} tokens changes its perplexity on the {'unseen' if kind else 'training'} genre by "
+        f"{with_interval(target)}{', which is inconclusive' if unclear else ''}, and that of {len(moved['others'])} other "
+        f"languages by {percent(moved['mean_of_others'])} on average."
+    )
+
+
+def how_methods_compare(code: str) -> str:
+    """Says in a sentence which method of the comparison gained most in this language; empty where none was run."""
+    found = summary()
+    if not found or code not in found["languages"]:
+        return ""
+    methods = found["languages"][code]["methods"]
+    gains = {name: one["changes"][_GAIN] for name, one in methods.items() if _GAIN in one["changes"]}
+    best = min(gains, key=lambda name: gains[name]["value"])
+    seeds = len(methods[best]["seeds"])
+    said = f"Of {len(gains)} methods in the comparison ({seeds} seed{'s' if seeds > 1 else ''}), "
+    if best == "lape":
+        return f"{said}the largest gain is with the language's neurons: {with_interval(as_change(gains[best]))}."
+    own = with_interval(as_change(gains["lape"]))
+    return f"{said}the largest gain is with {NAMES[best]}: {with_interval(as_change(gains[best]))}; its neurons: {own}."
+
+
+def perplexities(code: str, metrics: dict) -> str:
+    """Tabulates perplexity before and after in the language and in English, the unseen genre first."""
+    unseen = other_kind(metrics)
+    kinds = sorted(metrics["summary"], key=lambda kind: kind != unseen)
+    lines = ["| text | change | before | after |", "|:--|--:|--:|--:|"]
+    for kind in kinds:
+        genre = "unseen genre" if kind == unseen else "training genre"
+        for lang, moved in ((code, metrics["summary"][kind]["target"]), ("en", metrics["summary"][kind]["english"])):
+            if moved is not None:
+                scores = [f"{metrics[when][kind][lang]['perplexity']:.1f}" for when in ("before", "after")]
+                lines.append(f"| {name_of(lang)}, {kind} ({genre}) | {in_cell(moved)} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def who_lost(metrics: dict) -> str:
+    """Names the languages that lost and gained most on the unseen genre."""
+    moved = metrics["summary"][other_kind(metrics) or next(iter(metrics["summary"]))]["others"]
+    order = sorted(moved, key=lambda lang: moved[lang]["percent"])
+    named = [
+        [f"{name_of(lang)} {percent(moved[lang]['percent'])}" for lang in part] for part in (order[:3], order[:-4:-1])
+    ]
+    return (
+        f"On the unseen genre the largest decreases of perplexity are in {listed(named[0])}; the largest increases, or "
+        f"smallest decreases, in {listed(named[1])}. Each other language is a few sentences, so small changes are within chance."
+    )
+
+
+def samples(code: str) -> list[str]:
+    """Shows how the base and the tuned model continue a test text, and says what they repeat."""
+    for output, _ in _outputs(code, "continue_text"):
+        text = "".join(output.get("text", [])).rstrip()
+        about = (
+            "A test text, continued by always taking the most probable next word. A model of this size does not write well in "
+            "this language, before or after training."
+        )
+        return [f"{about} {repetitions(text)}".strip(), f"```text\n{text}\n```"]
+    return ["Not executed yet."]
+
+
+def repetitions(text: str) -> str:
+    """Says of each line of a sample, "who: words", which word it repeats; empty when none does."""
+    said = []
+    for line in text.splitlines():
+        who, _, words = line.partition(":")
+        counts = Counter(word for word in re.findall(r"[^\s.,:;!?]+", words) if len(word) >= _LONG)
+        for word, times in counts.most_common(1):
+            if times >= _REPEATED:
+                said.append(f"The output of *{who.strip()}* has the word *{word}* {times} times.")
+    return " ".join(said)
+
+
+def tasks(code: str) -> list[str]:
+    """Shows the scores of the tasks, as the notebook does."""
+    for output, _ in _outputs(code, "task_table"):
+        if html := "".join(output.get("data", {}).get("text/html", [])):
+            words = "Base and tuned model on a few questions and translations. Compare with *chance* before reading the change."
+            translated = [repetitions("".join(x.get("text", []))) for x, _ in _outputs(code, 'f"{lang}-en"')]
+            return [" ".join([words, *translated]).strip(), f'<div class="cell_output">\n{html.strip()}\n</div>']
+    return ["Not executed yet."]
+
+
+def do_it(code: str) -> str:
+    """Gives the command, and links to the executed notebooks."""
+    links = [
+        f"[{title}]({_REPOSITORY}/book/languages/{code}/{name}.ipynb)"
+        for name, title in (("03_finetune", "fine-tuning"), ("04_evaluate", "evaluation"))
+        if (PAGES / code / f"{name}.ipynb").is_file()
+    ]
+    executed = f"The executed notebooks of this language: {listed(links)}. " if links else ""
+    return (
+        f"```bash\nmake finetune lang={code}\n```\n\n{executed}[Fine-tune](yo/03_finetune.ipynb) and "
+        "[Evaluate](yo/04_evaluate.ipynb) explain every step. [Which method should I use?](../which_method.md) has the "
+        "other methods. [All languages of the gallery](../gallery.md)."
+    )
+
+
+def _figure(code: str, name: str, call: str) -> list[str]:
+    for output, alt in _outputs(code, call):
+        if "image/png" in output.get("data", {}):
+            return [f"```{{image}} ../_generated/{code}-{name}.png\n:class: from-notebook\n:alt: {alt}\n```"]
+    return []
+
+
+def _outputs(code: str, call: str) -> list[tuple[dict, str]]:
+    """Returns the outputs of the cell of the executed evaluation that makes a call, with the figure's description."""
+    path = PAGES / code / "04_evaluate.ipynb"
+    if not path.is_file():
+        return []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and call in "".join(cell["source"]):
+            alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+            return [(output, alt) for output in cell["outputs"]]
+    return []
