@@ -194,8 +194,9 @@ def test_tables_and_sentences_say_what_was_measured(made_up):
     assert "This is better than with random neurons of the same layers." in made["front-findings.md"]
     assert "| 4,096 tokens | Yoruba | −10.0%" in made["which-amounts.md"]
     assert "| `lape` | the language's neurons (LAPE) | 8-bit | 2.0 GiB | 1.1 s | 4.0 MB |" in made["which-costs.md"]
-    assert "| [Better than random neurons of the same layers](claim-beats) | **confirmed** | perplexity +3.0%" in (
-        made["scoreboard.md"]
+    assert (
+        "| [Better than random neurons of the same layers](claim-beats) | **confirmed** | perplexity +3.0%"
+        in (made["scoreboard.md"])
     )
     assert "ქართული" in made["gallery.md"]
     assert 'lang="ne">नेपाली' in made["gallery.md"]
