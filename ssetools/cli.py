@@ -59,6 +59,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _scale(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
 # --- the parser ---
 
 
@@ -92,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         help='codes, as in "yo is ka", or "all" languages that the text has (default: 22 languages)',
     )
 
-    _add_profile_options(command("select", _select, "select the neurons that are specific to each language"))
+    select = command("select", _select, "select the neurons that are specific to each language")
+    _add_profile_options(select)
+    select.add_argument("--selection", default="lape", help="how: lape or specific (default: %(default)s)")
 
     finetune = command("finetune", _finetune, "train the neurons of one language; profiles and selects first")
     _add_run_options(finetune)
@@ -176,8 +185,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="lape",
-        help="what to train: lape (the language's neurons), random or random-uniform (as many other neurons), lora, "
-        "lora-equal (LoRA of the neurons' size), ia3, ffn or full (default: %(default)s)",
+        help="what to train: lape or specific (the language's neurons), random or random-uniform (as many other neurons), "
+        "lora, lora-equal (LoRA of the neurons' size), ia3, ffn or full (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--selection", default="lape", help="which neurons: lape, specific, or random (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scale",
+        type=_scale,
+        metavar="FACTOR",
+        help="how much of the trained change to use: 0 (the base) to 1 (as trained), or auto to choose it on validation "
+        "text; needs no new training (default: as the run was saved, 1 for a new one)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of text order and random choices (default: 0)")
 
@@ -252,7 +271,8 @@ def _select(arguments: argparse.Namespace) -> None:
     from ssetools.steps import get_neurons
 
     model, tokenizer = _load(arguments, arguments.load_in_8bit)
-    neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
+    options = _profile_options(arguments)
+    neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, arguments.selection, **options)
     for lang in neurons:
         print(f"{lang:<4}{neurons.count(lang):>8,} neurons")
 
@@ -262,23 +282,31 @@ def _get_run(arguments: argparse.Namespace) -> tuple:
     from ssetools.languages import get_language
     from ssetools.steps import get_neurons, get_run
     from ssetools.text.sources import plan_texts
-    from ssetools.training.methods import METHODS, check_method
+    from ssetools.training.methods import METHODS
 
     lang = get_language(arguments.lang).code
-    check_method(arguments.method)
-    method = METHODS[arguments.method]
+    name, selection = _method_and_selection(arguments)
+    method = METHODS[name]
     model, tokenizer = _load(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
-        neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, **_profile_options(arguments))
+        options = _profile_options(arguments)
+        neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, selection, **options)
     plan = plan_texts(arguments.source, arguments.other_text, lang)
     print(f"Training text: {plan.train}. {plan.reason}", flush=True)
     settings = {"learning_rate": arguments.learning_rate, "max_tokens": arguments.max_tokens}
     settings = {name: value for name, value in settings.items() if value is not None} | _memory_settings(arguments)
-    folder = get_run(
-        model, tokenizer, lang, neurons, plan, arguments.method, arguments.seed, arguments.runs, **settings
-    )
+    settings |= {"seed": arguments.seed, "runs": arguments.runs, "scale": arguments.scale}
+    folder = get_run(model, tokenizer, lang, neurons, plan, name, **settings)
     return model, tokenizer, folder, plan
+
+
+def _method_and_selection(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Returns the name of the run's method, and which neuron sets it needs."""
+    from ssetools.training.methods import method_with
+
+    name = method_with(arguments.method, arguments.selection)
+    return name, "specific" if "specific" in (arguments.method, arguments.selection) else "lape"
 
 
 def _memory_settings(arguments: argparse.Namespace) -> dict:
@@ -306,28 +334,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(task_report(get_task_scores(model, tokenizer, arguments.lang, folder, *options)))
 
 
-def _run_folder(arguments: argparse.Namespace, needed: str) -> Path:
+def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
+    """Finds a file of a finished run, of results at the scale that is asked for."""
     from ssetools.files import run_dir
     from ssetools.languages import get_language
+    from ssetools.training.adapter import results_at_scale
+    from ssetools.training.finetune import scale_of_run
 
     get_language(arguments.lang)
-    folder = run_dir(arguments.model, arguments.lang, arguments.method, arguments.seed, arguments.runs)
-    if not (folder / needed).is_file():
+    method, _ = _method_and_selection(arguments)
+    folder = run_dir(arguments.model, arguments.lang, method, arguments.seed, arguments.runs)
+    path = folder / needed
+    if arguments.scale is not None and needed != "adapter.json":
+        path, _ = results_at_scale(folder, needed, scale_of_run(folder, arguments.scale))
+    if not path.is_file():
         first = "finetune" if needed == "adapter.json" else "evaluate"
         defaults = vars(_parser().parse_args([first, arguments.lang]))
-        given = {name: getattr(arguments, name) for name in ("model", "method", "seed", "runs")}
+        given = {name: getattr(arguments, name) for name in ("model", "method", "selection", "seed", "runs", "scale")}
         options = [f" --{name} {value}" for name, value in given.items() if value != defaults[name]]
-        raise FileNotFoundError(
-            f"There is no {folder / needed}: run `ssetools {first} {arguments.lang}{''.join(options)}` first."
-        )
-    return folder
+        raise FileNotFoundError(f"There is no {path}: run `ssetools {first} {arguments.lang}{''.join(options)}` first.")
+    return path
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from ssetools.files import read_json
     from ssetools.report import report
 
-    print(report(read_json(_run_folder(arguments, "metrics.json") / "metrics.json")))
+    print(report(read_json(_run_file(arguments, "metrics.json"))))
 
 
 def _collect(arguments: argparse.Namespace) -> None:
@@ -339,9 +372,9 @@ def _collect(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from ssetools.export import export_run, push_to_hub
 
-    run = _run_folder(arguments, "adapter.json")
-    folder = export_run(run, arguments.output, arguments.model, arguments.format, arguments.uniform_rank)
-    print(f"{arguments.format}: {folder}")
+    run = _run_file(arguments, "adapter.json").parent
+    form = (arguments.format, arguments.uniform_rank, arguments.scale)
+    print(f"{arguments.format}: {export_run(run, arguments.output, arguments.model, *form)}")
     if arguments.push:
         print(f"hub: {push_to_hub(arguments.output, arguments.push)}")
 

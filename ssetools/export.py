@@ -15,74 +15,82 @@ from ssetools.models import load_model
 from ssetools.report import percent_trained
 from ssetools.text.hub import hub_reachable
 from ssetools.text.sources import load_texts
-from ssetools.training.adapter import adapter_facts
-from ssetools.training.subnetwork import Subnetwork
+from ssetools.training.adapter import Adapter, results_at_scale
+from ssetools.training.finetune import scale_of_run
+from ssetools.training.methods import METHODS, load_adapter
 
 FORMATS = ("peft", "gguf-lora", "merged")
+_FORMATS_OF = {"IA3": ("peft", "merged"), "ssetools-weights": ("merged",)}
 _SCORED_TOKENS = 2048
-_TOLD = ("language", "model_parameters", "neurons", "tokens", "source", "seed", "settings")
+_NEEDED = ("language", "model_parameters", "tokens", "source", "seed", "settings")
+_WHICH = {
+    "lape": "that fire for {}",
+    "specific": "most specific to {}",
+    "random": "drawn at random, a control for {}",
+    "random-uniform": "drawn at random, a control for {}",
+}
 
 
-def export_run(run: str | Path, output: str | Path, model: str, form: str = "peft", uniform_rank: bool = False) -> Path:
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    model: str,
+    form: str = "peft",
+    uniform_rank: bool = False,
+    scale: float | str | None = None,
+) -> Path:
     """Writes a trained run in a form that other programs load, with a model card beside it.
 
     Args:
         run: A run's folder, with adapter.json and, for the numbers of the card, metrics.json.
         output: Folder to write.
         model: The base: embedded name, hub id or local folder. It is loaded in 16 bits.
-        form: "peft", a LoRA checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or
-            "merged", a bfloat16 model with the deltas added, scored again, since they were trained beside 8-bit weights.
+        form: "peft", a checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or "merged", a
+            bfloat16 model with the trained change added, scored again, since it was trained beside 8-bit weights.
         uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
+        scale: `adapter.scale` of what is written; None: as the run was saved; "auto": the one that was chosen.
 
     Raises:
-        ValueError: For an unknown form, an adapter that is not a subnetwork of `model`, or one without the facts that its
-            card tells.
+        ValueError: For an unknown form, an adapter that was trained for another model or that does not have this form, or
+            one without the facts that its card needs.
     """
     if form not in FORMATS:
         raise InvalidInput(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
-    about = adapter_facts(run)
-    _check_exportable(run, about)
-    metrics_path = Path(run) / "metrics.json"
+    scale = scale_of_run(run, scale)
+    metrics_path, about = results_at_scale(run, "metrics.json", scale)
+    forms = _FORMATS_OF.get(about.get("peft_type", about["format"]), FORMATS)
+    if form not in forms:
+        raise InvalidInput(f"The adapter in {run} has no {form} form: use {' or '.join(forms)}.")
+    lacking = [name for name in _NEEDED if about.get(name) is None]
+    if lacking:
+        raise InvalidInput(
+            f"{run}/adapter.json lacks {', '.join(lacking)}, which the model card needs: pass them to finetune as facts=, "
+            "or train with `ssetools finetune`."
+        )
     metrics = read_json(metrics_path) if metrics_path.exists() else None
     # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
     base, tokenizer = load_model(model, load_in_8bit=False, dtype="bfloat16" if form == "merged" else None)
-    subnet = Subnetwork.load(run, base)
+    adapter = load_adapter(run, base)
+    adapter.scale = scale
     rescored = None
     if form == "peft":
-        subnet.to_peft(output, uniform_rank)
+        adapter.to_peft(output, uniform_rank)
     elif form == "gguf-lora":
-        subnet.to_gguf_lora(Path(output) / "adapter.gguf")
+        adapter.to_gguf_lora(Path(output) / "adapter.gguf")
     else:
-        rescored = _merge(subnet, tokenizer, about, metrics, output)
+        rescored = _merge(adapter, tokenizer, about, metrics, output)
     (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
     return Path(output)
 
 
-def _check_exportable(run: str | Path, about: Mapping) -> None:
-    if about["format"] != Subnetwork.format:
-        remedy = "PEFT loads the folder as it is" if about["format"] == "peft" else "it is the model's own weights"
-        raise InvalidInput(f"{run} holds a {about['format']!r} adapter, and only subnetworks are exported: {remedy}.")
-    lacking = [name for name in _TOLD if about.get(name) is None]
-    if lacking:
-        raise InvalidInput(
-            f"{run}/adapter.json lacks {', '.join(lacking)}, which the card tells: give them to finetune in facts=, or "
-            "use `ssetools finetune`."
-        )
-
-
-def _merge(subnet, tokenizer, about, metrics, output) -> dict:
+def _merge(adapter: Adapter, tokenizer, about: Mapping, metrics: Mapping | None, output: str | Path) -> dict:
     """Merges, scores the target language before and after on the run's kinds of text, and saves the model."""
     lang, kinds = about["language"], metrics["request"]["kinds"] if metrics else {}
-    model = subnet.model
-
-    def scores():
-        texts = {kind: load_texts(source, lang, "test") for kind, source in kinds.items()}
-        return {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
-
-    with subnet.switched_off():
-        before = scores()
-    subnet.merge()
-    after = scores()
+    texts = {kind: load_texts(source, lang, "test") for kind, source in kinds.items()}
+    with adapter.switched_off() as model:
+        before = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
+    model = adapter.merge()
+    after = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
     with whole_file(output) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
@@ -110,13 +118,17 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
         tags=["ssetools", "language-neurons"],
     )
     name = get_language(lang).name
-    which = f"that fire for {name}" if about.get("method", "lape") == "lape" else "drawn at random, a control"
+    method, scale = about.get("method", "lape"), about.get("scale", 1.0)
+    what = METHODS[method].trains
+    if method in _WHICH:
+        what = f"the weights of {about['neurons']:,} FFN neurons {_WHICH[method].format(name)}"
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {base}, better at {name}",
-        f"{about['parameters']:,} numbers ({percent_trained(about):.2f}% of the model), the weights of "
-        f"{about['neurons']:,} FFN neurons {which}, were trained on {about['tokens']:,} tokens of "
-        f"{about['source']} with seed {about['seed']} at a peak rate of {about['settings']['learning_rate']:g}.",
+        f"{about['parameters']:,} numbers ({percent_trained(about):.2f}% of the model), {what}, were trained on "
+        f"{about['tokens']:,} tokens of {about['source']} with seed {about['seed']} at a peak rate of "
+        f"{about['settings']['learning_rate']:g}."
+        + ("" if scale == 1 else f" Of the trained change, {scale:g} times as much is used."),
     ]
     if metrics:
         lines += ["## What it gained and what it kept", *_numbers(metrics, lang)]

@@ -18,7 +18,7 @@ from ssetools.evaluation.tasks.translation import compare_translations
 from ssetools.files import read_json, whole_file, write_json
 from ssetools.languages import get_language
 from ssetools.models import model_precision
-from ssetools.training.adapter import Adapter, adapter_facts
+from ssetools.training.adapter import Adapter, results_at_scale
 
 
 def report(metrics: dict) -> str:
@@ -30,6 +30,7 @@ def report(metrics: dict) -> str:
         f"{name} ({lang}), {about['base']['model']}, {about['method']}, seed {about['seed']}",
         *([f"  neurons trained      {about['neurons']:>10,}"] if "neurons" in about else []),
         f"  weights trained      {about['parameters']:>10,}   {percent_trained(about):.2f}% of the model",
+        *([f"  scale                {about['scale']:>10g}"] if about.get("scale", 1) != 1 else []),
         f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB",
         "",
         f"  {'perplexity':<36}{'before':>8}{'after':>8}  {'change (95% interval)'}",
@@ -173,10 +174,10 @@ def get_task_scores(
     Returns:
         "before" and "after", results of `evaluate`, and "changes", of `compare_tasks`.
     """
-    path = Path(folder) / "tasks.json"
+    path, about = results_at_scale(folder, "tasks.json", Adapter.attached_to(model).scale)
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     options = {"tasks": tasks, "limit": limit, "translations": translations, "shots": shots}
-    request = {**options, **model_precision(model), "adapter": adapter_facts(folder)}
+    request = {**options, **model_precision(model), "adapter": about}
     if path.exists():
         kept = read_json(path)
         if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):

@@ -3,7 +3,7 @@
     get_profile   runs/<model>/profile.safetensors
     get_neurons   runs/<model>/neurons.safetensors
     get_run       runs/<model>/<lang>/<method>-seed<k>/adapter.*
-    get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json
+    get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json, metrics-scale0.4.json for another scale
 
 The notebooks, the command line and `make finetune` all call these.
 """
@@ -14,28 +14,29 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.perplexity import change, score_languages
-from ssetools.files import digest_of, kept, model_dir, provenance, run_dir, write_json
-from ssetools.languages import PROFILED_LANGUAGES, get_language, num_words
+from ssetools.files import digest_of, kept, model_dir, provenance, read_json, run_dir, write_json
+from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language, num_words
 from ssetools.models import model_precision, model_source, num_parameters
+from ssetools.neurons import selection as selections
 from ssetools.neurons.counts import ActivationProfile, profile_languages
-from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
 from ssetools.text.sources import TextPlan, default_source, describe_source, load_texts, parse_sources
 from ssetools.text.streams import TextStream, stream_texts
-from ssetools.training.adapter import Adapter, adapter_facts
-from ssetools.training.finetune import finetune
+from ssetools.training.adapter import Adapter, results_at_scale
+from ssetools.training.finetune import SCALES_FILE, choose_scale, finetune, scale_of_run
 from ssetools.training.loop import TrainingSettings
-from ssetools.training.methods import METHODS, check_method, load_adapter
+from ssetools.training.methods import METHODS, check_method, load_adapter, method_with
 
 TOKENS_PER_LANGUAGE = 2048
 _VALIDATION_WORDS = 600
+_RETENTION_WORDS = 200
 _BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
 _RETRAIN = (
     "Text and neuron_ids are digests: the training text or the selected neurons changed. Ask for the same, name another "
@@ -78,7 +79,12 @@ def get_profile(
 
 
 def get_neurons(
-    model: nn.Module, tokenizer: Any, runs: str | Path = "runs", top_rate: float = 0.05, **profile_options: Any
+    model: nn.Module,
+    tokenizer: Any,
+    runs: str | Path = "runs",
+    top_rate: float = 0.05,
+    selection: str = "lape",
+    **profile_options: Any,
 ) -> NeuronSets:
     """Loads `runs/<model>/neurons.safetensors`, or selects neurons and writes it.
 
@@ -86,18 +92,24 @@ def get_neurons(
         model: A causal language model.
         tokenizer: Its tokenizer.
         runs: Folder of runs.
-        top_rate: Share of all neurons to select. Sets of another rate or profile are replaced.
+        top_rate: Share of all neurons that LAPE selects. Sets of another rate or profile are replaced.
+        selection: "lape", or "specific" (`neurons-specific.safetensors`: equally many neurons in each layer, in all 1% of
+            the weights). "random" returns LAPE's sets, of which `get_run` draws controls.
         **profile_options: As in `get_profile`.
 
     Raises:
         ValueError: As `get_profile`.
     """
     profile = get_profile(model, tokenizer, runs, **profile_options)
-    path = model_dir(model_source(model)["model"], runs) / "neurons.safetensors"
-    wanted = profile.metadata | {"top_rate": top_rate, "profiled_languages": profile.languages}
-    if kept(path, wanted, on_change="remake"):
+    folder = model_dir(model_source(model)["model"], runs)
+    if selection == "specific":
+        path, size = folder / "neurons-specific.safetensors", {"per_layer": selections.neurons_per_layer(model)}
+    else:
+        path, size = folder / "neurons.safetensors", {"top_rate": top_rate}
+    if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
         return NeuronSets.load(path)
-    neurons = select_neurons(profile, top_rate)
+    select = selections.select_specific if selection == "specific" else selections.select_neurons
+    neurons = select(profile, **size)
     if processes.is_main():
         neurons.save(path)
     return neurons
@@ -114,9 +126,16 @@ def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -
         return None
     if neurons is None:
         raise InvalidInput(f"Method {method!r} needs neurons: pass the NeuronSets of `get_neurons`.")
+    selected_by = neurons.metadata.get("selection", "lape")
+    if METHODS[method].selection in ("lape", "specific") and METHODS[method].selection != selected_by:
+        raise InvalidInput(
+            f"Method {method!r} trains other neurons than the ones given, which were selected as {selected_by!r}: set "
+            f"selection={METHODS[method].selection!r} (`-p selection`, `--selection`)."
+        )
     if lang in neurons and neurons.count(lang) == 0:
         raise InvalidInput(
-            f"No neuron is selected for {lang!r} at top_rate {neurons.metadata.get('top_rate')}: raise it."
+            f"No neuron is selected for {lang!r} at top_rate {neurons.metadata.get('top_rate')}: raise it, or set "
+            'selection="specific", which gives every language as many.'
         )
     if method.startswith("random"):
         return neurons.random_like(lang, seed, depth_matched=method == "random")
@@ -132,6 +151,8 @@ def get_run(
     method: str = "lape",
     seed: int = 0,
     runs: str | Path = "runs",
+    selection: str | None = None,
+    scale: float | Literal["auto"] | None = None,
     **settings: Any,
 ) -> Path:
     """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when there is none.
@@ -145,6 +166,10 @@ def get_run(
         method: A name of `METHODS`.
         seed: Seed of the order of the text, and of random neurons.
         runs: Folder of runs.
+        selection: Which neurons a subnetwork trains, a name of `SELECTIONS`; None: the one that made `neurons`. The run
+            takes its name: "specific" or "random" in place of the method "lape".
+        scale: `adapter.scale`. A number, or "auto" to choose it by forward passes (`choose_scale`); a finished run takes
+            it without training. None: as the run was saved, 1 for a new one.
         **settings: Fields of `TrainingSettings`.
 
     Returns:
@@ -153,6 +178,8 @@ def get_run(
     Raises:
         ValueError: If a finished run there has other settings, or trained other neurons or on other text.
     """
+    selected_by = neurons.metadata.get("selection", "lape") if neurons else "lape"
+    method = method_with(method, selection or selected_by)
     training = asdict(TrainingSettings(seed=seed, **settings).for_method(method))
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
@@ -165,9 +192,16 @@ def get_run(
         "neuron_ids": digest_of([ids.tolist() for ids in chosen]) if chosen else None,
     }
     if kept(folder / "adapter.json", {**facts, "settings": training}, remedy=_RETRAIN):
-        load_adapter(folder, model)
+        adapter = load_adapter(folder, model)
         print(f"Found the adapter in {folder}.", flush=True)
+        if scale == "auto" and not (folder / SCALES_FILE).is_file():
+            curve = choose_scale(adapter, tokenizer, _validation_texts(plan.train, lang), _retention_texts(plan, lang))
+            if processes.is_main():
+                write_json(folder / SCALES_FILE, curve)
+            processes.wait()
+        adapter.scale = scale_of_run(folder, scale)
         return folder
+    facts |= {"method": method, "selection": selected_by if chosen else None}
     facts |= {"language": lang, "seed": seed, "corpus": describe_source(plan.train, lang)}
     facts |= {"model_parameters": num_parameters(model), **provenance()}
     if chosen:
@@ -176,14 +210,23 @@ def get_run(
         model,
         tokenizer,
         _training_stream(plan, lang) if texts is None else texts,
-        method,
+        "subnetwork" if METHODS[method].selection else method,
         chosen,
         validation_texts=_validation_texts(plan.train, lang),
         run_dir=folder,
         facts=facts,
+        scale=1.0 if scale is None else scale,
+        retention_texts=_retention_texts(plan, lang) if scale == "auto" else None,
         **training,
     )
     return folder
+
+
+def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:
+    """Loads validation text in the well-served languages: of the unseen genre if that has some, else the declaration."""
+    unseen = plan.kinds.get(plan.other_kind or "", "udhr")
+    source = unseen if unseen.split(":")[0] in SOURCES else "udhr"
+    return {x: _validation_texts(source, x, _RETENTION_WORDS) for x in CONTRAST_LANGUAGES if x != lang}
 
 
 def _is_streamed(source: str) -> bool:
@@ -196,11 +239,11 @@ def _training_stream(plan: TextPlan, lang: str) -> TextStream:
     return stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
 
 
-def _validation_texts(source: str, lang: str) -> list[str]:
-    """Takes validation documents at even distances, about `_VALIDATION_WORDS` words of them."""
+def _validation_texts(source: str, lang: str, words: int = _VALIDATION_WORDS) -> list[str]:
+    """Takes validation documents at even distances, about `words` words of them."""
     texts = load_texts(source, lang, "validation")
     total = sum(num_words(text, get_language(lang).script) for text in texts)
-    return texts[:: max(1, total // _VALIDATION_WORDS)]
+    return texts[:: max(1, total // words)]
 
 
 def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
@@ -228,7 +271,10 @@ def get_metrics(
     languages: Sequence[str] = PROFILED_LANGUAGES,
     budgets: Mapping[str, int] | None = None,
 ) -> dict:
-    """Loads `metrics.json` of a run, or scores the attached adapter and its base and writes it.
+    """Loads the metrics of a run at the adapter's scale, or scores the adapter and its base and writes them.
+
+    They are in `metrics.json` for the scale at which the run was saved, in `metrics-scale0.4.json` and the like for others.
+    The curve of `choose_scale`, where there is one, is their "scales".
 
     Args:
         model: The model, with the run's adapter attached.
@@ -243,11 +289,11 @@ def get_metrics(
     Returns:
         The metrics, see `summarise`.
     """
-    path = folder / "metrics.json"
+    path, about = results_at_scale(folder, "metrics.json", Adapter.attached_to(model).scale)
     budgets = dict(budgets or {"*": 256, "en": 1024, lang: 2048})
     texts = load_test_texts(plan, lang, ["en", *languages])
     request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
-    inputs = {"request": request | model_precision(model), "adapter": adapter_facts(folder)}
+    inputs = {"request": request | model_precision(model), "adapter": about}
     if metrics := kept(path, inputs, on_change="remake"):
         return metrics
     print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
@@ -255,6 +301,8 @@ def get_metrics(
     with Adapter.attached_to(model).switched_off():
         before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
     metrics = {"folder": folder.as_posix(), "same_kind": plan.same_kind, "reason": plan.reason, **inputs}
+    if (folder / SCALES_FILE).is_file():
+        metrics["scales"] = read_json(folder / SCALES_FILE)
     metrics |= {"before": before, "after": after, "summary": summarise(before, after, lang), **provenance()}
     write_json(path, metrics)
     return metrics

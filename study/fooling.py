@@ -29,7 +29,7 @@ from ssetools.steps import get_neurons, neurons_for
 from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.text.windows import pack_tokens
 from ssetools.training.finetune import finetune
-from ssetools.training.methods import attach_method
+from ssetools.training.methods import METHODS, attach_method
 from ssetools.training.subnetwork import Subnetwork
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "fooling.json"
@@ -61,7 +61,8 @@ class Bench:
         neurons = neurons_for(self.neurons, self.lang, method, seed=0)
         settings = {"max_tokens": TOKENS, "batch_size": BATCH, "window": WINDOW, **settings}
         model, own = self.model
-        return finetune(model, tokenizer or own, texts, method, neurons, **settings)
+        how = "subnetwork" if METHODS[method].selection else method
+        return finetune(model, tokenizer or own, texts, how, neurons, **settings)
 
     def score(self, texts: dict, tokenizer=None, model=None) -> dict:
         """Scores texts by kind and language, as `score_languages` does."""

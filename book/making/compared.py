@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from making.results import MODEL, in_cell, listed, name_of, percent, rate, read
-from ssetools.training.methods import METHODS
+from study.compare.runs import METHODS
 
 TITLES = {
     "target, sentences": "sentences, another kind",

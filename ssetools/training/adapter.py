@@ -173,8 +173,29 @@ class Adapter(nn.Module):
         if differs := model_mismatch(about["base"], model_source(model)):
             raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
         adapter = cls._read(Path(folder), model, about)
-        adapter.scale = about["scale"]
+        adapter.scale = about.get("scale", 1.0)  # saved before adapters had a scale
         return adapter
+
+    def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
+        """Writes a PEFT checkpoint of the same function, scale included, which PEFT, vLLM and the hub load.
+
+        Args:
+            folder: Folder to write.
+            uniform_rank: Whether to give all modules one rank (8, 16, 32, 64, 128, 256, 320 or 512), as vLLM needs,
+                padded with zeros. LoRA has one rank already.
+
+        Raises:
+            ValueError: If the adapter cannot be written so, or a layer needs a higher rank than the largest uniform one.
+        """
+        raise InvalidInput(f"{type(self).__name__} has no PEFT form: merge() it into the model (`--format merged`).")
+
+    def to_gguf_lora(self, path: str | Path) -> Path:
+        """Writes a GGUF adapter of the same function, scale included, which llama.cpp loads beside the base in GGUF.
+
+        Raises:
+            ValueError: If the adapter cannot be written so, or llama.cpp does not know the family.
+        """
+        raise InvalidInput(f"{type(self).__name__} has no GGUF form: merge() it into the model (`--format merged`).")
 
     # --- what the loop calls; most methods have nothing to do here ---
 
@@ -215,7 +236,7 @@ class Adapter(nn.Module):
 
 
 def adapter_facts(folder: str | Path) -> dict:
-    """Reads `adapter.json`; adapters that were saved without a scale have scale 1.
+    """Reads `adapter.json`.
 
     Raises:
         FileNotFoundError: If `folder` holds no adapter.
@@ -223,7 +244,18 @@ def adapter_facts(folder: str | Path) -> dict:
     path = Path(folder) / "adapter.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter in {folder}: {path} does not exist.")
-    return {"scale": 1.0, **read_json(path)}
+    return read_json(path)
+
+
+def results_at_scale(folder: str | Path, name: str, scale: float) -> tuple[Path, dict]:
+    """Returns where a run keeps results at a scale, and its facts with that scale.
+
+    The file is `name`, such as "metrics.json", for the scale that the run was saved with, else "metrics-scale0.4.json".
+    """
+    path, about = Path(folder) / name, adapter_facts(folder)
+    if scale != about.get("scale", 1.0):
+        path, about["scale"] = path.with_name(f"{path.stem}-scale{scale:g}{path.suffix}"), scale
+    return path, about
 
 
 def check_scale(value: float) -> float:

@@ -112,17 +112,15 @@ _FAMILIES = {"mistral": "llama", "gpt_neox": "gptneox", "cohere": "command-r", "
 """Names that llama.cpp gives to families, where they are not transformers' own."""
 
 
-def write_gguf_lora(
-    model: nn.Module, slices: Sequence[tuple[Projection, torch.Tensor, torch.Tensor]], path: str | Path
-) -> Path:
-    """Writes slices as a GGUF adapter of the same function, in float16.
+def write_gguf_lora(model: nn.Module, pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], path: str | Path) -> Path:
+    """Writes LoRA pairs as a GGUF adapter, in float16.
 
     llama.cpp reads each module's rank off its tensors and scales by alpha / rank, or not at all where alpha is 0. So
-    alpha is 0, and every module has the rank of its number of neurons.
+    alpha is 0, and every module has a rank of its own.
 
     Args:
         model: The base.
-        slices: As in `write_peft`.
+        pairs: A [k, in] and B [out, k] by module path, as from `lora_pairs`.
         path: File to write.
 
     Raises:
@@ -145,7 +143,7 @@ def write_gguf_lora(
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-        for module, pair in lora_pairs(slices).items():
+        for module, pair in pairs.items():
             tensor = names.get_name(module)
             if tensor is None:
                 raise InvalidInput(

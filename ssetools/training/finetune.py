@@ -17,13 +17,13 @@ from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
-from ssetools.files import write_json
+from ssetools.files import read_json, write_json
 from ssetools.models import evaluation_mode
 from ssetools.text.streams import TextStream
 from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
-from ssetools.training.adapter import Adapter, check_scale
+from ssetools.training.adapter import Adapter, adapter_facts, check_scale
 from ssetools.training.loop import Run, TrainingSettings, mean_loss
-from ssetools.training.methods import attach_method, check_method
+from ssetools.training.methods import METHODS, attach_method, check_method
 
 
 @dataclass
@@ -75,13 +75,14 @@ def finetune(
         tokenizer: Its tokenizer.
         texts: Training documents, or a stream of them (`stream_texts`), of which as many tokens as are trained on are
             written to a file in the cache once and read from there.
-        method: A name of `METHODS`: "lape", "random" or "random-uniform" (the neurons given decide what is trained),
-            "lora", "lora-equal" (as many parameters as the neurons have), "ia3", "ffn" or "full".
-        neurons: Neuron ids for each layer, for the methods that need them.
+        method: A name of `METHODS`: "lape", "specific" or "subnetwork" (all train the neurons given), "lora", "lora-equal"
+            (as many parameters as the neurons have), "ia3", "ffn" or "full".
+        neurons: Neuron ids for each layer, for the methods that need them: `neurons["yo"]` of a NeuronSets, or as a
+            control `neurons.random_like("yo")`, with "subnetwork".
         validation_texts: Documents for choosing the best weights; none keeps the last.
         run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`. A run killed at any step goes on
             from its last checkpoint there, to the same final weights as an uninterrupted one.
-        facts: JSON-able facts for adapter.json, such as language and corpus.
+        facts: JSON-able facts for adapter.json, such as language and corpus; "method" replaces the name above.
         scale: `adapter.scale` after training: a number, or "auto" to let `choose_scale` find it.
         retention_texts: Documents by language, for "auto": what the model has to keep, such as validation text in English
             and other well-served languages.
@@ -96,6 +97,11 @@ def finetune(
         TrainingDiverged: When the loss is not finite, with advice.
     """
     check_method(method)
+    if (METHODS[method].selection or "").startswith("random"):
+        raise InvalidInput(
+            f"Method {method!r} draws neurons, and finetune trains those that it is given: pass neurons.random_like(lang, "
+            'seed) with method="subnetwork", or train with get_run or `ssetools finetune`, which draw.'
+        )
     settings = TrainingSettings(**settings).for_method(method)
     if scale == "auto" and not (validation_texts and retention_texts):
         raise InvalidInput(
@@ -139,15 +145,17 @@ def finetune(
             write_json(Path(run_dir) / SCALES_FILE, curve)
         adapter.save(
             run_dir,
-            method=method,
-            settings=asdict(settings),
-            steps=steps,
-            best_step=run.best_step,
-            optimizer_bytes=result.optimizer_bytes,
-            tokens=result.tokens,
-            seconds=round(result.seconds, 1),
-            peak_memory_gib=round(result.peak_memory_gib, 2),
-            **(facts or {}),
+            **{
+                "method": method,
+                "settings": asdict(settings),
+                "steps": steps,
+                "best_step": run.best_step,
+                "optimizer_bytes": result.optimizer_bytes,
+                "tokens": result.tokens,
+                "seconds": round(result.seconds, 1),
+                "peak_memory_gib": round(result.peak_memory_gib, 2),
+                **(facts or {}),
+            },
         )
         run.finish()
     processes.wait()
@@ -225,6 +233,27 @@ def choose_scale(
 def best_scale(curve: Sequence[Mapping[str, Any]]) -> float:
     """Returns the scale with the lowest validation loss within the limits, from a curve of `choose_scale`."""
     return min((row for row in curve if row["within_limits"]), key=lambda row: row["validation_loss"])["scale"]
+
+
+def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
+    """Returns the scale that is asked for of a finished run.
+
+    Args:
+        folder: The run's folder.
+        scale: A number, None for the scale that was saved, or "auto" for the best of the curve in `scales.json`.
+
+    Raises:
+        FileNotFoundError: If there is no adapter, or "auto" finds no curve.
+        ValueError: For a negative number.
+    """
+    if scale is None:
+        return adapter_facts(folder).get("scale", 1.0)
+    if scale != "auto":
+        return check_scale(scale)
+    path = Path(folder) / SCALES_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: `ssetools evaluate` with `--scale auto` makes it.")
+    return best_scale(read_json(path))
 
 
 def _chosen(curve: Sequence[Mapping[str, Any]]) -> str:

@@ -16,12 +16,13 @@ from ssetools.files import load_tensors, readable, save_tensors, whole_file
 from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.adapter import Adapter, adapter_facts, copy_into
+from ssetools.training.exports import write_gguf_lora
 from ssetools.training.subnetwork import Subnetwork
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of training.
+    """One way of training, and for some names also which neurons are trained.
 
     Attributes:
         trains: What moves, in words.
@@ -29,6 +30,7 @@ class Method:
         search: Rates that a comparison tries.
         needs_neurons: Whether the method is given neurons, or (LoRA at equal size) their number.
         on_8bit: Whether the base may be 8-bit.
+        selection: For a subnetwork under the name of its neurons, the selection that the name stands for.
     """
 
     trains: str
@@ -36,15 +38,22 @@ class Method:
     search: tuple[float, ...]
     needs_neurons: bool = False
     on_8bit: bool = True
+    selection: str | None = None
+
+
+def _subnetwork(trains: str, selection: str | None, learning_rate: float = 1e-4) -> Method:
+    return Method(trains, learning_rate, _NEURON_RATES, needs_neurons=True, selection=selection)
 
 
 _NEURON_RATES = (3.3e-5, 1e-4, 3e-4, 9e-4, 27e-4, 81e-4)
 _WEIGHT_RATES = (3.3e-6, 1e-5, 3e-5, 9e-5, 27e-5, 81e-5)
 
 METHODS = {
-    "lape": Method("the weights of the language's neurons", 1e-4, _NEURON_RATES, needs_neurons=True),
-    "random": Method("as many other neurons, matched in depth", 1e-4, _NEURON_RATES, needs_neurons=True),
-    "random-uniform": Method("as many other neurons, at any depth", 1e-4, _NEURON_RATES, needs_neurons=True),
+    "lape": _subnetwork("the weights of the language's neurons", "lape"),
+    "specific": _subnetwork("the weights of the neurons most specific to the language", "specific", 4e-4),
+    "random": _subnetwork("as many other neurons, matched in depth", "random"),
+    "random-uniform": _subnetwork("as many other neurons, at any depth", "random-uniform"),
+    "subnetwork": _subnetwork("the weights of the neurons that it is given", None),
     "ffn": Method("all gate, up and down projections", 3e-5, _WEIGHT_RATES, on_8bit=False),
     "full": Method("all weights", 3e-5, _WEIGHT_RATES, on_8bit=False),
     "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, _NEURON_RATES),
@@ -53,7 +62,29 @@ METHODS = {
     ),
     "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (6.7e-4, 2e-3, 6e-3, 18e-3, 54e-3, 162e-3)),
 }
-"""The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one."""
+"""The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one.
+
+"lape", "specific", "random" and "random-uniform" all train a subnetwork; the name says which neurons are selected.
+"""
+
+SELECTIONS = ("lape", "specific", "random")
+"""Which neurons a subnetwork trains: by LAPE, by specificity, or as many others drawn at random as LAPE selects."""
+
+
+def method_with(method: str, selection: str) -> str:
+    """Returns the name of a run: a subnetwork ("lape" or "subnetwork") takes the name of its selection.
+
+    Args:
+        method: A name of `METHODS`. "random" and "random-uniform" stay: controls of the selection's neurons.
+        selection: A name of `SELECTIONS`.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    check_method(method)
+    if selection not in SELECTIONS:
+        raise InvalidInput(f"Unknown selection {selection!r}: use one of {', '.join(SELECTIONS)}.")
+    return selection if method in ("lape", "subnetwork") else method
 
 
 def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor] | None = None) -> Adapter:
@@ -68,17 +99,17 @@ def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor]
         ValueError: For an unknown method, missing neurons, or a base that the method cannot train.
     """
     check_method(method)
-    if METHODS[method].needs_neurons and neurons is None:
-        raise InvalidInput(f'Method {method!r} needs neurons=, such as neurons["yo"] of a NeuronSets.')
     if method == "ia3":
         return PeftAdapter.ia3(model)
     if method == "lora":
         return PeftAdapter.lora(model)
+    if method in ("ffn", "full"):
+        return WholeWeights(model, only_ffn=method == "ffn")
+    if neurons is None:
+        raise InvalidInput(f'Method {method!r} needs neurons=, such as neurons["yo"] of a NeuronSets.')
     if method == "lora-equal":
         size = sum(len(ids) for ids in neurons) * find_ffn_blocks(model)[0].weights_per_neuron
         return PeftAdapter.lora(model, rank_with(model, size))
-    if method in ("ffn", "full"):
-        return WholeWeights(model, only_ffn=method == "ffn")
     return Subnetwork.attach(model, neurons)
 
 
@@ -312,12 +343,17 @@ class PeftAdapter(Adapter):
         self._set_factor(self.scale if self.active else 0.0)
         return {"peft_type": self.kind}
 
-    def to_peft(self, folder: str | Path) -> Path:
-        """Writes a PEFT checkpoint of the same function, the scale included.
+    def to_gguf_lora(self, path):
+        if self.kind != "LORA":
+            return super().to_gguf_lora(path)
+        scaling = self.scale * ALPHA_OVER_RANK
+        pairs = {
+            name: tuple(getattr(layer, f"lora_{half}")["default"].weight.detach().cpu() for half in "AB")
+            for name, layer in self._layers().items()
+        }
+        return write_gguf_lora(self.model, {name: (a, scaling * b) for name, (a, b) in pairs.items()}, path)
 
-        Raises:
-            ValueError: If the adapter was taken off its model.
-        """
+    def to_peft(self, folder, uniform_rank=False):
         self.check_attached()
         with whole_file(folder) as scratch:
             self._set_factor(self.scale)

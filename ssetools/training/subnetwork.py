@@ -24,7 +24,7 @@ from ssetools.models import has_8bit_layers, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import check_layers
 from ssetools.training.adapter import Adapter, copy_into
-from ssetools.training.exports import write_gguf_lora, write_peft
+from ssetools.training.exports import lora_pairs, write_gguf_lora, write_peft
 
 
 class _Slice(nn.Module):
@@ -173,26 +173,11 @@ class Subnetwork(Adapter):
             copy_into(piece.delta, tensors[name.replace("-", ".")])
         return subnet
 
-    def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
-        """Writes the same function as a standard PEFT LoRA checkpoint, which PEFT, vLLM and the hub load.
-
-        Args:
-            folder: Folder to write.
-            uniform_rank: Whether to pad all modules with zeros to one rank (8, 16, 32, 64, 128, 256, 320 or 512), as
-                vLLM needs; otherwise every module has the rank of its number of neurons.
-
-        Raises:
-            ValueError: If a layer has more neurons than the largest uniform rank.
-        """
+    def to_peft(self, folder, uniform_rank=False):
         return write_peft(self.model, self._places_and_deltas(), folder, uniform_rank)
 
-    def to_gguf_lora(self, path: str | Path) -> Path:
-        """Writes the same function as a GGUF adapter, which llama.cpp loads beside the base in GGUF.
-
-        Raises:
-            ValueError: If llama.cpp does not know the family.
-        """
-        return write_gguf_lora(self.model, self._places_and_deltas(), path)
+    def to_gguf_lora(self, path):
+        return write_gguf_lora(self.model, lora_pairs(self._places_and_deltas()), path)
 
     def _places_and_deltas(self):
         return [(piece.projection, piece.columns, piece.scaled(self.scale)) for piece in self.slices.values()]

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from ssetools.embedded_model import EMBEDDED_MODEL
-from ssetools.training.methods import METHODS
 from study.compare.comparison import Comparison
+from study.compare.runs import METHODS
 from study.compare.summary import write_summary
 
 

@@ -25,8 +25,8 @@ from ssetools.neurons.selection import select_budget, select_neurons
 from ssetools.steps import get_profile, neurons_for
 from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.training.finetune import finetune
-from ssetools.training.methods import METHODS, check_method, load_adapter
-from study.compare.runs import SEEDS, Arm, ablations_of, own_seed
+from ssetools.training.methods import check_method, load_adapter
+from study.compare.runs import METHODS, SEEDS, Arm, ablations_of, own_seed
 
 _TRAINING = {
     "window": 256,
@@ -192,7 +192,7 @@ class Comparison:
                 model,
                 tokenizer,
                 load_texts(default_source(), lang, "train"),
-                arm.method,
+                "subnetwork" if METHODS[arm.method].selection else arm.method,
                 self._neurons_for(lang, arm),
                 validation_texts=load_texts(self.other_text, lang, "validation")[:_VALIDATION_DOCUMENTS],
                 run_dir=folder,

@@ -12,10 +12,9 @@ import pandas
 
 from ssetools.files import model_dir, read_json
 from ssetools.languages import get_language
-from ssetools.training.methods import METHODS
 from study.compare.comparison import TRACED
 from study.compare.effects import KINDS, by_method
-from study.compare.runs import SEEDS, Arm, ablations_of
+from study.compare.runs import METHODS, SEEDS, Arm, ablations_of
 
 CONTROL = "random"
 _SEARCH = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]

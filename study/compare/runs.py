@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ssetools.languages import get_language
+from ssetools.training import methods
+
+COMPARED = ("lape", "random", "random-uniform", "ffn", "full", "lora", "lora-equal", "ia3")
+METHODS = {name: methods.METHODS[name] for name in COMPARED}
+"""The methods that are compared, by name."""
 
 SEEDS = (0, 1, 2)
 """Seeds of a language that searches for its own rates; the first is that of the search."""

@@ -8,12 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from made_up_study import LANGS, SETTINGS, trained
+import torch
+from made_up_study import LANGS, PROFILE, SETTINGS, trained
+from peft import PeftModel
 
-from ssetools import Subnetwork, cli, load_model, load_texts, perplexity
+from ssetools import Subnetwork, cli, finetune, load_model, load_texts, perplexity
 from ssetools.errors import InvalidInput, MissingLanguage, MissingPackage, TextUnavailable, TrainingDiverged
 from ssetools.export import model_card, push_to_hub
-from ssetools.steps import get_metrics, get_run
+from ssetools.steps import get_metrics, get_neurons, get_run
+from ssetools.training.adapter import Adapter
+from ssetools.training.finetune import SCALES, best_scale
+from ssetools.training.methods import method_with
 
 
 def test_command_line_errors_are_one_sentence(study, capsys):
@@ -130,16 +135,120 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(study, capsys
     neurons, folder = trained(study)
     Subnetwork.attached_to(model).detach()
     about = json.loads((folder / "adapter.json").read_text())
-    assert "3 FFN neurons drawn at random, a control, were" in model_card(
+    assert "3 FFN neurons drawn at random, a control for Yoruba, were" in model_card(
         {**about, "method": "random", "neurons": 3}, None, "peft"
     )
     get_run(model, tokenizer, "yo", None, plan, "ia3", **SETTINGS)
-    assert cli.main(["export", "yo", "out", "--model", "tiny", "--method", "ia3"]) == 2
-    assert "PEFT loads the folder as it is" in capsys.readouterr().err
+    Adapter.attached_to(model).detach()
+    get_run(model, tokenizer, "yo", None, plan, "ffn", **SETTINGS)
+    for method, form in (("ia3", "gguf-lora"), ("ffn", "peft"), ("ffn", "gguf-lora")):
+        arguments = ["export", "yo", "out", "--model", "tiny", "--method", method, "--format", form]
+        assert cli.main(arguments) == 2
+        assert f"has no {form} form: use " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="WholeWeights has no GGUF form"):
+        Adapter.attached_to(model).to_gguf_lora("out")
     (folder / "adapter.json").write_text(json.dumps({k: v for k, v in about.items() if k != "model_parameters"}))
     assert cli.main(["export", "yo", "out", "--model", "tiny"]) == 2
-    assert "adapter.json lacks model_parameters, which the card tells" in capsys.readouterr().err
+    assert "adapter.json lacks model_parameters, which the model card needs" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "forms"),
+    [("lape", ["peft", "gguf-lora", "merged"]), ("lora", ["peft", "gguf-lora", "merged"]), ("ia3", ["peft", "merged"])],
+)
+def test_a_finished_run_is_evaluated_and_exported_at_another_scale_without_training(
+    study, capsys, monkeypatch, method, forms
+):
+    model, tokenizer, plan = study
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    folder = get_run(model, tokenizer, "yo", neurons, plan, method, **SETTINGS)
+    whole = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    Adapter.attached_to(model).detach()
+    trained = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("ssetools.steps.finetune", None)  # nothing may be trained from here on
+    get_run(model, tokenizer, "yo", neurons, plan, method, scale=0.5, **SETTINGS)
+    half = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    after = [metrics["after"]["stories"]["yo"]["perplexity"] for metrics in (whole, half)]
+    before = whole["before"]["stories"]["yo"]["perplexity"]
+    assert half["adapter"]["scale"] == 0.5
+    assert min(before, after[0]) < after[1] < max(before, after[0])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        **trained,
+        "metrics-scale0.5.json": (folder / "metrics-scale0.5.json").read_bytes(),
+    }
+    Adapter.attached_to(model).detach()
+    get_run(model, tokenizer, "yo", neurons, plan, method, **SETTINGS)
+    assert Adapter.attached_to(model).scale == 1
+    assert get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)["after"] == whole["after"]
+    assert (folder / "metrics.json").read_bytes() == trained["metrics.json"]
+    arguments = ["yo", "--model", "tiny", "--method", method, "--scale", "0.5"]
+    assert cli.main(["report", *arguments]) == 0
+    assert "scale                       0.5\n" in capsys.readouterr().out
+    for form in forms:
+        assert cli.main(["export", *arguments, f"out-{form}", "--format", form]) == 0
+        card = Path(f"out-{form}/README.md").read_text()
+        assert "Of the trained change, 0.5 times as much is used." in card
+        assert f"{half['summary']['stories']['target']['percent']:+.1f}%" in card.replace("−", "-")
+    Adapter.attached_to(model).detach()
+    tuned = PeftModel.from_pretrained(model, "out-peft")
+    score = perplexity(tuned.get_base_model(), tokenizer, load_texts("text", "yo", "test"), max_tokens=2048)
+    assert score == pytest.approx(after[1], rel=1e-4)
+    assert json.loads(Path("out-merged/config.json").read_text())["use_cache"] is True
+
+
+def test_the_scale_of_a_run_is_chosen_once(study, capsys, monkeypatch):
+    model, tokenizer, plan = study
+    others = {lang: load_texts("text", lang, "validation") for lang in ("en", "is")}
+    monkeypatch.setattr("ssetools.steps._retention_texts", lambda plan, lang: others)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    one = get_run(model, tokenizer, "yo", neurons, plan, scale="auto", **SETTINGS)
+    chosen = json.loads((one / "scales.json").read_text())
+    adapter = Adapter.attached_to(model)
+    assert adapter.scale == best_scale(chosen) == json.loads((one / "adapter.json").read_text())["scale"]
+    assert get_metrics(model, tokenizer, "yo", one, plan, languages=LANGS)["scales"] == chosen
+    adapter.detach()
+    two = get_run(model, tokenizer, "yo", neurons, plan, seed=1, **SETTINGS)
+    Adapter.attached_to(model).detach()
+    assert not (two / "scales.json").exists()
+    assert cli.main(["report", "yo", "--model", "tiny", "--seed", "1", "--scale", "auto"]) == 2
+    assert "scales.json: `ssetools evaluate` with `--scale auto` makes it" in capsys.readouterr().err
+    monkeypatch.setattr("ssetools.steps.finetune", None)
+    get_run(model, tokenizer, "yo", neurons, plan, seed=1, scale="auto", **SETTINGS)
+    curve = json.loads((two / "scales.json").read_text())
+    assert Adapter.attached_to(model).scale == best_scale(curve)
+    assert [row["scale"] for row in curve] == [0.0, *SCALES]
+    Adapter.attached_to(model).detach()
+    monkeypatch.setattr("ssetools.steps.choose_scale", None)
+    get_run(model, tokenizer, "yo", neurons, plan, seed=1, scale="auto", **SETTINGS)
+    assert Adapter.attached_to(model).scale == best_scale(curve)
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "yo", "--scale", "half"])
+    assert "'half' is neither a number nor auto" in capsys.readouterr().err
+
+
+def test_random_neurons_are_a_selection(study, capsys):
+    model, tokenizer, plan = study
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="random", **PROFILE)
+    by_method = get_run(model, tokenizer, "yo", neurons, plan, "random", **SETTINGS)
+    drawn = Adapter.attached_to(model).detach() and Subnetwork.load(by_method, model).neurons
+    assert by_method.name == "random-seed0"
+    assert all(map(torch.equal, drawn, neurons.random_like("yo", seed=0)))
+    about = json.loads((by_method / "adapter.json").read_text())
+    assert (about["method"], about["selection"]) == ("random", "lape")
+    Adapter.attached_to(model).detach()
+    assert get_run(model, tokenizer, "yo", neurons, plan, selection="random", **SETTINGS) == by_method
+    assert method_with("subnetwork", "random") == method_with("random", "specific") == "random"
+    assert method_with("lape", "specific") == "specific"
+    assert method_with("lora", "specific") == "lora"
+    Adapter.attached_to(model).detach()
+    for method in ("random", "random-uniform"):
+        with pytest.raises(ValueError, match=r'draws neurons.*neurons.random_like.*method="subnetwork"'):
+            finetune(model, tokenizer, ["w5 w6"], method, neurons["yo"])
+    with pytest.raises(ValueError, match="selected as 'lape': set selection='specific'"):
+        get_run(model, tokenizer, "yo", neurons, plan, "specific", **SETTINGS)
+    assert cli.main(["finetune", "yo", "--model", "tiny", "--selection", "rare"]) == 2
+    assert "Unknown selection 'rare': use one of lape, specific, random." in capsys.readouterr().err
 
 
 def test_the_card_of_the_embedded_model_names_gemmas_terms(study):

@@ -17,7 +17,12 @@ from ssetools.training.adapter import Adapter
 from ssetools.training.methods import attach_method, rank_with
 
 IDS = families.tokens()
-BASES = [(name, eight) for name, method in METHODS.items() for eight in ([False, True] if method.on_8bit else [False])]
+BASES = [
+    (name, eight)
+    for name, method in METHODS.items()
+    for eight in ([False, True] if method.on_8bit else [False])
+    if method.selection in (None, "lape") and name != "subnetwork"
+]
 
 
 def gemma2(load_in_8bit=False):

@@ -10,12 +10,11 @@ import families
 import pytest
 
 from ssetools import profile_languages
-from ssetools.training.methods import METHODS
 from study.compare import comparison as comparison_module
 from study.compare.__main__ import main
 from study.compare.comparison import Comparison
 from study.compare.effects import differences, effects, values_of
-from study.compare.runs import SEEDS, Arm, own_seed
+from study.compare.runs import METHODS, SEEDS, Arm, own_seed
 
 LANGS = ["yo", "is", "en"]
 

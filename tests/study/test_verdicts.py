@@ -9,10 +9,9 @@ from dataclasses import asdict
 import matplotlib
 import pytest
 
-from ssetools.training.methods import METHODS
 from study.compare import plots as plots_compare
 from study.compare.results import base_perplexities, comparable, costs, languages_found, read_findings, step_costs
-from study.compare.runs import Arm, ablations_of
+from study.compare.runs import METHODS, Arm, ablations_of
 from study.compare.statements import (
     ablated,
     against,
