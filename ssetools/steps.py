@@ -24,8 +24,8 @@ from ssetools.evaluation.perplexity import change, score_languages
 from ssetools.files import digest_of, kept, model_dir, provenance, read_json, run_dir, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language, num_words
 from ssetools.models import model_precision, model_source, num_parameters
-from ssetools.neurons import selection as selections
 from ssetools.neurons.counts import ActivationProfile, profile_languages
+from ssetools.neurons.selection import neurons_per_layer, select_neurons, select_specific
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
 from ssetools.text.sources import TextPlan, default_source, describe_source, load_texts, parse_sources
 from ssetools.text.streams import TextStream, stream_texts
@@ -103,13 +103,13 @@ def get_neurons(
     profile = get_profile(model, tokenizer, runs, **profile_options)
     folder = model_dir(model_source(model)["model"], runs)
     if selection == "specific":
-        path, size = folder / "neurons-specific.safetensors", {"per_layer": selections.neurons_per_layer(model)}
+        path, size = folder / "neurons-specific.safetensors", {"neurons_per_layer": neurons_per_layer(model)}
     else:
         path, size = folder / "neurons.safetensors", {"top_rate": top_rate}
     if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
         return NeuronSets.load(path)
-    select = selections.select_specific if selection == "specific" else selections.select_neurons
-    neurons = select(profile, **size)
+    select = select_specific if selection == "specific" else select_neurons
+    neurons = select(profile, *size.values())
     if processes.is_main():
         neurons.save(path)
     return neurons
@@ -126,11 +126,11 @@ def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -
         return None
     if neurons is None:
         raise InvalidInput(f"Method {method!r} needs neurons: pass the NeuronSets of `get_neurons`.")
-    selected_by = neurons.metadata.get("selection", "lape")
-    if METHODS[method].selection in ("lape", "specific") and METHODS[method].selection != selected_by:
+    wanted, selected_by = METHODS[method].selection, neurons.metadata.get("selection", "lape")
+    if wanted in ("lape", "specific") and "specific" in (wanted, selected_by) and wanted != selected_by:
         raise InvalidInput(
             f"Method {method!r} trains other neurons than the ones given, which were selected as {selected_by!r}: set "
-            f"selection={METHODS[method].selection!r} (`-p selection`, `--selection`)."
+            f"selection={wanted!r} (`-p selection`, `--selection`)."
         )
     if lang in neurons and neurons.count(lang) == 0:
         raise InvalidInput(

@@ -12,7 +12,7 @@ import torch
 from made_up_study import LANGS, PROFILE, SETTINGS, trained
 from peft import PeftModel
 
-from ssetools import Subnetwork, cli, finetune, load_model, load_texts, perplexity
+from ssetools import NeuronSets, Subnetwork, cli, finetune, load_model, load_texts, perplexity
 from ssetools.errors import InvalidInput, MissingLanguage, MissingPackage, TextUnavailable, TrainingDiverged
 from ssetools.export import model_card, push_to_hub
 from ssetools.steps import get_metrics, get_neurons, get_run
@@ -249,6 +249,44 @@ def test_random_neurons_are_a_selection(study, capsys):
         get_run(model, tokenizer, "yo", neurons, plan, "specific", **SETTINGS)
     assert cli.main(["finetune", "yo", "--model", "tiny", "--selection", "rare"]) == 2
     assert "Unknown selection 'rare': use one of lape, specific, random." in capsys.readouterr().err
+
+
+def test_specific_neurons_are_a_selection(study, capsys, monkeypatch):
+    model, tokenizer, plan = study
+    monkeypatch.setattr("ssetools.steps.PROFILED_LANGUAGES", LANGS)
+    arguments = [
+        "--model",
+        "tiny",
+        "--profile-source",
+        "text",
+        "--tokens",
+        "600",
+        "--selection",
+        "specific",
+        "--16-bit",
+    ]
+    assert cli.main(["select", *arguments]) == 0
+    assert "yo         2 neurons" in capsys.readouterr().out, "1% of this model is a neuron in each of two layers"
+    neurons = get_neurons(model, tokenizer, source="text", selection="specific", **PROFILE)
+    saved = Path("runs/tiny/neurons-specific.safetensors")
+    assert NeuronSets.load(saved).metadata == neurons.metadata
+    before = saved.stat().st_mtime_ns
+    get_neurons(model, tokenizer, source="text", selection="specific", **PROFILE)
+    assert saved.stat().st_mtime_ns == before, "found, not made again"
+    folder = get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
+    about = json.loads((folder / "adapter.json").read_text())
+    assert (folder.name, about["method"], about["selection"]) == ("specific-seed0", "specific", "specific")
+    assert all(map(torch.equal, Adapter.attached_to(model).neurons, neurons["yo"]))
+    Adapter.attached_to(model).detach()
+    folder = get_run(model, tokenizer, "yo", neurons, plan, "random", **SETTINGS)
+    assert list(map(len, Adapter.attached_to(model).neurons)) == list(map(len, neurons["yo"]))
+    Adapter.attached_to(model).detach()
+    lape = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    with pytest.raises(ValueError, match="selection='specific'"):
+        get_run(model, tokenizer, "yo", lape, plan, selection="specific", **SETTINGS)
+    with pytest.raises(ValueError, match="neuron_ids"):
+        get_run(model, tokenizer, "yo", lape, plan, "random", **SETTINGS)
+    assert "most specific to Yoruba" in model_card({**about, "model_parameters": 10}, None, "peft")
 
 
 def test_the_card_of_the_embedded_model_names_gemmas_terms(study):
