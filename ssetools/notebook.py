@@ -10,7 +10,8 @@ from typing import Any
 
 from ssetools.errors import InvalidInput
 from ssetools.languages import get_language
-from ssetools.training.methods import check_method
+from ssetools.training.adapter import check_scale
+from ssetools.training.methods import method_with
 
 _TYPES = {"str": "a string", "bool": "True or False", "int": "a whole number", "float": "a number", "None": "None"}
 
@@ -20,7 +21,7 @@ def check_parameters() -> None:
 
     Names, types and defaults are those of the notebook's cell of parameters, which annotates each (`lang: str = "yo"`);
     papermill assigns the values it is given in a cell after that one. `lang`, `languages` (codes separated by spaces),
-    `method` and numbers are checked for their values, all others for their type.
+    `method`, `selection`, `scale` and numbers are checked for their values, all others for their type.
 
     Raises:
         ValueError: Naming the parameter, its value and the valid ones.
@@ -39,7 +40,9 @@ def check_parameters() -> None:
         _check_type(name, values[name], annotation, default)
     for code in [*([values["lang"]] if "lang" in values else []), *values.get("languages", "").split()]:
         get_language(code)
-    check_method(values.get("method", "lape"))
+    method_with(values.get("method", "lape"), values.get("selection", "lape"))
+    if values.get("scale") not in (None, "auto"):
+        check_scale(values["scale"])
 
 
 def _declared(cells: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:

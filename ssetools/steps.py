@@ -100,6 +100,7 @@ def get_neurons(
     Raises:
         ValueError: As `get_profile`.
     """
+    method_with("subnetwork", selection)
     profile = get_profile(model, tokenizer, runs, **profile_options)
     folder = model_dir(model_source(model)["model"], runs)
     if selection == "specific":
@@ -179,7 +180,7 @@ def get_run(
         ValueError: If a finished run there has other settings, or trained other neurons or on other text.
     """
     selected_by = neurons.metadata.get("selection", "lape") if neurons else "lape"
-    method = method_with(method, selection or selected_by)
+    method = method_with(method, selection or ("specific" if selected_by == "specific" else "lape"))
     training = asdict(TrainingSettings(seed=seed, **settings).for_method(method))
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
@@ -225,7 +226,7 @@ def get_run(
 def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:
     """Loads validation text in the well-served languages: of the unseen genre if that has some, else the declaration."""
     unseen = plan.kinds.get(plan.other_kind or "", "udhr")
-    source = unseen if unseen.split(":")[0] in SOURCES else "udhr"
+    source = unseen if parse_sources(unseen)[0].multilingual else "udhr"
     return {x: _validation_texts(source, x, _RETENTION_WORDS) for x in CONTRAST_LANGUAGES if x != lang}
 
 

@@ -265,7 +265,9 @@ def check_scale(value: float) -> float:
         ValueError: If it is negative, not finite or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InvalidInput(f"scale is a number from 0 (the base) on, 1 as trained; got {value!r}.")
+        raise InvalidInput(
+            f'scale is a number from 0 (the base) on, 1 as trained, or "auto" in finetune; got {value!r}.'
+        )
     return float(value)
 
 

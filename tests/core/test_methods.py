@@ -104,7 +104,7 @@ def test_attached_saved_exported_and_merged_models_agree_at_every_scale(name, lo
         again.scale = 1
         same(base(input_ids=IDS).logits, logits[1.0])
         again.detach()
-        if hasattr(adapter, "to_peft"):
+        if name not in ("ffn", "full"):
             adapter.to_peft(folder / "peft")
             same(model(input_ids=IDS).logits, expected)
             exported = PeftModel.from_pretrained(gemma2(load_in_8bit), folder / "peft")

@@ -120,6 +120,9 @@ def test_the_defaults_of_every_notebook_pass_the_check(stem):
         ),
         ('lang = float("nan")', "got nan. papermill's -p reads nan and digits as numbers: use -r lang nan"),
         ('method = "x"', "Unknown method 'x'"),
+        ('selection = "x"', "Unknown selection 'x': use one of lape, specific, random."),
+        ('scale = "half"', "scale is a number from 0 (the base) on, 1 as trained"),
+        ("scale = -0.5", "scale must be a number from 0 on; got -0.5"),
         ("max_tokens = -1", "max_tokens must be a number from 0 on; got -1"),
         ("max_tokens = 2.5", "max_tokens must be a whole number, such as its default 30720; got 2.5"),
         ('top_rate = "5%"', "top_rate must be a number, such as its default 0.05; got '5%'"),
@@ -135,7 +138,9 @@ def test_wrong_parameters_are_named_with_valid_values(injected, message):
 
 
 def test_right_parameters_pass_the_check_and_it_can_be_repeated():
-    namespace = run_first_cells("03_finetune", 'lang, seed = "is", 3\nlearning_rate = 1e-4\ntop_rate = 1')
+    namespace = run_first_cells(
+        "03_finetune", 'lang, seed = "is", 3\nlearning_rate = 1e-4\ntop_rate = 1\nscale = "auto"'
+    )
     for cell in ("neurons = 5", "check_parameters()"):
         namespace["In"].append(cell)
         exec(cell, namespace)
