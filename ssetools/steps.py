@@ -104,7 +104,7 @@ def get_neurons(
     profile = get_profile(model, tokenizer, runs, **profile_options)
     folder = model_dir(model_source(model)["model"], runs)
     if selection == "specific":
-        path, size = folder / "neurons-specific.safetensors", {"neurons_per_layer": neurons_per_layer(model)}
+        path, size = folder / "neurons-specific.safetensors", {"per_layer": neurons_per_layer(model)}
     else:
         path, size = folder / "neurons.safetensors", {"top_rate": top_rate}
     if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
