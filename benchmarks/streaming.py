@@ -29,7 +29,7 @@ from ssetools import finetune, stream_texts
 from ssetools.embedded_model import gemma_folder
 from ssetools.files import provenance, write_json
 from ssetools.languages import get_language
-from ssetools.text.hub import held_out_documents
+from ssetools.text.hub import HubText
 from ssetools.text.windows import pack_stream
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 
@@ -135,7 +135,7 @@ def main() -> None:
         plain = {**whole, **pack(source, scratch / "home")}
         killed = pieces(source, scratch / "again", arguments.kills, plain["seconds"])
         about = json.loads(next((scratch / "again" / "tokens").glob("*/about.json")).read_text())
-        held_out = len(held_out_documents("glotcc", str(scratch / "text"), get_language("yo")))
+        held_out = len(HubText("glotcc", str(scratch / "text"), get_language("yo")).held_out())
         training = train(source, scratch / "home")
     for label, row in (("a quarter", quarter), ("all text", plain), *(("a piece", row) for row in killed)):
         print(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssetools.errors import InvalidInput, MissingPackage
 from ssetools.files import cache_dir, cached_folder, file_sha256, whole_file
-from ssetools.text.hub import quiet_transformers
+from ssetools.text.hub import quiet
 
 EMBEDDED_MODEL = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -69,7 +69,7 @@ def _convert_gemma(folder: Path) -> dict:
 
     print(GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
     print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet_transformers():
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
         gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
         with contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar asks no one
             model = AutoModelForCausalLM.from_pretrained(

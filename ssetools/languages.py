@@ -7,7 +7,10 @@ text of the declaration come from `data/languages.json`, which `scripts/make_lan
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -110,8 +113,8 @@ def _all_languages() -> tuple[Language, ...]:
             "lineage": tuple(row["lineage"]),
             "wikipedia_articles": row["wikipedia_articles"],
         }
-        names = (row[x] for x in ("code", "iso639_3", "name", "own_name", "script", "family"))
-        known = by_hand.get(row["code"]) or Language(*names, row["corpora"])
+        names = {x: row[x] for x in ("code", "iso639_3", "name", "own_name", "script", "family")}
+        known = by_hand.get(row["code"]) or Language(**names, exceptions=row["corpora"])
         found[known.code] = replace(known, **facts)
     return tuple(found.pop(code) for code in by_hand) + tuple(found[code] for code in sorted(found))
 
@@ -143,23 +146,81 @@ def num_words(text: str, script: str) -> int:
     return len(text) // 2 if script in UNSPACED_SCRIPTS else len(text.split())
 
 
+# What people write besides the codes of the table: codes of macrolanguages, codes that were replaced, and the older of
+# two codes of ISO 639-2.
+_OTHER_CODES = (
+    "ara=ar aym=ay aze=az est=et fas=fa fil=tl iw=he kur=ku lav=lv mlg=mg mon=mn ms=zlm msa=zlm nep=ne no=nb nor=nb "
+    "orm=om sq=als sqi=als swa=sw uzb=uz yid=yi zho=zh alb=als arm=hy baq=eu bur=my chi=zh cze=cs dut=nl fre=fr geo=ka "
+    "ger=de gre=el ice=is mac=mk mao=mi may=zlm per=fa rum=ro slo=sk tib=bo wel=cy"
+)
+_TRADITIONAL_REGIONS = {"tw", "hk", "mo"}
+_SCRIPTS = {language.script for language in LANGUAGES} | {"Hant"}
+
+
+def _folded(name: str) -> str:
+    """A name for comparisons: without case and accents, its words joined by "-"."""
+    letters = unicodedata.normalize("NFKD", str(name).casefold())
+    return "-".join(re.split(r"[-_\s]+", re.sub("[\u0300-\u036f]", "", letters).strip()))
+
+
+@functools.cache
+def _by_name() -> dict[str, Language]:
+    """Languages by everything that they are called; where two have one name, codes come before names."""
+    names = [(other, _BY_CODE[code]) for other, code in (pair.split("=") for pair in _OTHER_CODES.split())]
+    for facts in (
+        lambda x: (x.code, x.iso639_3),
+        lambda x: (*x.exceptions.values(), *(x.code_for(corpus) for corpus in _TAGGED_CORPORA)),
+        lambda x: (x.name, x.own_name),
+    ):
+        names += [(_folded(name), x) for x in LANGUAGES for name in facts(x)]
+    return {name: x for name, x in reversed(names)}
+
+
+def _parse_code(code: str) -> tuple[Language | None, str]:
+    """Returns the language of a code or name, and the script that the code asks for: "" for the language's own."""
+    folded = _folded(code)
+    if folded in _by_name():
+        return _by_name()[folded], ""
+    base, *subtags = folded.split("-")
+    language = _by_name().get(base) if len(base) in (2, 3) else None
+    scripts = [subtag.title() for subtag in subtags if subtag.title() in _SCRIPTS]
+    regions = [subtag for subtag in subtags if re.fullmatch("[a-z]{2}|[0-9]{3}", subtag)]
+    if language is None or len(scripts) + len(regions) < len(subtags):
+        return None, ""
+    if language.code == "zh" and set(regions) & _TRADITIONAL_REGIONS:
+        scripts.append("Hant")
+    return language, next((script for script in scripts if script != language.script), "")
+
+
+def find_language(name: str) -> Language | None:
+    """Returns the language of a code or name in any usual form ("yo", "yor_Latn", "Yoruba", "pt-BR"), or None."""
+    language, other_script = _parse_code(name)
+    return None if other_script else language
+
+
 def get_language(code: str) -> Language:
-    """Looks a language up by its code.
+    """Looks a language up by its code or name.
 
     Args:
-        code: BCP 47 code ("yo"), as in the table.
+        code: The code of the table ("yo"), another code of the language ("yor", "yor_Latn", "YO", "yo-NG"), or its
+            name ("Yoruba"). Varieties of a region are not distinguished: "pt-BR" is Portuguese.
 
     Returns:
-        The language.
+        The language; its `code` is the one that files and folders of ssetools use.
 
     Raises:
-        ValueError: If the code is unknown; the message names the nearest codes, and where all are listed.
+        InvalidInput: If the code is unknown, with the nearest codes, or asks for a script that the table does not have.
     """
-    if code in _BY_CODE:
-        return _BY_CODE[code]
-    asked = str(code).strip().lower()
-    known = {name.lower(): x.code for x in LANGUAGES for name in (x.code, x.iso639_3, x.name, x.own_name)}
-    near = dict.fromkeys(known[n] for n in difflib.get_close_matches(asked, known, n=3, cutoff=0.5))
+    language, other_script = _parse_code(code)
+    if language and not other_script:
+        return language
+    if language:
+        raise InvalidInput(
+            f"{code!r} is {language.name} in the script {other_script}; here {language.name} is in {language.script}. "
+            f"Use {language.code!r}, with text in that script."
+        )
+    matches = difflib.get_close_matches(_folded(code), _by_name(), n=3, cutoff=0.6)
+    near = dict.fromkeys(_by_name()[name].code for name in matches)
     hint = " Did you mean " + " or ".join(f"{c!r} ({_BY_CODE[c].name})" for c in near) + "?" if near else ""
     raise InvalidInput(
         f"Unknown language {code!r}.{hint} Known codes: {' '.join(x.code for x in _BY_HAND)}, and "

@@ -24,7 +24,7 @@ from ssetools.loss import BLOCK_BYTES, Head, _BlockwiseLoss
 from ssetools.models import as_dtype, body_of, choose_dtype
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.sets import LayerNeurons
-from ssetools.text.hub import hub_reachable, quiet_transformers
+from ssetools.text.hub import hub_reachable, quiet
 from ssetools.training.loop import TrainingSettings, check_optimizer, checkpointed_activations
 from ssetools.training.methods import METHODS, attach_method, check_method
 
@@ -185,7 +185,7 @@ def config_of(model: str) -> Any:
             return transformers.AutoConfig.for_model(**facts)
     hub_reachable()  # without a network this makes transformers read its cache at once, not after half a minute
     try:
-        with quiet_transformers():
+        with quiet("transformers"):
             return transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise InvalidInput(
@@ -262,7 +262,7 @@ def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, devi
     """Builds a frozen model from its configuration on PyTorch's "meta" device, 8-bit layers as on `device`."""
     import transformers
 
-    with quiet_transformers(), torch.device("meta"):
+    with quiet("transformers"), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         model.requires_grad_(False)
         model.config.use_cache = False

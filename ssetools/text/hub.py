@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
+import importlib
+import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
 from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.languages import Language
-from ssetools.text.own import SPLITS, files_digest, split_of
+from ssetools.text.own import SPLITS, document_key, files_digest, split_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HEAD = 2000
 """Documents at the head of a streamed corpus from which held-out text is taken."""
@@ -38,7 +42,7 @@ class HubCorpus:
         splits: Its name for each of our splits that it has.
         text: Column that holds the text; "" for a column named by the language's code.
         config: Its configuration for a language; "{code}" stands for the language's code in this corpus.
-        files: Where its files lie when it has no such configuration.
+        files: Where its files are when it has no such configuration.
         key: Column that says which sentences are translations of each other; "" takes the row number.
         streamed: Whether it is too large to be loaded whole.
         gated: Whether its terms must be accepted on the hub.
@@ -86,115 +90,138 @@ _ENGLISH_FINEWEB = replace(
 )
 
 
-def corpus_of(name: str, folder: str, language: Language) -> HubCorpus:
-    """Returns the data set behind a name for a language."""
-    english = name == "fineweb2" and language.code == "en" and not folder
-    return _ENGLISH_FINEWEB if english else HUB_CORPORA[name]
+class HubText:
+    """A corpus of the hub in one language.
 
+    Args:
+        name: A name of `HUB_CORPORA`.
+        folder: A local copy in the corpus's layout; "" reads it from the hub.
+        language: The language.
 
-def hub_documents(name: str, folder: str, language: Language, split: str) -> dict[str, str]:
-    """Loads the documents of one split by key: all of a small set, the held-out ones of a streamed one.
-
-    A streamed corpus that has no such split of its own holds out the documents among its first 2,000 whose hash says
-    so (a tenth each for validation and test); of a split that it has, the first 2,000 documents are taken.
-
-    Raises:
-        ValueError: If the corpus has no text in this language, or no such split.
-        TextUnavailable: If it cannot be reached.
+    All methods raise `NoTextInLanguage` if the corpus has no text in this language, `InvalidInput` for a damaged or
+    incomplete local copy, and `TextUnavailable` if the corpus cannot be fetched.
     """
-    corpus = corpus_of(name, folder, language)
-    if corpus.streamed:
-        if split == "train":
+
+    def __init__(self, name: str, folder: str, language: Language):
+        self.name, self.folder, self.language = name, folder, language
+        english = name == "fineweb2" and language.code == "en" and not folder
+        self.corpus = _ENGLISH_FINEWEB if english else HUB_CORPORA[name]
+
+    def documents(self, split: str) -> dict[str, str]:
+        """Loads the documents of one split by key: all of a small set, the held-out ones of a streamed one.
+
+        A streamed corpus that has no such split of its own holds out the documents among its first 2,000 whose hash says
+        so (a tenth each for validation and test); of a split that it has, the first 2,000 documents are taken.
+
+        Raises:
+            InvalidInput: Also if the corpus has no such split, or more training text than is loaded whole.
+        """
+        corpus = self.corpus
+        if corpus.streamed:
+            if split == "train":
+                raise InvalidInput(
+                    f"{corpus.title} has more training text than fits in memory: stream_texts({self.name!r}, "
+                    f"{self.language.code!r}) reads it lazily, load_texts(..., max_bytes=) loads a part of it."
+                )
+            own = split in corpus.splits
+            shards = self.shards(split if own else "train")
+            head = itertools.islice(itertools.chain.from_iterable(shard(0) for shard in shards), HEAD)
+            keyed = {document_key(text): text for text in head if text}
+            return {key: text for key, text in keyed.items() if own or split_of(key) == split}
+        if split not in corpus.splits:
             raise InvalidInput(
-                f"{corpus.title} has more training text than fits in memory: stream_texts({name!r}, "
-                f"{language.code!r}) reads it as it goes, load_texts(..., max_bytes=) loads a part of it."
+                f"{corpus.title} has no {split} text: it is for scoring ({', '.join(corpus.splits)}), not for training."
             )
-        own = split in corpus.splits
-        head = _head(hub_shards(name, folder, language, split if own else "train"))
-        return {key: text for key, text in head if own or split_of(key) == split}
-    if split not in corpus.splits:
-        raise InvalidInput(
-            f"{corpus.title} has no {split} text: it is for measuring ({', '.join(corpus.splits)}), not for training."
-        )
-    table = hub_table(name, folder, language, split)
-    column = corpus.text or language.code_for(name)
-    if column not in table.column_names:
-        files = _files_of(corpus, name, folder, language, split)
-        raise _no_text(corpus, name, folder, language, f"{files} has no column {column!r}")
-    keys = table[corpus.key] if corpus.key else range(len(table))
-    return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
+        table = self.table(split)
+        column = corpus.text or self.language.code_for(self.name)
+        if column not in table.column_names:
+            raise self._no_text(f"{self._files(split)} has no column {column!r}")
+        keys = table[corpus.key] if corpus.key else range(len(table))
+        return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
+
+    def table(self, split: str) -> Dataset:
+        """Loads one split of a small set with all its columns."""
+        return self._load(split, streaming=False)
+
+    def held_out(self) -> dict[str, str]:
+        """Returns the documents that a streamed corpus keeps for validation and test, by key."""
+        return self.documents("validation") | self.documents("test")
+
+    def shards(self, split: str = "train") -> list[Callable[[int], Iterator[str]]]:
+        """Opens a streamed corpus.
+
+        Returns:
+            One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
+            order; empty ones are yielded too, so that counts stay true to the file.
+        """
+        stream = self._load(split, streaming=True)
+        count = stream.num_shards
+
+        def documents(index: int, skip: int) -> Iterator[str]:
+            shard = stream.shard(num_shards=count, index=index)
+            place = skip
+            try:
+                for row in shard.skip(skip) if skip else shard:
+                    place += 1
+                    yield (row[self.corpus.text] or "").strip()
+            except Exception as error:  # the network, in a dozen types, or a damaged file; the cause stays attached
+                where = f"after {place:,} documents of file {index + 1} of {count}"
+                if self.folder:
+                    raise _damaged(self.corpus, self._files(split), error, where) from error
+                raise TextUnavailable(
+                    f"Reading {self.corpus.title} stopped {where}: {_first_line(error)} Run again: it resumes there."
+                ) from error
+
+        return [functools.partial(documents, index) for index in range(count)]
+
+    def revision(self) -> str:
+        """Returns what identifies the text: repository and commit, or a digest of a local copy's files."""
+        return revision_of(self.corpus, self.folder, self.name)
+
+    def _load(self, split: str, streaming: bool) -> Any:
+        import datasets
+        from datasets.exceptions import DatasetNotFoundError
+
+        corpus, code = self.corpus, self.language.code_for(self.name)
+        if not self.folder:
+            # Known without the network, so that the training text of such a language does not depend on the network.
+            if self.name in _LISTED and self.name not in self.language.corpora:
+                raise self._no_text("by the table of languages")
+            hub_reachable()
+        theirs = corpus.splits[split]
+        options: dict[str, Any] = {"split": theirs, "streaming": streaming} | ({} if streaming else fresh(self.folder))
+        if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
+            options |= {"batch_size": _BATCH, "columns": [corpus.text]}
+        place = self.folder or corpus.repository
+        files = corpus.files.format(code=code, split=theirs)
+        with unavailable(corpus, self.folder, self.name, files):
+            try:
+                return datasets.load_dataset(place, corpus.config.format(code=code), **options)
+            except ValueError as error:
+                if "BuilderConfig" not in str(error):
+                    raise
+            # The set does not name a configuration for each language, but its files have the same place in all of them.
+            try:
+                return datasets.load_dataset(place, data_files={theirs: files}, **options)
+            except FileNotFoundError as error:
+                if isinstance(error, DatasetNotFoundError):
+                    raise
+        raise self._no_text(f"{self.folder} has no {files}" if self.folder else f"there is no {code}")
+
+    def _files(self, split: str) -> str:
+        """The files of a split, as a path that may hold wildcards."""
+        files = self.corpus.files.format(code=self.language.code_for(self.name), split=self.corpus.splits[split])
+        return Path(self.folder, files).as_posix()
+
+    def _no_text(self, where: str) -> InvalidInput:
+        """The error for a language that the corpus lacks, or only this copy of it."""
+        said = f"{self.corpus.title} has no text in {self.language.name} ({where})."
+        if self.folder and self.name in self.language.corpora:
+            return InvalidInput(f"{said} The corpus itself has it, so the copy is incomplete: copy these files too.")
+        return NoTextInLanguage(said)
 
 
-def hub_table(name: str, folder: str, language: Language, split: str):
-    """Loads one split of a small set with all its columns, as `datasets` gives it.
-
-    Raises:
-        ValueError: If the set has no text in this language.
-        TextUnavailable: If it cannot be reached.
-    """
-    return _load(corpus_of(name, folder, language), folder, language, name, split, streaming=False)
-
-
-def held_out_documents(name: str, folder: str, language: Language) -> dict[str, str]:
-    """Returns the documents that a streamed corpus keeps for validation and test, by key."""
-    return hub_documents(name, folder, language, "validation") | hub_documents(name, folder, language, "test")
-
-
-def _head(shards) -> Iterator[tuple[str, str]]:
-    left = HEAD
-    for shard in shards:
-        for text in shard(0):
-            if left == 0:
-                return
-            left -= 1
-            if text:
-                yield document_key(text), text
-
-
-def document_key(text: str) -> str:
-    """Returns the key of a document of a streamed corpus: a hash of its text."""
-    return hashlib.sha1(text.encode()).hexdigest()
-
-
-def hub_shards(name: str, folder: str, language: Language, split: str = "train") -> list:
-    """Opens a streamed corpus.
-
-    Returns:
-        One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
-        order; empty ones are yielded too, so that counts stay true to the file.
-
-    Raises:
-        ValueError: If the corpus has no text in this language.
-        TextUnavailable: If it cannot be reached.
-    """
-    corpus = corpus_of(name, folder, language)
-    stream = _load(corpus, folder, language, name, split, streaming=True)
-    count = stream.num_shards
-
-    def documents(index: int, skip: int) -> Iterator[str]:
-        one = stream.shard(num_shards=count, index=index)
-        place = skip
-        try:
-            for row in one.skip(skip) if skip else one:
-                place += 1
-                yield (row[corpus.text] or "").strip()
-        except Exception as error:  # the network, in a dozen types, or a damaged file; the cause stays attached
-            where = f"after {place:,} documents of file {index + 1} of {count}"
-            if folder:
-                raise _damaged(corpus, _files_of(corpus, name, folder, language, split), error, where) from error
-            raise TextUnavailable(
-                f"Reading {corpus.title} stopped {where}: {_first_line(error)} Run again: it resumes there."
-            ) from error
-
-    return [lambda skip, i=i: documents(i, skip) for i in range(count)]
-
-
-def hub_revision(name: str, folder: str, language: Language) -> str:
-    """Returns what identifies the text: repository and commit, or a digest of a local copy's files."""
-    return revision_of(corpus_of(name, folder, language), folder, name)
-
-
-def revision_of(corpus, folder: str, name: str) -> str:
+def revision_of(corpus: Any, folder: str, name: str) -> str:
     """Returns what identifies a set of the hub, given by title, repository and gating, as `HubCorpus` has them."""
     if folder:
         return f"{name} {files_digest([p for p in Path(folder).rglob('*') if p.is_file()])}"
@@ -211,59 +238,6 @@ def fresh(folder: str) -> dict[str, str]:
     return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
 
 
-def _load(corpus: HubCorpus, folder: str, language: Language, name: str, split: str, streaming: bool):
-    import datasets
-
-    if not folder:
-        # Known without the network, so that the training text of such a language does not depend on the network.
-        if name in _LISTED and name not in language.corpora:
-            raise _no_text(corpus, name, folder, language, "by the table of languages")
-        hub_reachable()
-    theirs = corpus.splits[split]
-    options = {"split": theirs, "streaming": streaming}
-    if not streaming:
-        options |= fresh(folder)
-    if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
-        options |= {"batch_size": _BATCH, "columns": [corpus.text]}
-    place = folder or corpus.repository
-    files = _files_of(corpus, name, "", language, split)
-    with unavailable(corpus, folder, name, files):
-        try:
-            return datasets.load_dataset(place, corpus.config.format(code=language.code_for(name)), **options)
-        except ValueError as error:
-            if "BuilderConfig" not in str(error):
-                raise
-        # The set does not name a configuration for each language, but its files have the same place in all of them.
-        try:
-            return datasets.load_dataset(place, data_files={theirs: files}, **options)
-        except FileNotFoundError as error:
-            if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-                raise
-    where = f"{folder} has no {files}" if folder else f"there is no {language.code_for(name)}"
-    raise _no_text(corpus, name, folder, language, where)
-
-
-def _files_of(corpus: HubCorpus, name: str, folder: str, language: Language, split: str) -> str:
-    """The files of a split, as a path that may hold wildcards."""
-    files = corpus.files.format(code=language.code_for(name), split=corpus.splits[split])
-    return (Path(folder) / files).as_posix() if folder else files
-
-
-def _no_text(corpus: HubCorpus, name: str, folder: str, language: Language, where: str) -> InvalidInput:
-    """The error for a language that the corpus lacks, or only this copy of it."""
-    said = f"{corpus.title} has no text in {language.name} ({where})."
-    if folder and name in language.corpora:
-        return InvalidInput(f"{said} The corpus itself has it, so the copy is incomplete: copy these files too.")
-    return NoTextInLanguage(said)
-
-
-def _damaged(corpus: Any, files: str, error: Exception, where: str = "") -> InvalidInput:
-    return InvalidInput(
-        f"The local copy of {corpus.title} cannot be read{where and ' ' + where} ({files}): {_first_line(error.__cause__ or error)} "
-        "Copy the files again."
-    )
-
-
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
     """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars.
@@ -273,11 +247,11 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
         TextUnavailable: For what cannot be fetched from the hub.
     """
     try:
-        with quiet_datasets():
+        with quiet("datasets"):
             yield
     except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
         if folder:
-            raise _damaged(corpus, (Path(folder) / files).as_posix(), error) from error
+            raise _damaged(corpus, Path(folder, files).as_posix(), error) from error
         remedy = "Allow access to the Hugging Face hub"
         if corpus.gated:
             remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
@@ -287,7 +261,14 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _damaged(corpus: Any, files: str, error: Exception, where: str = "") -> InvalidInput:
+    return InvalidInput(
+        f"The local copy of {corpus.title} cannot be read{where and ' ' + where} ({files}): "
+        f"{_first_line(error.__cause__ or error)} Copy the files again."
+    )
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".") + "."
 
 
@@ -306,43 +287,26 @@ def hub_reachable() -> bool:
         return False
     if "https" in getproxies():  # which look the name up themselves
         return True
-    host = urlparse(hub.ENDPOINT).hostname
     try:
-        socket.getaddrinfo(host, 443)
+        socket.getaddrinfo(urlparse(hub.ENDPOINT).hostname, 443)
     except OSError:
-        hub.HF_HUB_OFFLINE = True
-        import datasets
+        from datasets import config
 
-        datasets.config.HF_HUB_OFFLINE = True
+        hub.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
         return False
     return True
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' progress bars and advice; errors still raise."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+def quiet(library: str) -> Iterator[None]:
+    """Silences the progress bars and advice of "transformers" or "datasets"; errors still raise."""
+    log = importlib.import_module(f"{library}.utils.logging")
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Silences the progress bars of `datasets`."""
-    from datasets.utils import logging as datasets_logging
-
-    bars = datasets_logging.is_progress_bar_enabled()
-    datasets_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            datasets_logging.enable_progress_bar()
+            log.enable_progress_bar()

@@ -1,80 +1,43 @@
-"""Text of your own: .txt, .jsonl and .parquet files, read a document at a time."""
+"""Text of your own: .txt, .jsonl, .csv, .tsv and .parquet files, found by language and split, read lazily."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from ssetools.errors import InvalidInput
-from ssetools.languages import LANGUAGES
+from ssetools.languages import find_language, get_language
 
+Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"] | None
 SPLITS = ("train", "validation", "test")
-OWN_SUFFIXES = (".txt", ".jsonl", ".parquet")
-_CODES = {language.code for language in LANGUAGES}
-_REMEMBERED = 200_000
+OWN_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+_SYNONYMS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "devel"),
+    "test": ("test", "testing", "devtest", "eval", "evaluation"),  # "eval" as the library datasets reads it
+}
+_SPLIT_OF = {word: split for split, words in _SYNONYMS.items() for word in words}
+_TEXT_COLUMNS = ("text", "content")
+_REMEMBERED = 200_000  # documents that are compared with later ones, so that memory does not grow with the text
 
 
-def own_files(path: Path, lang: str, split: str) -> tuple[list[Path], bool]:
-    """Finds the files of one split.
-
-    Args:
-        path: A file, or a folder; a folder may hold one folder per language, and files or folders named after splits.
-        lang: Language code.
-        split: "train", "validation" or "test".
-
-    Returns:
-        The files in order, and whether their documents are still to be split by `split_of`.
-
-    Raises:
-        ValueError: If there is no file that can be read, or there are folders for other languages and none for this one.
-    """
-    if not path.is_dir():
-        if path.suffix not in OWN_SUFFIXES:
-            raise InvalidInput(f"Cannot read {path}: text files end in {', '.join(OWN_SUFFIXES)}.")
-        return [path], True
-    others = sorted(x.name for x in path.iterdir() if x.is_dir() and x.name in _CODES)
-    if (path / lang).is_dir():
-        path = path / lang
-    elif others:
-        raise InvalidInput(f"{path} has folders for {', '.join(others)}, and none for {lang}.")
-    files = sorted(p for p in path.rglob("*") if p.suffix in OWN_SUFFIXES)
-    if not files:
-        raise InvalidInput(f"The folder {path} holds no {', '.join(OWN_SUFFIXES)} file.")
-    splits = {p: _named_split(p, path) for p in files}
-    if any(splits.values()):
-        return [p for p in files if splits[p] == split], False
-    return files, True
+def normalized(text: str, form: Normalization) -> str:
+    """Returns the text in a Unicode normalization form: in NFC, an accented letter is one character; None changes nothing."""
+    return unicodedata.normalize(form, text) if form else text
 
 
-def own_documents(files: list[Path], split: str, by_hash: bool) -> Iterator[tuple[str, str]]:
-    """Reads the documents of one split with a key each: file and number, or the hash that chose the split.
-
-    A document that repeats one of the last 200,000 is left out where documents are split by hash, so what is held in
-    memory does not grow with the text.
-
-    Raises:
-        ValueError: For empty, undecodable or malformed files.
-    """
-    if not by_hash:
-        for path in files:
-            for number, text in enumerate(read_documents(path)):
-                yield f"{path.name}#{number}", text
-        return
-    seen: dict[str, None] = {}
-    for path in files:
-        for text in read_documents(path):
-            key = hashlib.sha1(text.encode()).hexdigest()
-            if key in seen:
-                continue
-            seen[key] = None
-            if len(seen) > _REMEMBERED:
-                del seen[next(iter(seen))]
-            if split_of(key) == split:
-                yield key, text
-    if not seen:
-        raise InvalidInput(f"{files[0]} is empty: there is no text in it.")
+def document_key(text: str) -> str:
+    """Returns the key of a document: a hash of its text, the same for composed and decomposed accents."""
+    return hashlib.sha1(normalized(text, "NFC").encode()).hexdigest()
 
 
 def split_of(key: str) -> str:
@@ -83,56 +46,226 @@ def split_of(key: str) -> str:
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
-def files_digest(files: list[Path]) -> str:
-    """Returns a SHA-256 of the files' names, sizes and times of change, which stands for their content."""
+class OwnText:
+    """The text of your own in one language.
+
+    Where folders or files are named after languages, by any code or name, only those of this language are taken. Where
+    they are named after splits (`train.txt`, `yo_dev.jsonl`, `test/`), documents have the split of their file; elsewhere
+    each document has the split that a hash of its text chooses, and repetitions are left out. Hidden files and folders
+    are not read.
+
+    Attributes:
+        rule: One sentence that says how documents are split.
+
+    Args:
+        path: A file or a folder.
+        lang: Language code; one that is not in the table of languages is taken as it is.
+        column: Column or key that holds the text; "" takes "text" or "content".
+
+    Raises:
+        InvalidInput: If there is no file that can be read, or there is text in other languages and none in this one.
+    """
+
+    def __init__(self, path: Path, lang: str, column: str = ""):
+        self._root, self._column = path, column
+        files = [path]
+        if path.is_dir():
+            files = _in_language(_text_files(path), path, lang)
+        elif path.suffix.lower() not in OWN_SUFFIXES:
+            raise InvalidInput(
+                f"{path} is not a text file that can be read: those end in {', '.join(OWN_SUFFIXES)}. "
+                "Unpack an archive, or convert the file."
+            )
+        splits = {file: "" if file == path else _split_in(file.relative_to(path)) for file in files}
+        self._by_hash = not any(splits.values())
+        self._files = {s: [f for f in files if self._by_hash or splits[f] == s] for s in SPLITS}
+        if self._by_hash:
+            self.rule = f"A hash of each document in {path} chooses its split: 80% train, 10% validation, 10% test."
+        else:
+            counts = Counter(splits.values())
+            unused = f"; {counts['']} with no split in the name are not used" if counts[""] else ""
+            listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+            self.rule = f"The names of files and folders in {path} choose the splits: {listed} files{unused}."
+
+    def documents(self, split: str) -> Iterator[tuple[str, str]]:
+        """Reads the documents of one split, each with a key: its file and number, or the hash that chose the split.
+
+        Raises:
+            InvalidInput: For empty, undecodable or malformed files.
+        """
+        seen: dict[str, None] = {}
+        for path in self._files[split]:
+            for number, text in enumerate(read_documents(path, self._column)):
+                if not self._by_hash:
+                    yield f"{path.relative_to(self._root)}#{number}", text
+                    continue
+                key = document_key(text)
+                if key in seen:
+                    continue
+                seen[key] = None
+                if len(seen) > _REMEMBERED:
+                    del seen[next(iter(seen))]
+                if split_of(key) == split:
+                    yield key, text
+        if self._by_hash and not seen:
+            raise InvalidInput(f"{self._root} is empty: there is no text in it.")
+
+    def has(self, split: str) -> bool:
+        """Says whether there are files that may have documents of a split."""
+        return bool(self._files[split])
+
+    def digest(self, split: str) -> str:
+        """Returns a SHA-256 that identifies the text of a split, from its files and the column."""
+        return hashlib.sha256(f"{self._column} {files_digest(self._files[split])}".encode()).hexdigest()
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """Returns a SHA-256 of the files' names, sizes and times of change, which identifies their content."""
     facts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(files)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
-def read_documents(path: Path) -> Iterator[str]:
-    """Reads the documents of one file: paragraphs between blank lines, else lines (.txt); rows (.jsonl, .parquet)."""
-    rows = {".txt": _paragraphs, ".jsonl": _json_lines, ".parquet": _table_rows}[path.suffix](path)
-    for row in rows:
-        text = _text_of(path, row).strip()
-        if text:
-            yield text
+# --- files by language and split ---
 
 
-def _named_split(path: Path, root: Path) -> str:
-    """The split that a file, or a folder that it lies in, is named after; "" for none."""
-    names = (path.stem, *path.relative_to(root).parts[:-1])
-    return next((s for s in SPLITS for x in names if x == s or x.startswith((f"{s}-", f"{s}_", f"{s}."))), "")
+def _text_files(folder: Path) -> list[Path]:
+    """Lists the text files of a folder. Links are followed, and a folder that they lead to twice is read once."""
+    found, others, visited = [], [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in visited else sorted(x for x in folders if not x.startswith("."))
+        shown = [] if real in visited else [Path(root, x) for x in names if not x.startswith(".")]
+        visited.add(real)
+        found += [file for file in shown if file.suffix.lower() in OWN_SUFFIXES]
+        others += [file.name for file in shown if file.suffix.lower() not in OWN_SUFFIXES]
+    if not found:
+        holds = f"; it holds {', '.join(sorted(others)[:3])}" if others else ""
+        raise InvalidInput(f"The folder {folder} has no {', '.join(OWN_SUFFIXES)} file{holds}.")
+    if broken := [file for file in found if not file.exists()]:
+        raise InvalidInput(f"{broken[0]} is a link to a file that does not exist: mend or remove it.")
+    return sorted(found)
+
+
+def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
+    """Chooses the files of a language by names: a whole name, or else its beginning or end where several languages show."""
+    named: dict[Path, str] = {}
+    for whole in (True, False):
+        named = {file: _language_in(file.relative_to(root), lang, whole) for file in files}
+        if any(named.values()) and (whole or len(set(named.values()) - {""}) > 1):
+            break
+    else:
+        return files
+    asked = find_language(lang)
+    mine = [file for file in files if named[file] == (asked.code if asked else lang)]
+    if not mine:
+        others = ", ".join(sorted(set(named.values()) - {""})[:5])
+        raise InvalidInput(
+            f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}. "
+            f"Name a file or folder after {lang}, or give the path of the text itself."
+        )
+    return mine
+
+
+def _language_in(path: Path, lang: str, whole: bool) -> str:
+    """The code of the language after which a file, or the outermost folder around it, is named; "" for none."""
+    for name in (*path.parts[:-1], path.stem):
+        words = _words_without_split(name)[1]
+        ends = [words[:1], words[:2], words[-1:], words[-2:]]
+        for candidate in [words] if whole else ends:
+            text = "-".join(candidate)
+            if text and text == lang:
+                return lang if find_language(lang) is None else get_language(lang).code
+            if found := find_language(text):
+                return found.code
+    return ""
+
+
+def _split_in(path: Path) -> str:
+    """The split after which a file, or the innermost folder around it, is named; "" for none."""
+    names = (path.stem, *reversed(path.parts[:-1]))
+    return next((split for split, _ in map(_words_without_split, names) if split), "")
+
+
+def _words_without_split(name: str) -> tuple[str, list[str]]:
+    """Splits a name into words, and takes the split off its beginning or end ("yo_train-00001" is "train" of "yo")."""
+    words = re.split(r"[-_. ]+", name)
+    while len(words) > 1 and (words[-1].isdigit() or words[-1] == "of"):
+        words.pop()
+    for place in (0, -1):
+        if split := _SPLIT_OF.get(words[place].casefold().rstrip("0123456789")):
+            del words[place]
+            return split, words
+    return "", words
+
+
+# --- documents of a file ---
+
+
+def read_documents(path: Path, column: str = "") -> Iterator[str]:
+    """Reads the documents of one file.
+
+    Args:
+        path: .txt has paragraphs between blank lines, or else lines; .jsonl, .csv, .tsv and .parquet have rows. A .tsv
+            file has no quotes.
+        column: Column or key of the text; "" takes "text" or "content".
+
+    Yields:
+        Documents, stripped; empty and null ones are left out.
+
+    Raises:
+        InvalidInput: For bytes that are not UTF-8, malformed rows, or no such column; the message names the file.
+    """
+    readers = {".txt": _paragraphs, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    for place, text in readers.get(path.suffix.lower(), _csv_rows)(path, column):
+        if text is not None and not isinstance(text, str):
+            raise InvalidInput(f"{path}, {place}: the text is {str(text)[:80]!r} of type {type(text).__name__}.")
+        if text and text.strip():
+            yield text.strip()
+
+
+def _column_of(path: Path, names: Sequence[str], column: str) -> str:
+    """The column that holds the text."""
+    if found := [name for name in ([column] if column else _TEXT_COLUMNS) if name in names]:
+        return found[0]
+    wanted = repr(column) if column else " or ".join(map(repr, _TEXT_COLUMNS))
+    raise InvalidInput(
+        f"{path} has no column {wanted}; it has {', '.join(map(repr, names))}. Name the one that holds the text after "
+        f'a "#", as in "{path}#{names[-1] if names else "text"}".'
+    )
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines without their ends. Read as bytes, so that an undecodable byte can be told by its place in the file."""
-    start = 0
+    """Lines without their ends, of UTF-8 text, or of UTF-16 text that begins with a byte order mark."""
     with open(path, "rb") as file:
-        for raw in file:
-            try:
-                line = raw.decode("utf-8-sig" if start == 0 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidInput(
-                    f"{path} is not UTF-8 text (byte {start + error.start} is {raw[error.start]:#04x}). "
-                    "Convert it, e.g. iconv -f LATIN1 -t UTF-8."
-                ) from error
-            yield line.rstrip("\r\n")
-            start += len(raw)
+        utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        with open(path, encoding="utf-16" if utf16 else "utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if "\0" in line:
+                    raise InvalidInput(
+                        f"{path}, line {number} has a NUL byte. Convert UTF-16 with `iconv -f UTF-16LE -t UTF-8` (or "
+                        "UTF-16BE); in UTF-8 text, remove NUL bytes with `tr -d '\\000'`."
+                    )
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{path} is not UTF-8 text (it has the byte {error.object[error.start]:#04x}). Convert it from the encoding "
+            "that it has, e.g. `iconv -f LATIN1 -t UTF-8`."
+        ) from error
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
-    if not _has_blank_line(path):
-        for line in _lines(path):
-            yield from line.splitlines()
-        return
+def _paragraphs(path: Path, _: str) -> Iterator[tuple[str, str]]:
+    has_blank_line = _has_blank_line(path)
     gathered: list[str] = []
     for line in _lines(path):
-        if line:
+        if not has_blank_line:
+            yield from (("a line", part) for part in line.splitlines())
+        elif line:
             gathered.append(line)
         elif gathered:
-            yield "\n".join(gathered)
+            yield "a paragraph", "\n".join(gathered)
             gathered = []
-    yield "\n".join(gathered)
+    yield "the last paragraph", "\n".join(gathered)
 
 
 def _has_blank_line(path: Path) -> bool:
@@ -148,28 +281,39 @@ def _has_blank_line(path: Path) -> bool:
     return False
 
 
-def _json_lines(path: Path) -> Iterator[object]:
+def _json_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError as error:
                 raise InvalidInput(f"{path}, line {number} is not JSON: {error}.") from error
+            yield f"line {number}", row[_column_of(path, list(row), column)] if isinstance(row, dict) else row
 
 
-def _table_rows(path: Path) -> Iterator[object]:
+def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, str | None]]:
+    csv.field_size_limit(2**31 - 1)  # by default a longer field than 131,072 characters is an error
+    lines = (f"{line}\n" for line in _lines(path))
+    if path.suffix.lower() == ".tsv":
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.DictReader(lines, strict=True)
+    try:
+        name = _column_of(path, list(rows.fieldnames or ()), column)
+        yield from ((f"line {rows.line_num}", row[name]) for row in rows)
+    except csv.Error as error:
+        raise InvalidInput(f"{path}, line {rows.line_num} is not CSV: {error}.") from error
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        columns = [c for c in ("text", "content") if c in file.schema_arrow.names][:1]
-        for batch in file.iter_batches(batch_size=1000, columns=columns or None):
-            yield from batch.to_pylist()
-
-
-def _text_of(path: Path, row) -> str:
-    if isinstance(row, str):
-        return row
-    for column in ("text", "content"):
-        if isinstance(row, dict) and isinstance(row.get(column), str):
-            return row[column]
-    raise InvalidInput(f"{path} has a row without a 'text' or 'content' column: {str(row)[:80]}.")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            name, number = _column_of(path, file.schema_arrow.names, column), 0
+            for batch in file.iter_batches(batch_size=1000, columns=[name]):
+                for value in batch.column(name).to_pylist():
+                    number += 1
+                    yield f"row {number}", value
+    except pyarrow.ArrowException as error:
+        raise InvalidInput(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from error

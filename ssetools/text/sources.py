@@ -1,12 +1,13 @@
 """Text by language and split, whatever its source.
 
 A source is a name ("udhr", "mediawiki", "sib200", "flores", "flores_plus", "glotcc", "fineweb2", "wikipedia"), a name
-with a local copy ("sib200:FOLDER"), a file or folder of your own text (.txt, .jsonl, .parquet), or several of these
-joined with "+".
+with a local copy ("sib200:FOLDER"), a file or folder of your own text (.txt, .jsonl, .csv, .tsv, .parquet; "PATH#COLUMN"
+names its column), or several of these joined with "+".
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.files import digest_of, facts_of
 from ssetools.languages import LANGUAGES, get_language
 from ssetools.text import embedded
-from ssetools.text.hub import HUB_CORPORA, document_key, held_out_documents, hub_documents, hub_revision, hub_shards
-from ssetools.text.own import OWN_SUFFIXES, SPLITS, own_documents, own_files
+from ssetools.text.hub import HUB_CORPORA, HubText
+from ssetools.text.own import OWN_SUFFIXES, SPLITS, Normalization, OwnText, document_key, normalized
 
 SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
 _OWN = "own"
@@ -34,16 +35,18 @@ class Source:
         folder: A local copy of the corpus, or the path of your own text; "" reads the corpus from where it is published.
         kind: Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder.
         streamed: Whether its training text may be larger than memory.
+        column: Column or key of your own text, where it is not "text" or "content".
     """
 
     name: str
     folder: str
     kind: str
     streamed: bool
+    column: str = ""
 
     def __str__(self) -> str:
         if self.is_own:
-            return self.folder
+            return f"{self.folder}#{self.column}" if self.column else self.folder
         return f"{self.name}:{self.folder}" if self.folder else self.name
 
     @property
@@ -86,7 +89,7 @@ def split_name(text: str) -> tuple[str, str]:
 def parse_sources(text: str) -> tuple[Source, ...]:
     """Parses sources as users type them: "udhr+mediawiki", "sib200:FOLDER", or the path of your own text.
 
-    A path that exists is taken as a whole, so it may contain "+".
+    A path that exists is taken as a whole, so it may contain "+" and "#".
 
     Raises:
         ValueError: If a source is empty.
@@ -101,7 +104,15 @@ def _parse_source(text: str) -> Source:
     name, folder = split_name(text)
     if name in _GENRES:
         return Source(name, folder, _GENRES[name], name in HUB_CORPORA and HUB_CORPORA[name].streamed)
-    return Source(_OWN, text, Path(text).name, streamed=False)
+    path, _, column = (text, "", "") if Path(text).exists() else text.partition("#")
+    return Source(_OWN, path, Path(path).name, False, column)
+
+
+def _one_source(text: str, said: str) -> Source:
+    source, *others = parse_sources(text)
+    if others:
+        raise InvalidInput(f"{said}; got {text!r}.")
+    return source
 
 
 def languages_in(source: str) -> list[str]:
@@ -116,101 +127,101 @@ def languages_in(source: str) -> list[str]:
     return [x.code for x in LANGUAGES if asked <= x.corpora]
 
 
-def load_texts(source: str, lang: str, split: str, max_bytes: int | None = None) -> list[str]:
+def load_texts(
+    source: str, lang: str, split: str, max_bytes: int | None = None, normalize: Normalization = "NFC"
+) -> list[str]:
     """Loads the documents of one language and split.
 
     Args:
         source: "udhr" (articles of the declaration), "mediawiki" (interface messages); from the hub "sib200", "flores"
-            or "flores_plus" (sentences, the last two for measuring only), "glotcc", "fineweb2" (web pages) or
-            "wikipedia"; "NAME:FOLDER" for a local copy of one of these, or a path to text of your own. Several
-            sources join with "+".
-        lang: Language code, see `ssetools.get_language`. Own text may be in any language.
-        split: "train", "validation" or "test". Own text without split files is split 80/10/10 by a hash of
-            the document, so that the same document always falls in the same split; of web pages and Wikipedia a
-            tenth each of the first 2,000 documents is held out for the two.
+            or "flores_plus" (sentences, the last two for scoring only), "glotcc", "fineweb2" (web pages) or
+            "wikipedia"; "NAME:FOLDER" for a local copy of one of these; or a path to text of your own, with the name of
+            its text column after "#" where that is not "text" or "content". Several sources are joined with "+".
+        lang: Language code, see `ssetools.get_language`. Your own text may be in any language.
+        split: "train", "validation" or "test". Your own text is split by the names of its files and folders, or else
+            80/10/10 by a hash of the document, so that the same document always falls in the same split; of web pages
+            and Wikipedia a tenth each of the first 2,000 documents is held out for validation and test.
         max_bytes: Stop with the document that reaches this many bytes of UTF-8, for each source; None takes all. The
             training text of web pages and Wikipedia can be larger than memory: give a limit, or use `stream_texts`.
+        normalize: Unicode normalization form of the text: composed (NFC), so that an accented letter is one character
+            whatever form its file has; None keeps the text as it is.
 
     Returns:
         Documents in a fixed order, none empty.
 
     Raises:
-        ValueError: For an unknown language, source or split, and for empty, undecodable or damaged text.
+        InvalidInput: For an unknown language, source or split, and for empty, undecodable or damaged text.
         TextUnavailable: For a hub set that cannot be fetched, with the remedy.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for part in parse_sources(source):
         size = 0
-        for _, text in _documents(part, lang, split, partly=max_bytes is not None):
-            found.append(text)
+        for _, text in _documents(part, lang, split, normalize, partly=max_bytes is not None):
+            texts.append(text)
             size += len(text.encode())
             if max_bytes is not None and size >= max_bytes:
                 break
-    return found
+    return texts
 
 
-def load_parallel(source: str, langs: Sequence[str], split: str) -> dict[str, list[str]]:
+def load_parallel(
+    source: str, langs: Sequence[str], split: str, normalize: Normalization = "NFC"
+) -> dict[str, list[str]]:
     """Loads the documents that every language has, aligned: item *i* says the same in each language.
 
     Args:
         source: "udhr" (by article), "mediawiki" (by message key) or "sib200" (by sentence), or a local copy.
         langs: Language codes.
         split: "train", "validation" or "test".
+        normalize: Unicode normalization form, as in `load_texts`.
 
     Returns:
         Documents by code; the lists are of equal length.
 
     Raises:
-        ValueError: As `load_texts`, and if several sources are given: their documents have no common keys.
+        InvalidInput: As `load_texts`, and if several sources are given: their documents have no common keys.
         TextUnavailable: As `load_texts`.
     """
-    part, *others = parse_sources(source)
-    if others:
-        raise InvalidInput(f"Parallel text comes from one source; got {source!r}.")
-    documents = {lang: dict(_documents(part, lang, split)) for lang in langs}
-    shared = set.intersection(*(set(found) for found in documents.values()))
+    part = _one_source(source, "Parallel text comes from one source")
+    documents = {lang: dict(_documents(part, lang, split, normalize)) for lang in langs}
+    shared = set.intersection(*(set(keyed) for keyed in documents.values()))
     keys = [key for key in documents[langs[0]] if key in shared]
-    return {lang: [found[key] for key in keys] for lang, found in documents.items()}
+    return {lang: [keyed[key] for key in keys] for lang, keyed in documents.items()}
 
 
-def _documents(source: Source, lang: str, split: str, partly: bool = False) -> Iterator[tuple[str, str]]:
-    """Yields the documents of one split with a key each; at least one.
-
-    Args:
-        source: The source.
-        lang: Language code.
-        split: The split.
-        partly: Whether a part of the text is enough: else streamed training text is refused.
-    """
+def _documents(
+    source: Source, lang: str, split: str, normalize: Normalization = "NFC", partly: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yields the documents of one split with a key each, at least one; streamed training text only `partly`."""
     if split not in SPLITS:
         raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
-    name, folder = source.name, source.folder
     source.check()
+    rule = ""
     if source.is_own:
-        files, by_hash = own_files(Path(folder), lang, split)
-        found = own_documents(files, split, by_hash)
-    elif name == "udhr":
-        found = embedded.declaration_articles(get_language(lang), split, folder)
-    elif name == "mediawiki":
-        found = embedded.interface_messages(get_language(lang), split, folder)
-    elif source.streamed and split == "train" and partly:
-        held_out = held_out_documents(name, folder, get_language(lang))
-        texts = (text for shard in hub_shards(name, folder, get_language(lang)) for text in shard(0) if text)
-        keyed = ((document_key(text), text) for text in texts)
-        found = ((key, text) for key, text in keyed if key not in held_out)
+        own = OwnText(Path(source.folder), lang, source.column)
+        keyed, rule = own.documents(split), own.rule
+    elif source.name == "udhr":
+        keyed = embedded.declaration_articles(get_language(lang), split, source.folder).items()
+    elif source.name == "mediawiki":
+        keyed = embedded.interface_messages(get_language(lang), split, source.folder).items()
     else:
-        found = hub_documents(name, folder, get_language(lang), split)
-    empty = True
-    for key, text in found.items() if isinstance(found, dict) else found:
-        empty = False
-        yield key, text
-    if empty:
-        raise InvalidInput(f"Source '{source}' has no {split} text for {lang!r}.")
+        hub = HubText(source.name, source.folder, get_language(lang))
+        if source.streamed and split == "train" and partly:
+            held_out = hub.held_out()
+            texts = (text for shard in hub.shards() for text in shard(0) if text)
+            keyed = ((key, text) for text in texts if (key := document_key(text)) not in held_out)
+        else:
+            keyed = hub.documents(split).items()
+    key = None
+    for key, text in keyed:
+        yield key, normalized(text, normalize)
+    if key is None:
+        raise InvalidInput(f"Source '{source}' has no {split} text for {lang!r}. {rule}".rstrip())
 
 
-def describe_source(source: str, lang: str) -> dict[str, str]:
-    """Returns what identifies the text of `source`, for provenance in result files: revision and hashes."""
-    facts = {"source": source}
+def describe_source(source: str, lang: str, normalize: Normalization = "NFC") -> dict[str, str | None]:
+    """Returns what identifies the text of `source`, for provenance in result files: revision, hashes, normalization."""
+    facts: dict[str, str | None] = {"source": source, "normalize": normalize}
     for part in parse_sources(source):
         if part.name == "mediawiki" and not part.folder:
             facts["mediawiki"] = facts_of(embedded.mediawiki_folder())["revision"]
@@ -218,22 +229,15 @@ def describe_source(source: str, lang: str) -> dict[str, str]:
         elif part.name == "udhr" and not part.folder:
             facts["udhr"] = facts_of(embedded.udhr_folder())["revision"]
         elif part.name in HUB_CORPORA:
-            facts[str(part)] = hub_revision(part.name, part.folder, get_language(lang))
+            facts[str(part)] = HubText(part.name, part.folder, get_language(lang)).revision()
         else:
             digest = hashlib.sha256()
-            texts = (text for split in SPLITS for text in _texts_if_any(part, lang, split))
-            for number, text in enumerate(texts):
-                digest.update(("\0" if number else "").encode() + text.encode())
+            for split in SPLITS:
+                with contextlib.suppress(InvalidInput):  # the source need not have every split
+                    for _, text in _documents(part, lang, split, normalize):
+                        digest.update(text.encode() + b"\0")
             facts[str(part)] = digest.hexdigest()
     return facts
-
-
-def _texts_if_any(source: Source, lang: str, split: str) -> Iterator[str]:
-    """The documents of one split, read lazily; nothing where a source has no such split."""
-    try:
-        yield from (text for _, text in _documents(source, lang, split))
-    except ValueError:
-        return
 
 
 # --- plan ---
@@ -284,12 +288,9 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         ValueError: For an unknown language or source, a missing or damaged local copy, and text without a split that
             training or scoring needs.
     """
-    other, *more = parse_sources(other_text)
-    if more or other.streamed or other.name not in HUB_CORPORA:
-        raise InvalidInput(
-            f"other_text names one corpus of sentences: {', '.join(SENTENCES)}, or one of them with a local copy "
-            f'("sib200:FOLDER"); got {other_text!r}.'
-        )
+    other = _one_source(other_text, f"Text in an unseen genre comes from one of {', '.join(SENTENCES)}")
+    if other.name not in SENTENCES:
+        raise InvalidInput(f"other_text is {other_text!r}: use one of {', '.join(SENTENCES)}, or NAME:FOLDER.")
     unseen: Source | None = other
     try:
         next(_documents(other, lang, "test"))
@@ -317,7 +318,8 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         reason = f"Text in an unseen genre: {unseen}."
     else:
         reason = f"Text in an unseen genre: {unseen}, which is not trained on. {missing}"
-    return TextPlan("+".join(map(str, train)), kinds, same, reason)
+    rules = [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
+    return TextPlan("+".join(map(str, train)), kinds, same, " ".join([reason.rstrip(), *rules]))
 
 
 def _genre(source: Source, kinds: dict[str, str]) -> str:

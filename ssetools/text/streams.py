@@ -1,35 +1,39 @@
-"""Training text that need not fit in memory: read as it goes, shuffled, apart from evaluation text, resumable."""
+"""Training text that need not fit in memory: read lazily, shuffled, without evaluation text, resumable.
+
+Interleaving and resuming are not left to `datasets`: with its version 5.2, `interleave_datasets(...).filter(...)` resumes
+up to three documents away, the order of `shuffle` differs between versions, and a document takes 1.4 ms.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ssetools.errors import InvalidInput
 from ssetools.languages import Language, get_language
-from ssetools.text.hub import document_key, held_out_documents, hub_revision, hub_shards
-from ssetools.text.own import files_digest, own_documents, own_files
+from ssetools.text.hub import HubText
+from ssetools.text.own import Normalization, OwnText, document_key, normalized
 from ssetools.text.sources import Source, describe_source, load_texts, parse_sources
-
-Shard = Callable[[int], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a stream from which it can go on.
+    """A place in a stream at which it can resume.
 
     Attributes:
         places: For each source, the shard and the documents already read from it.
         turn: Source whose turn it is.
-        block: Blocks already shuffled and given.
+        block: Blocks already shuffled and yielded.
     """
 
     places: list[list[int]] = field(default_factory=list)
@@ -43,20 +47,35 @@ class TextStream:
     Attributes:
         source: As given.
         lang: Language code.
-        overlap: What evaluation text holds, and how many lines were left out because of it.
+        overlap: The evaluation text, and how many lines were left out because of it.
         facts: What determines the text: JSON-able, for provenance and for the names of caches.
     """
 
-    def __init__(self, source: str, lang: str, avoid: Sequence[str], seed: int, buffer: int):
+    def __init__(
+        self,
+        source: str,
+        lang: str,
+        avoid: Sequence[str],
+        seed: int,
+        buffer: int,
+        normalize: Normalization = "NFC",
+    ):
         if buffer < 1:
             raise InvalidInput(f"The buffer holds {buffer} documents: it needs at least 1.")
         self.source, self.lang, self.seed, self.buffer = source, lang, seed, buffer
+        self._normalize: Normalization = normalize
         self._parts = [_open(part, lang) for part in parse_sources(source)]
-        held_out = [text for part in self._parts for text in part.held_out]
+        held_out = [text for part in self._parts for text in part.held_out.values()]
         self.overlap = Overlap([*avoid, *held_out], get_language(lang))
         revisions = [part.revision for part in self._parts]
-        self.facts = {"source": source, "lang": lang, "revisions": revisions, "seed": seed, "buffer": buffer}
-        self.facts["avoids"] = self.overlap.digest
+        self.facts: dict[str, Any] = {
+            "source": source,
+            "lang": lang,
+            "revisions": revisions,
+            "seed": seed,
+            "buffer": buffer,
+        }
+        self.facts |= {"normalize": normalize, "avoids": self.overlap.digest}
 
     def __iter__(self) -> Iterator[str]:
         for texts, _ in self.blocks():
@@ -66,47 +85,48 @@ class TextStream:
         """Yields shuffled blocks of documents, each with the position after it.
 
         Args:
-            start: A position that an earlier pass gave; None starts at the beginning.
+            start: A position that an earlier pass yielded; None starts at the beginning.
 
         Yields:
             `(documents, position)`; a block has up to `buffer` documents.
         """
         start = start or Position([[0, 0] for _ in self._parts])
-        gathered: list[str] = []
-        block, after = start.block, start
-        for text, places, turn in self._alternate(start):
-            after = Position(places, turn, block + 1)
-            gathered.append(text)
-            if len(gathered) == self.buffer:
-                yield self._shuffled(gathered, block), after
-                gathered, block = [], block + 1
-        if gathered:
-            yield self._shuffled(gathered, block), after
-
-    def _shuffled(self, texts: list[str], block: int) -> list[str]:
-        # Each block has an order of its own that depends on seed and number alone: nothing to carry over a stop.
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + block))
-        apart = (self.overlap.without(texts[i]) for i in order.tolist())
-        return [text for text in apart if text]
+        documents = self._alternate(start)
+        for number in itertools.count(start.block):
+            block = list(itertools.islice(documents, self.buffer))
+            if not block:
+                return
+            # The order of a block depends on the seed and its number alone, so a position need not record it.
+            order = torch.randperm(len(block), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+            texts = (self.overlap.without(normalized(block[i][0], self._normalize)) for i in order.tolist())
+            _, places, turn = block[-1]
+            yield [text for text in texts if text], Position(places, turn, number + 1)
 
     def _alternate(self, start: Position) -> Iterator[tuple[str, list[list[int]], int]]:
-        """One document of each source in turn, so that a small budget sees all of them; ended ones are passed over."""
+        """One document of each source in turn, so that a small budget has all of them; ended ones are passed over."""
         places = [list(place) for place in start.places]
         readers = [part.read(self.seed, place) for part, place in zip(self._parts, places, strict=True)]
-        going, turn = set(range(len(readers))), start.turn
-        while going:
-            if turn in going:
-                found = next(readers[turn], None)
-                if found is None:
-                    going.discard(turn)
+        unfinished, turn = set(range(len(readers))), start.turn
+        while unfinished:
+            if turn in unfinished:
+                document = next(readers[turn], None)
+                if document is None:
+                    unfinished.discard(turn)
                 else:
-                    text, places[turn] = found
+                    text, places[turn] = document
                     yield text, [list(place) for place in places], (turn + 1) % len(readers)
             turn = (turn + 1) % len(readers)
 
 
-def stream_texts(source: str, lang: str, avoid: Sequence[str] = (), seed: int = 0, buffer: int = 1000) -> TextStream:
-    """Opens the training text of a language to be read as it goes, however much there is of it.
+def stream_texts(
+    source: str,
+    lang: str,
+    avoid: Sequence[str] = (),
+    seed: int = 0,
+    buffer: int = 1000,
+    normalize: Normalization = "NFC",
+) -> TextStream:
+    """Opens the training text of a language to be read lazily, however much there is of it.
 
     The files of a source are read in an order that the seed chooses, in blocks of `buffer` documents that the seed
     shuffles; several sources take turns, document by document. Lines that share 50 letters in a row (16 in Chinese
@@ -114,29 +134,33 @@ def stream_texts(source: str, lang: str, avoid: Sequence[str] = (), seed: int = 
 
     Args:
         source: As in `load_texts`: "glotcc", "fineweb2" and "wikipedia" are streamed from the hub or from a local copy
-            ("glotcc:FOLDER"), a file or folder of your own from disk. Several join with "+".
+            ("glotcc:FOLDER"), a file or folder of your own from disk. Several are joined with "+".
         lang: Language code.
         avoid: Evaluation documents that must not be trained on.
         seed: Of the order.
         buffer: Documents shuffled together.
+        normalize: Unicode normalization form, as in `load_texts`.
 
     Returns:
         An iterable of documents, for `finetune` or for a loop; the same in each pass and on each machine.
 
     Raises:
-        ValueError: For an unknown language or source, or one that has no training text in this language.
-        TextUnavailable: For a set that cannot be reached, with the remedy.
+        InvalidInput: For an unknown language or source, or one that has no training text in this language.
+        TextUnavailable: For a set that cannot be fetched, with the remedy.
     """
-    return TextStream(source, lang, avoid, seed, buffer)
+    return TextStream(source, lang, avoid, seed, buffer, normalize)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One source of a stream: its shards, what identifies them, and the text that it holds out."""
+    """One source of a stream: its shards, what identifies them, and the text that it holds out, by key.
 
-    shards: list[Shard]
+    A shard is a function that takes the number of documents to skip and yields the rest.
+    """
+
+    shards: Sequence[Callable[[int], Iterable[str]]]
     revision: str
-    held_out: Sequence[str] = ()
+    held_out: dict[str, str] = field(default_factory=dict)
 
     def read(self, seed: int, place: list[int]) -> Iterator[tuple[str, list[int]]]:
         """Documents from a place on, each with the place after it."""
@@ -145,45 +169,35 @@ class _Part:
             row = place[1] if turn == place[0] else 0
             for text in self.shards[order[turn]](row):
                 row += 1
-                if text:
+                if text and not (self.held_out and document_key(text) in self.held_out):
                     yield text, [turn, row]
 
 
 def _open(source: Source, lang: str) -> _Part:
-    language = get_language(lang)
     source.check()
     if source.streamed:
-        name, folder = source.name, source.folder
-        held_out = held_out_documents(name, folder, language)
-        shards = [_kept(shard, set(held_out)) for shard in hub_shards(name, folder, language)]
-        return _Part(shards, hub_revision(name, folder, language), list(held_out.values()))
+        corpus = HubText(source.name, source.folder, get_language(lang))
+        return _Part(corpus.shards(), corpus.revision(), corpus.held_out())
     if source.is_own:
-        files, by_hash = own_files(Path(source.folder), lang, "train")
-        if not files:
+        own = OwnText(Path(source.folder), lang, source.column)
+        if not own.has("train"):
             raise InvalidInput(f"Source '{source}' has no train text for {lang!r}.")
-
-        def documents(skip: int) -> Iterator[str]:
-            found = (text for _, text in own_documents(files, "train", by_hash))
-            for _ in range(skip):
-                next(found, None)
-            yield from found
-
-        return _Part([documents], files_digest(files))
-    texts = load_texts(str(source), lang, "train")
-    return _Part([lambda skip: iter(texts[skip:])], json.dumps(describe_source(str(source), lang), sort_keys=True))
-
-
-def _kept(shard: Shard, held_out: set[str]) -> Shard:
-    """Empties held-out documents; they still count, so that positions stay true to the file."""
-    return lambda skip: ("" if text and document_key(text) in held_out else text for text in shard(skip))
+        return _Part(
+            [lambda skip: (text for _, text in itertools.islice(own.documents("train"), skip, None))],
+            own.digest("train"),
+        )
+    texts = load_texts(str(source), lang, "train", normalize=None)
+    return _Part([lambda skip: texts[skip:]], json.dumps(describe_source(str(source), lang, None), sort_keys=True))
 
 
 # --- overlap ---
 
 
 SPAN = 50
-_DENSE_SPAN = 16  # a Chinese or Japanese character says about as much as three letters
-_DENSE_SCRIPTS = {"Hans", "Hant", "Hani", "Jpan"}
+# Not `languages.UNSPACED_SCRIPTS`: Thai and Khmer have no spaces either, but letters that say as little as Latin ones. A
+# Chinese or Japanese character says about as much as three letters.
+_LOGOGRAPHIC_SPAN = 16
+_LOGOGRAPHIC_SCRIPTS = {"Hans", "Hant", "Hani", "Jpan"}
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # any odd number is invertible modulo 2**64
 _BITS = 25
 _SHIFT = np.uint64(64 - _BITS)
@@ -197,17 +211,17 @@ class Overlap:
 
     Attributes:
         span: Letters that a run has: 50, or 16 in Chinese and Japanese. Shorter evaluation texts are not looked for:
-            they cannot be told from common phrases.
+            they may be common phrases.
         lines: How many lines were left out so far.
-        digest: Stands for the evaluation text, in names of caches.
+        digest: Identifies the evaluation text, in names of caches.
     """
 
     def __init__(self, texts: Iterable[str], language: Language):
-        self.span = _DENSE_SPAN if language.script in _DENSE_SCRIPTS else SPAN
+        self.span = _LOGOGRAPHIC_SPAN if language.script in _LOGOGRAPHIC_SCRIPTS else SPAN
         self.lines = 0
         found = [_hashes(_letters(text)[0], self.span) for text in texts]
         self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
-        # Most runs of most texts are in no evaluation text: one look into a table of bits says so for nearly all.
+        # Most runs of most texts are in no evaluation text; a table of their top bits shows that for nearly all.
         self._table = np.zeros(1 << _BITS, bool)
         self._table[self._hashes >> _SHIFT] = True
         self.digest = hashlib.sha256(self._hashes.tobytes() + bytes([self.span])).hexdigest()
@@ -247,22 +261,16 @@ def _hashes(letters: np.ndarray, span: int) -> np.ndarray:
     """Polynomial hashes [len - span + 1] of all runs of `span` letters, from running sums modulo 2**64."""
     if len(letters) < span:
         return np.empty(0, np.uint64)
-    powers, inverse = _powers(len(letters))
+    powers, inverse = (x[: len(letters)] for x in _powers(1 << (len(letters) - 1).bit_length()))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(letters * powers, dtype=np.uint64)])
     # The top bits choose the place in the table, so they have to depend on every letter: multiply them up.
     mixed = (sums[span:] - sums[:-span]) * inverse[: len(letters) - span + 1]
     return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
 
 
-_POWERS: list[np.ndarray] = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
-
-
+@functools.cache
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Powers of the base and of its inverse, 0 to count - 1; kept, since every document needs them."""
-    if len(_POWERS[0]) < count:
-        size = 1 << (count - 1).bit_length()
-        for place, base in enumerate((int(_BASE), pow(int(_BASE), -1, 1 << 64))):
-            factors = np.full(size, base, np.uint64)
-            factors[0] = 1
-            _POWERS[place] = np.cumprod(factors, dtype=np.uint64)
-    return _POWERS[0][:count], _POWERS[1][:count]
+    factors = np.full((2, count), [[_BASE], [pow(int(_BASE), -1, 1 << 64)]], np.uint64)
+    factors[:, 0] = 1
+    return tuple(np.cumprod(factors, axis=1, dtype=np.uint64))

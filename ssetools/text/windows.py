@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from filelock import FileLock
 
 from ssetools.errors import InvalidInput
-from ssetools.files import cache_dir, write_json
+from ssetools.files import cache_dir, kept, read_json, write_json
 from ssetools.text.streams import Position, TextStream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PIECE = 200_000  # characters tokenised together: enough to keep the tokenizer busy, little enough to forget
 
 
-def bos_ids(tokenizer) -> list[int]:
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns what opens every window: the tokenizer's BOS, or nothing where it has none."""
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
 
 
-def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
     """Tokenises documents, each followed by a newline, without special tokens.
 
     Args:
@@ -54,13 +59,13 @@ def encode_texts(tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
         raise InvalidInput("There is no text: every document is empty.")
 
 
-def _encoded(tokenizer, texts: list[str]) -> np.ndarray:
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
     documents = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in documents])
 
 
 def pack_tokens(
-    tokenizer, texts: Iterable[str], window: int = 256, max_tokens: int | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], window: int = 256, max_tokens: int | None = None
 ) -> list[torch.Tensor]:
     """Packs documents into windows of token ids, each opened by BOS where the tokenizer has one.
 
@@ -95,7 +100,7 @@ def pack_tokens(
     return [torch.cat([torch.tensor(bos, dtype=torch.long), piece]) for piece in ids.split(step)]
 
 
-_FORMAT = 1
+_FORMAT = 2
 _DIGESTED = 1 << 22
 
 
@@ -107,9 +112,8 @@ class PackedWindows:
         window: Tokens per window, BOS included.
     """
 
-    def __init__(self, tokens: np.ndarray, bos: int | None, window: int):
-        self.tokens, self.window = tokens, window
-        self._opening = [] if bos is None else [bos]
+    def __init__(self, tokens: np.ndarray, bos: list[int], window: int):
+        self.tokens, self.window, self._opening = tokens, window, bos
         self._step = window - len(self._opening)
 
     def __len__(self) -> int:
@@ -126,26 +130,26 @@ class PackedWindows:
         """Returns a SHA-256 of the tokens and the way they are cut."""
         found = hashlib.sha256(f"{self._opening} {self.window}".encode())
         for start in range(0, len(self.tokens), _DIGESTED):
-            found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)))
+            found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)).tobytes())
         return found.hexdigest()
 
     def _piece(self, start: int, count: int) -> np.ndarray:
         if not isinstance(self.tokens, np.memmap):
             return self.tokens[start : start + count]
         # Read, since what is touched of a mapped file counts as this process's memory.
-        return np.fromfile(self.tokens.filename, np.uint32, count, offset=4 * start)
+        return np.fromfile(str(self.tokens.filename), np.uint32, count, offset=4 * start)
 
 
-def pack_in_memory(tokenizer, texts: Iterable[str], window: int) -> PackedWindows:
+def pack_in_memory(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], window: int) -> PackedWindows:
     """Packs documents into windows in memory: 4 bytes per token.
 
     Raises:
         ValueError: If there is no text.
     """
-    return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), tokenizer.bos_token_id, window)
+    return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), bos_ids(tokenizer), window)
 
 
-def pack_stream(tokenizer, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
+def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
     """Packs a stream into windows on disk, once: 4 bytes per token in the cache, none in memory.
 
     The stream is read until `max_windows` windows are full or it ends. A packing stopped at any moment goes on from the
@@ -163,27 +167,32 @@ def pack_stream(tokenizer, stream: TextStream, window: int, max_windows: int) ->
     Raises:
         ValueError: If the stream has no text.
     """
-    wanted = max_windows * (window - (tokenizer.bos_token_id is not None))
+    wanted = max_windows * (window - len(bos_ids(tokenizer)))
     facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_dir() / "tokens" / name
-    if not (folder / "about.json").is_file():
+    if not _is_complete(folder, facts):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{name}.lock"):
-            if not (folder / "about.json").is_file():
+            if not _is_complete(folder, facts):
                 _write(tokenizer, stream, wanted, folder, facts)
-    tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
-    return PackedWindows(tokens, tokenizer.bos_token_id, window)
+    return PackedWindows(np.memmap(folder / "tokens.bin", np.uint32, "r"), bos_ids(tokenizer), window)
 
 
-def _write(tokenizer, stream, wanted, folder: Path, facts):
+def _is_complete(folder: Path, facts: dict) -> bool:
+    about = kept(folder / "about.json", facts, on_change="remake")
+    return about is not None and (folder / "tokens.bin").stat().st_size == 4 * about["tokens"]
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, folder: Path, facts: dict) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
     partial = folder.parent / f"{folder.name}.part"
     partial.mkdir(exist_ok=True)
     state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
-    kept = next((partial / x for x in ("state.json", "about.json") if (partial / x).is_file()), None)
-    if kept:
-        state = {key: value for key, value in json.loads(kept.read_text(encoding="utf-8")).items() if key in state}
-        print(f"Going on with packing {stream.source} after {state['tokens']:,} tokens.", flush=True)
+    recorded = next((partial / x for x in ("state.json", "about.json") if (partial / x).is_file()), None)
+    if recorded:
+        state = {key: value for key, value in read_json(recorded).items() if key in state}
+        print(f"Packing of {stream.source} resumes after {state['tokens']:,} tokens.", flush=True)
     else:
         print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
     (partial / "tokens.bin").touch()
@@ -207,16 +216,16 @@ def _write(tokenizer, stream, wanted, folder: Path, facts):
                 break
     if not state["tokens"]:
         raise InvalidInput(f"There is no training text in {stream.source} for {stream.lang!r}.")
-    # about.json makes the folder whole, so it is there before the folder has its name.
+    # about.json marks the folder as complete, so it is written before the folder has its final name.
     write_json(partial / "about.json", {**facts, **state})
     (partial / "state.json").unlink(missing_ok=True)
     partial.rename(folder)
     left_out = state["lines_left_out"]
-    apart = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
-    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{apart}.", flush=True)
+    overlap = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
+    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{overlap}.", flush=True)
 
 
-def _tokenizer_digest(tokenizer) -> str:
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     whole = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True) + type(tokenizer).__name__
     return hashlib.sha256(whole.encode()).hexdigest()

@@ -6,7 +6,7 @@ import pytest
 from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import get_language
 from ssetools.text import hub as hub_corpora
-from ssetools.text.hub import HUB_CORPORA, corpus_of, hub_reachable, hub_shards
+from ssetools.text.hub import HUB_CORPORA, HubText, hub_reachable
 from ssetools.text.sources import describe_source, load_parallel, load_texts
 
 DOCUMENTS = [f"oju ewe {i} ti a ko" for i in range(90)]
@@ -33,9 +33,9 @@ def test_a_split_of_its_own_is_used_and_removed_documents_are_not(tmp_path):
 
 def test_a_configuration_and_files_alone_give_the_same(tmp_path):
     source = hub_layouts.glotcc(tmp_path, DOCUMENTS)
-    alone = [text for shard in hub_shards("glotcc", str(tmp_path), get_language("yo")) for text in shard(0)]
+    alone = [text for shard in HubText("glotcc", str(tmp_path), get_language("yo")).shards() for text in shard(0)]
     hub_layouts.readme(tmp_path, {"yor-Latn": {"train": "v1.0/yor-Latn/*.parquet"}})
-    named = [text for shard in hub_shards("glotcc", str(tmp_path), get_language("yo")) for text in shard(0)]
+    named = [text for shard in HubText("glotcc", str(tmp_path), get_language("yo")).shards() for text in shard(0)]
     assert named == alone == DOCUMENTS
     with pytest.raises(ValueError, match=r"GlotCC has no text in Maltese \(.* has no v1.0/mlt-Latn/\*.parquet\)"):
         load_texts(source, "mt", "test")
@@ -43,7 +43,7 @@ def test_a_configuration_and_files_alone_give_the_same(tmp_path):
 
 def test_skipping_continues_a_file(tmp_path):
     hub_layouts.glotcc(tmp_path, ["a", "", "c", "d"], files=1)
-    (shard,) = hub_shards("glotcc", str(tmp_path), get_language("yo"))
+    (shard,) = HubText("glotcc", str(tmp_path), get_language("yo")).shards()
     assert list(shard(0)) == ["a", "", "c", "d"]
     assert list(shard(2)) == ["c", "d"]
     assert list(shard(4)) == []
@@ -66,7 +66,7 @@ def test_flores_is_parallel_and_for_measuring_only(tmp_path, layout):
         "yo": ["gbolohun 0 devtest", "gbolohun 1 devtest"],
     }
     assert "dev" in load_texts(source, "yo", "validation")[0]
-    with pytest.raises(ValueError, match=r"has no train text: it is for measuring \(validation, test\)"):
+    with pytest.raises(ValueError, match=r"has no train text: it is for scoring \(validation, test\)"):
         load_texts(source, "yo", "train")
     with pytest.raises(ValueError, match="has no text in Maltese"):
         load_texts(source, "mt", "test")
@@ -89,7 +89,7 @@ def test_codes_follow_each_corpus():
         "fineweb2": "ekk_Latn",
         "wikipedia": "20231101.et",
     }
-    assert corpus_of("fineweb2", "", get_language("en")).repository == "HuggingFaceFW/fineweb"
+    assert HubText("fineweb2", "", get_language("en")).corpus.repository == "HuggingFaceFW/fineweb"
 
 
 class Recorded:
@@ -137,7 +137,7 @@ def test_a_set_that_cannot_be_had_names_reason_and_remedy(monkeypatch, source, r
 
 def test_a_damaged_file_of_a_local_copy_is_named_with_the_place(tmp_path):
     hub_layouts.glotcc(tmp_path, DOCUMENTS, files=2)
-    shards = hub_shards("glotcc", str(tmp_path), get_language("yo"))
+    shards = HubText("glotcc", str(tmp_path), get_language("yo")).shards()
     (tmp_path / "v1.0/yor-Latn/yor-Latn_1.parquet").write_bytes(b"PAR1 damaged")
     with pytest.raises(
         InvalidInput, match=r"after 0 documents of file 2 of 2 .*yor-Latn/\*.parquet.*Copy the files again"

@@ -114,7 +114,7 @@ def test_a_missing_or_incomplete_local_copy_is_an_error(sib200, tmp_path):
         plan_texts("auto", sib200, "is")
     with pytest.raises(InvalidInput, match="names a folder that does not exist: nowhere"):
         plan_texts("auto", "sib200:nowhere", "yo")
-    with pytest.raises(InvalidInput, match="other_text names one corpus of sentences"):
+    with pytest.raises(InvalidInput, match="use one of sib200, flores, flores_plus"):
         plan_texts("auto", str(tmp_path), "yo")
 
 

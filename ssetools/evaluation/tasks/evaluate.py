@@ -16,7 +16,7 @@ from ssetools.evaluation.tasks.translation import score_translations, translatio
 from ssetools.files import provenance
 from ssetools.languages import Language, get_language
 from ssetools.models import model_source
-from ssetools.text.hub import quiet_datasets, revision_of
+from ssetools.text.hub import quiet, revision_of
 from ssetools.text.sources import describe_source
 from ssetools.training.adapter import Adapter
 
@@ -81,7 +81,7 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise MissingPackage(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
     rows: dict[str, dict] = {}
-    with in_memory(model, tokenizer, batch_size) as lm, quiet_datasets():
+    with in_memory(model, tokenizer, batch_size) as lm, quiet("datasets"):
         for name, folder in wanted:
             asked = get_language("en") if TASKS[name].english else language
             most = translations if TASKS[name].translates and translations else limit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import Language
-from ssetools.text.hub import HUB_CORPORA, fresh, hub_reachable, hub_table, unavailable
+from ssetools.text.hub import HUB_CORPORA, HubText, fresh, hub_reachable, unavailable
 from ssetools.text.sources import load_parallel, split_name
 
 _TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
@@ -188,7 +188,8 @@ def _topics(folder: str, language: Language, shots: int | None) -> dict:
     if "sib200" not in language.corpora:
         raise no_such_language("sib200", language)
     try:
-        tables = {split: hub_table("sib200", folder, language, split) for split in ("test", *["train"] * bool(shots))}
+        corpus = HubText("sib200", folder, language)
+        tables = {split: corpus.table(split) for split in ("test", *["train"] * bool(shots))}
     except ValueError as error:  # the local copy lacks the language
         raise TextUnavailable(f"{error} Copy its files, or leave sib200 out.") from error
     return {
