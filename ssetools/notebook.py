@@ -39,7 +39,9 @@ def check_parameters() -> None:
     for name, (annotation, default) in declared.items():
         _check_type(name, values[name], annotation, default)
     for code in [*([values["lang"]] if "lang" in values else []), *values.get("languages", "").split()]:
-        get_language(code)
+        language = get_language(code)
+        if language.code != code:  # the notebook names files by it
+            raise InvalidInput(f"{code!r} is {language.name}, whose code here is {language.code!r}: write that.")
     method_with(values.get("method", "lape"), values.get("selection", "lape"))
     if values.get("scale") not in (None, "auto"):
         check_scale(values["scale"])

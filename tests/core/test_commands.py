@@ -26,7 +26,7 @@ def test_command_line_errors_are_one_sentence(study, capsys):
         (["finetune", "xx"], "Unknown language 'xx'"),
         (["report", "yo"], "run `ssetools evaluate yo` first"),
         (["export", "yo", "out", "--seed", "3"], "run `ssetools finetune yo --seed 3` first"),
-        (["languages", "yor"], "Did you mean 'yo' (Yoruba)"),
+        (["languages", "yorba"], "Did you mean 'yo' (Yoruba)"),
     ]:
         assert cli.main(arguments) == 2
         error = capsys.readouterr().err

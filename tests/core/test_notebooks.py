@@ -146,6 +146,8 @@ def test_right_parameters_pass_the_check_and_it_can_be_repeated():
         exec(cell, namespace)
     with pytest.raises(ValueError, match="Unknown language 'qq'"):
         run_first_cells("02_select", 'languages = "yo qq"')
+    with pytest.raises(ValueError, match="'yor_Latn' is Yoruba, whose code here is 'yo'"):
+        run_first_cells("03_finetune", 'lang = "yor_Latn"')
     with pytest.raises(ValueError, match="no cell of parameters above"):
         check_parameters()
 
