@@ -1,7 +1,8 @@
-# make finetune lang=yo   makes the embedded model better at one language and prints what it gained
+# make finetune lang=yo   trains the default model on one language and prints how it changed
+# make unit               runs the tests that need no network and no large model
 # make test               runs all tests
 runs ?= runs
-# Text of another kind to measure on: "sib200" (the hub) or "sib200:FOLDER".
+# Text of an unseen genre to evaluate on: "sib200" (from the hub) or "sib200:FOLDER".
 other_text ?= sib200
 # More notebook parameters, e.g. params="-p max_tokens 20000".
 params ?=
@@ -9,7 +10,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PAPERMILL := $(VENV)/bin/papermill --no-progress-bar --log-output
 
-# What papermill and the kernel say of themselves, between the reader and the notebook's own output.
+# Removes the messages of papermill and the kernel from the notebook's own output.
 QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' -e '/it\/s\]/d' | cat -s
 
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(VENV)/.ready
 
-# uv is bootstrapped with pip inside the environment when the machine has none. The stamp makes a second call do nothing.
+# A machine without uv gets it by pip inside the environment. A second call does nothing, because the file exists.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then uv venv -q --clear $(VENV); \
 	else python3 -m venv --clear $(VENV) && $(PY) -m pip install -qq --disable-pip-version-check uv; fi
@@ -40,7 +41,7 @@ test: setup
 	@$(PY) -m pytest
 
 unit: setup
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -m "not slow and not network"
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -49,12 +50,13 @@ lint: setup
 format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-# Executes what the book lacks or has from another source, for all languages; stopped, it goes on. lang=is: one, anew.
+# Executes the notebooks that the book lacks or has from other code, for all languages; after an interruption the same
+# command continues. lang=is executes one language again.
 notebooks: setup
 	@$(PY) book/execute.py $(lang) --runs $(runs)/book --other-text $(other_text)
 
-# Every method on equal terms: three languages in full with ablations, the other ten at the rates chosen there with one
-# seed of its own each, and the summary of all. May be stopped and started again.
+# Compares all methods: three languages with rate search and ablations, the other ten at the rates chosen there with one
+# seed each, and a summary. After an interruption the same command continues.
 compare: setup
 	@$(PY) -m study.compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
 	@$(PY) -m study.compare mt af cy mk lv lt sl sk et ne --like yo is ka --runs $(runs) \
@@ -65,11 +67,11 @@ book: setup
 	  echo "Built in $$(($$(date +%s) - start)) s."
 	@$(PY) book/check.py && echo "The book is in _build/html/index.html"
 
-# Every page in a browser, as wide as a desktop and a phone, light and dark; screenshots in _build/reader/.
+# Opens every page in a browser, at the width of a desktop and a phone, light and dark; screenshots in _build/reader/.
 check-book: book
 	@$(PY) book/reader.py
 
-# 01 to 04 from the wheel alone, in an environment like Colab's.
+# Runs notebooks 01 to 04 from the wheel alone, in an environment like Colab's.
 colab: setup
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/colab_proof.sh
 
@@ -79,7 +81,7 @@ bench: setup
 	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
 	@$(PY) benchmarks/plan.py book/results/benchmarks
 
-# Neurons of every language: counts, sets and analyses; may be stopped and started again.
+# Counts, neuron sets and analyses of 420 languages; after an interruption the same command continues.
 atlas: setup
 	@$(PY) -m study.atlas.make --runs $(runs)
 
