@@ -40,6 +40,8 @@ def read(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.network  # axe-core
 def test_a_good_page_is_good_everywhere(read):
     wide = '<div style="overflow-x: auto"><div style="width: 2000px">scrolls by itself</div></div>'
     drawn = '<span class="math"><mjx-container>x</mjx-container></span>'
@@ -48,6 +50,8 @@ def test_a_good_page_is_good_everywhere(read):
     assert pictures == [f"page-{w}-{t}.jpg" for w in ("desktop", "phone") for t in ("dark", "light")]
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_every_fault_is_named(read):
     body = f"""<p class="grey">grey on black</p> <img src="{DOT}"> <img src="gone.png" alt="Gone.">
     <div style="width: 500px">wider than a phone</div> <span class="math">\\(x\\)</span>

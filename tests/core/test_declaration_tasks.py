@@ -40,6 +40,7 @@ def test_paragraphs_are_paired_and_uneven_articles_are_one_pair(tmp_path):
     assert len(found) == 10
 
 
+@pytest.mark.network
 def test_the_declaration_pairs_paragraph_by_paragraph():
     pairs = parallel_paragraphs("yo", "test")
     assert len(pairs) == 18
@@ -253,6 +254,7 @@ def test_the_command_line_prints_one_table(run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.network
 def test_the_embedded_model_matches_french_passages():
     """French is a language that the model knows: far above chance, or the task asks nothing."""
     model, tokenizer = load_model()

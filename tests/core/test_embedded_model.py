@@ -21,7 +21,7 @@ from ssetools import (
 from ssetools.models import has_8bit_layers
 from ssetools.text.sources import default_source, parse_sources
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.network]  # the declaration and MediaWiki's messages
 
 
 @pytest.fixture(scope="module")

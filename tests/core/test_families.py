@@ -283,5 +283,5 @@ def test_mixture_of_experts_is_refused_by_name(name):
 
 
 def test_a_model_without_ffn_is_refused():
-    with pytest.raises(ValueError, match="No FFN neurons found"):
+    with pytest.raises(ValueError, match="Sequential is not a causal language model"):
         find_ffn_blocks(torch.nn.Sequential(torch.nn.Linear(4, 4)))

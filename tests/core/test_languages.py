@@ -94,6 +94,7 @@ def test_the_data_file_names_its_sources_and_their_licences():
 
 
 @pytest.mark.slow
+@pytest.mark.network
 def test_every_language_has_a_complete_text():
     for x in LANGUAGES:
         assert [len(load_texts("udhr", x.code, split)) for split in SPLITS] == [19, 3, 9], x.code

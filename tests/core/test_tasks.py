@@ -114,7 +114,7 @@ def test_the_model_is_left_as_it_was(tokenizer, tmp_path):
     assert torch.equal(model(input_ids=families.tokens()).logits, before)
     assert bare.pad_token is None
     assert tokenizer.padding_side == padding
-    assert scores[0]["adapter"] == {"format": "ssetools-subnetwork", "parameters": 8 * 96, "active": True}
+    assert scores[0]["adapter"] == {"format": "ssetools-subnetwork", "parameters": 8 * 96, "active": True, "scale": 1.0}
     assert (scores[0]["bos"], scores[0]["versions"]["lm-eval"] > "0.4") == ("<bos>", True)
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "book" / "atlas" / "07_atlas.ipynb"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.network,  # MathJax
     pytest.mark.skipif(
         not reader.installed_browser(), reason="needs Chromium, which `make check-book` installs or says how to"
     ),

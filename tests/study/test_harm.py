@@ -57,6 +57,8 @@ def study(tmp_path, real_text, word_tokenizer, monkeypatch):
         ("study.harm.run.has_8bit_layers", lambda model: True),
         ("study.harm.run.model_revision", lambda name: "one"),
         ("ssetools.evaluation.drift.load_texts", lambda source, lang, split: [sentence(lang, i) for i in range(9)]),
+        ("study.harm.select.load_texts", lambda source, lang, split: [sentence(lang, i) for i in range(9)]),
+        ("study.harm.select.PROFILED_LANGUAGES", CODES),
     ):
         monkeypatch.setattr(place, value)
     return run.Study("tiny", real_text, tmp_path / "results", str(tmp_path / "runs"))
