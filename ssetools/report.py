@@ -1,65 +1,96 @@
-"""The table at the end of a run: what the language gained, what the others kept, what was trained."""
+"""The report of a run: what the language gained, what the other languages kept, and what was trained."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas
 import torch
+from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.evaluation.intervals import MIN_UNITS, interval
+from ssetools.evaluation.intervals import MIN_UNITS, interval, percent, signed, with_interval
 from ssetools.evaluation.tasks.evaluate import evaluate
 from ssetools.evaluation.tasks.questions import OFFLINE_TASKS
 from ssetools.evaluation.tasks.translation import compare_translations
-from ssetools.files import read_json, whole_file, write_json
+from ssetools.files import kept, read_json, whole_file, write_json
 from ssetools.languages import get_language
 from ssetools.models import model_precision
 from ssetools.training.adapter import Adapter, results_at_scale
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def report(metrics: dict) -> str:
-    """Writes the table that `make finetune` prints."""
-    about, summary = metrics["adapter"], metrics["summary"]
-    lang = about["language"]
-    name = get_language(lang).name
-    lines = [
-        f"{name} ({lang}), {about['base']['model']}, {about['method']}, seed {about['seed']}",
-        *([f"  neurons trained      {about['neurons']:>10,}"] if "neurons" in about else []),
-        f"  weights trained      {about['parameters']:>10,}   {percent_trained(about):.2f}% of the model",
-        *([f"  scale                {about['scale']:>10g}"] if about.get("scale", 1) != 1 else []),
-        f"  training             {about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB",
-        "",
-        f"  {'perplexity':<36}{'before':>8}{'after':>8}  {'change (95% interval)'}",
-    ]
-    for kind, found in summary.items():
-        relation = "trained kind" if kind in metrics["same_kind"] else "another kind"
-        for code, moved in {lang: found["target"], "en": found["english"]}.items():
-            if moved is None:
-                continue
-            label = f"{get_language(code).name}, {kind} ({relation})"
-            before, after = metrics["before"][kind][code], metrics["after"][kind][code]
-            lines.append(f"  {label:<36}{before['perplexity']:>8.2f}{after['perplexity']:>8.2f}  {_interval(moved)}")
-        if found["mean_of_others"] is not None:
-            label = f"{len(found['others'])} other languages, {kind}"
-            lines.append(f"  {label:<36}{'':>16}  {found['mean_of_others']:+.1f}% in the mean")
-    lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"]
-    return "\n".join(lines)
+
+def report(metrics: Mapping) -> str:
+    """Writes the report of a run as text: what was trained, the table of perplexities, and where the adapter is.
+
+    Args:
+        metrics: From `get_metrics`, or a run's metrics.json.
+    """
+    about = metrics["adapter"]
+    facts = {"neurons trained": f"{about['neurons']:>10,}"} if "neurons" in about else {}
+    facts["weights trained"] = f"{about['parameters']:>10,}   {percent_trained(about):.2f}% of the model"
+    if about.get("scale", 1) != 1:
+        facts["scale"] = f"{about['scale']:>10g}   of the trained change"
+    facts["training"] = (
+        f"{about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, "
+        f"{about['peak_memory_gib']:.1f} GiB"
+    )
+    table = report_table(metrics)
+    rows = [table.columns.to_list(), *table.to_numpy().tolist()]
+    width = max(36, *(len(row[0]) + 2 for row in rows))
+    return "\n".join(
+        [
+            f"{get_language(about['language']).name} ({about['language']}), {about['base']['model']}, {about['method']}, "
+            f"seed {about['seed']}",
+            *(f"  {name:<21}{value}" for name, value in facts.items()),
+            "",
+            *(f"  {text:<{width}}{before:>8}{after:>8}  {change}" for text, before, after, change in rows),
+            "",
+            f"  {metrics['reason']}",
+            f"  adapter: {metrics['folder']}",
+        ]
+    )
+
+
+def report_table(metrics: Mapping) -> pandas.DataFrame:
+    """Tabulates the perplexities of a run, ready to be shown as text or as HTML.
+
+    Args:
+        metrics: From `get_metrics`, or a run's metrics.json.
+
+    Returns:
+        Strings, a row for each genre and the language, English, and the mean of all other languages: "perplexity" (of
+        which text), "before", "after", and "change (95% interval)" in percent.
+    """
+    rows = []
+    for kind, summary in metrics["summary"].items():
+        genre = "seen genre" if kind in metrics["same_kind"] else "unseen genre"
+        for code, change in {metrics["adapter"]["language"]: summary["target"], "en": summary["english"]}.items():
+            if change is not None:
+                scores = (f"{metrics[when][kind][code]['perplexity']:.2f}" for when in ("before", "after"))
+                text = f"{get_language(code).name}, {kind} ({genre})"
+                rows.append([text, *scores, with_interval(change["percent"], change["low"], change["high"])])
+        if summary["mean_of_others"] is not None:
+            text = f"{len(summary['others'])} other languages, {kind} ({genre})"
+            rows.append([text, "", "", f"{percent(summary['mean_of_others'])} on average"])
+    return pandas.DataFrame(rows, columns=["perplexity", "before", "after", "change (95% interval)"])
 
 
 _COLUMNS = ("model", "language", "method", "seed", "text", "trained_kind", "measured_in", "percent", "low", "high")
 
 
 def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = ()) -> int:
-    """Gathers the metrics of scored runs into one CSV, a row per run, kind of text and language.
+    """Gathers the metrics of scored runs into one CSV, a row per run, genre and language.
 
     Args:
         runs: Folder of runs.
         files: The metrics.json of each run; none takes every run of the folder.
-        output: CSV file: change of perplexity in percent with its 95% interval, empty where too few windows give none.
+        output: CSV file: change of perplexity in percent with its 95% interval, empty where there are too few windows.
 
     Returns:
         Number of runs.
@@ -67,35 +98,28 @@ def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = 
     Raises:
         FileNotFoundError: If there is no scored run.
     """
-    found = sorted(map(Path, files)) or sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
-    if not found:
+    paths = sorted(map(Path, files)) or sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
+    if not paths:
         raise FileNotFoundError(f"There is no metrics.json under {runs}: run `ssetools evaluate` first.")
-    with whole_file(output) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for path in found:
-            metrics = read_json(path)
-            about = metrics["adapter"]
-            run = [about["base"]["model"], about["language"], about["method"], about["seed"]]
-            for kind, summary in metrics["summary"].items():
-                for lang, moved in {about["language"]: summary["target"], **summary["others"]}.items():
-                    numbers = [moved[name] for name in ("percent", "low", "high")]
-                    writer.writerow([*run, kind, kind in metrics["same_kind"], lang, *numbers])
-    return len(found)
+    rows = []
+    for metrics in map(read_json, paths):
+        about = metrics["adapter"]
+        run = [about["base"]["model"], about["language"], about["method"], about["seed"]]
+        for kind, summary in metrics["summary"].items():
+            for lang, change in {about["language"]: summary["target"], **summary["others"]}.items():
+                numbers = [change[name] for name in ("percent", "low", "high")]
+                rows.append([*run, kind, kind in metrics["same_kind"], lang, *numbers])
+    with whole_file(output) as scratch:
+        pandas.DataFrame(rows, columns=_COLUMNS).to_csv(scratch, index=False)
+    return len(paths)
 
 
-def percent_trained(about: dict) -> float:
-    """Returns the trained numbers as a percentage of the model's weights, from the facts in adapter.json."""
+def percent_trained(about: Mapping) -> float:
+    """Returns the trained weights as a percentage of the model's, from the facts in adapter.json."""
     return 100 * about["parameters"] / about["model_parameters"]
 
 
-def _interval(moved: dict) -> str:
-    if moved["low"] is None:
-        return f"{moved['percent']:+.1f}%"
-    return f"{moved['percent']:+.1f}% ({moved['low']:+.1f} to {moved['high']:+.1f})"
-
-
-# --- task_report ---
+# --- tasks ---
 
 
 def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
@@ -114,42 +138,42 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
     Raises:
         ValueError: If the questions were not the same.
     """
-    found = {}
-    for name, one in before["tasks"].items():
-        other = after["tasks"].get(name, {"unavailable": ""})
-        if "unavailable" in one or "unavailable" in other:
+    changes = {}
+    for name, base in before["tasks"].items():
+        tuned = after["tasks"].get(name, {"unavailable": ""})
+        if "unavailable" in base or "unavailable" in tuned:
             continue
-        if one["digest"] != other["digest"]:
+        if base["digest"] != tuned["digest"]:
             raise InvalidInput(
-                f"{name} was asked with other questions or prompts before and after: they do not compare."
+                f"The questions or prompts of {name} were not the same before and after: evaluate both again, with the "
+                "same tasks and settings."
             )
-        if "hypotheses" in one:
-            scores = compare_translations(one["hypotheses"], other["hypotheses"], one["references"], one["target"])
-            if len(one["hypotheses"]) < MIN_UNITS:  # resampling so few texts calls chance significant
+        if "hypotheses" in base:
+            scores = compare_translations(base["hypotheses"], tuned["hypotheses"], base["references"], base["target"])
+            if len(base["hypotheses"]) < MIN_UNITS:  # resampling so few texts finds chance differences significant
                 scores = {metric: {**score, "p": None} for metric, score in scores.items()}
-            found[name] = {**scores["chrF++"], "BLEU": scores["BLEU"]}
+            changes[name] = {**scores["chrF++"], "BLEU": scores["BLEU"]}
         else:
-            found[name] = _compare_answers(one, other)
-    return found
+            changes[name] = _compare_answers(base, tuned)
+    return changes
 
 
-def _compare_answers(one: Mapping, other: Mapping) -> dict:
-    """Resamples units, each weighing as many questions as it has."""
-    moved = torch.tensor(other["correct"], dtype=torch.float64) - torch.tensor(one["correct"], dtype=torch.float64)
-    units = torch.tensor(one["units"])
-    places = units.unique(return_inverse=True)[1]
-    counts = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add_(0, places, torch.ones_like(moved))
-    means = torch.zeros_like(counts).index_add_(0, places, moved) / counts
-    difference, low, high = interval(means[None], counts)
+def _compare_answers(base: Mapping, tuned: Mapping) -> dict:
+    """Resamples what the questions are about, each weighing as many questions as it has."""
+    moved = pandas.Series(tuned["correct"], dtype=float) - pandas.Series(base["correct"], dtype=float)
+    units = moved.groupby(base["units"]).agg(["mean", "size"])
+    means, sizes = (torch.tensor(units[name].to_numpy(), dtype=torch.float64) for name in ("mean", "size"))
+    difference, low, high = interval(means[None], sizes)
     gained, lost = int((moved > 0).sum()), int((moved < 0).sum())
-    if math.isnan(low) or not gained + lost:  # resampling nothing but zeros would claim certainty
-        low = high = None
-    return {"difference": difference, "low": low, "high": high, "gained": gained, "lost": lost}
+    ends = {"low": low, "high": high}
+    if math.isnan(low) or not gained + lost:  # resampling zeros alone would claim certainty
+        ends = {"low": None, "high": None}
+    return {"difference": difference, **ends, "gained": gained, "lost": lost}
 
 
 def get_task_scores(
-    model,
-    tokenizer,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     lang: str,
     folder: str | Path,
     tasks: str | Iterable[str] = OFFLINE_TASKS,
@@ -157,9 +181,9 @@ def get_task_scores(
     translations: int | None = None,
     shots: int | None = None,
 ) -> dict:
-    """Loads `tasks.json` of a run, or asks the tuned model and its base and writes it.
+    """Loads `tasks.json` of a run, or evaluates the tuned model and its base and writes it.
 
-    A file in which a task could not be had is made again: the hub may be there by now.
+    A file in which a task was unavailable is made again: the hub may be reachable by now.
 
     Args:
         model: The model, with the run's adapter attached.
@@ -178,10 +202,9 @@ def get_task_scores(
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     options = {"tasks": tasks, "limit": limit, "translations": translations, "shots": shots}
     request = {**options, **model_precision(model), "adapter": about}
-    if path.exists():
-        kept = read_json(path)
-        if kept["request"] == request and not any("unavailable" in row for row in kept["after"]["tasks"].values()):
-            return kept
+    scores = kept(path, {"request": request}, on_change="remake")
+    if scores and not unavailable(scores):
+        return scores
     after = evaluate(model, tokenizer, lang, **options)
     with Adapter.attached_to(model).switched_off():
         before = evaluate(model, tokenizer, lang, **options)
@@ -191,52 +214,52 @@ def get_task_scores(
 
 
 def task_table(scores: Mapping) -> pandas.DataFrame:
-    """Tabulates the scores of a run and its base.
+    """Tabulates the scores of a run and its base, ready to be shown as text or as HTML.
 
     Args:
         scores: From `get_task_scores`.
 
     Returns:
-        A row per task, also for those that could not be had: language, measure, chance, base, tuned, change with its 95%
-        interval or p, and questions. Accuracies are in percent, chrF++ goes to 100.
+        Strings, a row per task, also for those that are unavailable: language, measure, chance, base, tuned, change with
+        its 95% interval or p, and questions. Accuracies are in percent, chrF++ goes to 100.
     """
     rows = {}
     for name, after in scores["after"]["tasks"].items():
         before, change = scores["before"]["tasks"].get(name, after), scores["changes"].get(name)
         if change is None:
-            rows[name] = {"language": after["language"], "measure": "cannot be had"}
+            rows[name] = {"language": after["language"], "measure": "unavailable"}
             continue
         scale = 1 if "hypotheses" in after else 100
+        values = {"chance": after["chance"], "base": before["value"], "tuned": after["value"]}
         rows[name] = {
             "language": after["language"],
             "measure": after["measure"],
-            "chance": f"{scale * after['chance']:.1f}",
-            "base": f"{scale * before['value']:.1f}",
-            "tuned": f"{scale * after['value']:.1f}",
-            "change": f"{scale * change['difference']:+.1f} ({_doubt(change, scale)})",
+            **{column: f"{scale * value:.1f}" for column, value in values.items()},
+            "change": _change_in_words(change, scale),
             "questions": str(after["items"]),
         }
     columns = ["language", "measure", "chance", "base", "tuned", "change", "questions"]
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("")
 
 
-def _doubt(change, scale):
+def _change_in_words(change: Mapping, scale: int) -> str:
+    difference = scale * change["difference"]
     if "gained" in change and not change["gained"] + change["lost"]:
-        return "no answer changed"
+        return f"{signed(difference)} (no answer changed)"
     if change.get("p", change.get("low")) is None:
-        return "too few to say"
+        return f"{signed(difference)} (fewer than {MIN_UNITS}: no interval)"
     if "p" in change:
-        return f"p {change['p']:.2f}"
-    return f"{scale * change['low']:+.1f} to {scale * change['high']:+.1f}"
+        return f"{signed(difference)} (p {change['p']:.2f})"
+    return with_interval(difference, scale * change["low"], scale * change["high"], unit="")
 
 
 def unavailable(scores: Mapping) -> dict[str, str]:
-    """Returns, by task that could not be had, the reason and the remedy."""
+    """Returns the reason and the remedy for each task that was unavailable."""
     rows = {**scores["before"]["tasks"], **scores["after"]["tasks"]}
     return {name: row["unavailable"] for name, row in rows.items() if "unavailable" in row}
 
 
 def task_report(scores: Mapping) -> str:
-    """Writes the table, and below it why a task could not be had."""
-    missing = [f"{name}: {why}" for name, why in unavailable(scores).items()]
-    return "\n".join([task_table(scores).to_string(), *missing])
+    """Writes the table of tasks as text, and below it why tasks were unavailable."""
+    reasons = [f"{name}: {reason}" for name, reason in unavailable(scores).items()]
+    return "\n".join([task_table(scores).to_string(), *reasons])

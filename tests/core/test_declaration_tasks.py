@@ -1,4 +1,4 @@
-"""Tasks made from the declaration, translation, and a run against its base: compared, kept, laid out."""
+"""Tasks made from the declaration, translation, and a run against its base: compared, cached, tabulated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssetools import cli, evaluate, load_model, load_parallel
 from ssetools.evaluation.tasks.evaluate import share
 from ssetools.evaluation.tasks.questions import match_questions, parallel_paragraphs
 from ssetools.evaluation.tasks.translation import compare_translations, score_translations
-from ssetools.report import compare_tasks, get_task_scores, task_report
+from ssetools.report import compare_tasks, get_task_scores, task_report, task_table
 from ssetools.training.adapter import Adapter
 from ssetools.training.finetune import finetune
 
@@ -189,8 +189,34 @@ def test_answers_are_compared_question_by_question():
     assert change["p"] is change["BLEU"]["p"] is None, "four texts are too few"
     missing = {"tasks": {"t": {"unavailable": "gone"}}}
     assert compare_tasks(missing, row_of([1])) == compare_tasks(row_of([1]), missing) == {}
-    with pytest.raises(ValueError, match="t was asked with other questions"):
+    with pytest.raises(ValueError, match="prompts of t were not the same before and after"):
         compare_tasks(row_of([1]), row_of([1], digest="y"))
+
+
+def test_changes_are_written_with_what_is_known_of_their_uncertainty():
+    question = {"language": "yo", "measure": "acc", "chance": 0.25, "value": 0.5, "items": 40}
+    translation = {**question, "measure": "chrF++", "chance": 3.0, "value": 12.34, "hypotheses": []}
+    rows = {
+        "clear": (question, {"difference": 0.4, "low": 0.2, "high": 0.61, "gained": 18, "lost": 2}),
+        "few": (question, {"difference": 0.5, "low": None, "high": None, "gained": 1, "lost": 0}),
+        "none": (question, {"difference": 0.0, "low": None, "high": None, "gained": 0, "lost": 0}),
+        "texts": (translation, {"difference": -1.26, "p": 0.034}),
+    }
+    results = {"tasks": {name: row for name, (row, _) in rows.items()}}
+    results["tasks"]["gone"] = {"language": "en", "unavailable": "the hub cannot be reached"}
+    changes = {name: change for name, (_, change) in rows.items()}
+    scores = {"before": results, "after": results, "changes": changes}
+    table = task_table(scores)
+    assert table.change.to_dict() == {
+        "clear": "+40.0 (+20.0 to +61.0)",
+        "few": "+50.0 (fewer than 5: no interval)",
+        "none": "0.0 (no answer changed)",
+        "texts": "-1.3 (p 0.03)",
+        "gone": "",
+    }
+    assert table.loc["clear"].tolist() == ["yo", "acc", "25.0", "50.0", "50.0", "+40.0 (+20.0 to +61.0)", "40"]
+    assert table.loc["texts", ["chance", "base"]].tolist() == ["3.0", "12.3"]
+    assert task_report(scores).splitlines()[-1] == "gone: the hub cannot be reached"
 
 
 @pytest.fixture
@@ -221,7 +247,7 @@ def test_a_run_is_asked_once_and_every_task_stays_in_the_table(run, monkeypatch,
     assert lines[0].split() == ["language", "measure", "chance", "base", "tuned", "change", "questions"]
     assert lines[1].split()[:4] == ["udhr_match", "yo", "acc_mutual_info", "25.0"]
     assert "udhr_translate en-yo" in table
-    assert [line for line in lines if line.startswith("flores ")][0].split()[-3:] == ["cannot", "be", "had"]
+    assert [line for line in lines if line.startswith("flores ")][0].split() == ["flores", "yo", "unavailable"]
     assert "flores: FLORES-200 cannot be loaded from the hub (mteb/flores)" in lines[-1]
     asked = []
     monkeypatch.setattr("ssetools.report.evaluate", lambda *a, **o: asked.append(o) or scores["after"])

