@@ -81,5 +81,5 @@ def _check_type(name: str, value: Any, annotation: str, default: str) -> None:
                 f" papermill's -p reads nan and digits as numbers: use -r {name} {value}, or quote it in a YAML file."
             )
         raise InvalidInput(f"{name} must be {wanted}, such as its default {default}; got {value!r}.{hint}")
-    if actual in ("int", "float") and not value >= 0:
+    if isinstance(value, int | float) and not value >= 0:
         raise InvalidInput(f"{name} must be a number from 0 on; got {value}.")

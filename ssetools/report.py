@@ -162,7 +162,7 @@ def _compare_answers(base: Mapping, tuned: Mapping) -> dict:
     """Resamples what the questions are about, each weighing as many questions as it has."""
     moved = pandas.Series(tuned["correct"], dtype=float) - pandas.Series(base["correct"], dtype=float)
     units = moved.groupby(base["units"]).agg(["mean", "size"])
-    means, sizes = (torch.tensor(units[name].to_numpy(), dtype=torch.float64) for name in ("mean", "size"))
+    means, sizes = (torch.tensor(units[name].tolist(), dtype=torch.float64) for name in ("mean", "size"))
     difference, low, high = interval(means[None], sizes)
     gained, lost = int((moved > 0).sum()), int((moved < 0).sum())
     ends = {"low": low, "high": high}

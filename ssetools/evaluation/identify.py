@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pandas
 from torch import nn
@@ -125,12 +125,10 @@ def identified_shares(effect: pandas.DataFrame, lang: str) -> pandas.DataFrame:
         `high` (Wilson's, which has width where the share is 0), and `unknown`, the share with no clear language.
     """
     rows = []
-    for (name, factor), part in effect.groupby(["neurons", "factor"], sort=False):
-        share, count = (part.identified == lang).mean(), len(part)
-        low, high = wilson(share, count)
-        row = {"neurons": name, "factor": factor, "share": share, "low": low, "high": high}
-        rows.append({**row, "unknown": (part.identified == UNKNOWN).mean()})
-    return pandas.DataFrame(rows)
+    for key, part in effect.groupby(["neurons", "factor"], sort=False):
+        share = float((part["identified"] == lang).mean())
+        rows.append([*cast(tuple, key), share, *wilson(share, len(part)), (part["identified"] == UNKNOWN).mean()])
+    return pandas.DataFrame(rows, columns=["neurons", "factor", "share", "low", "high", "unknown"])
 
 
 def sample_continuations(

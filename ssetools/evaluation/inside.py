@@ -250,10 +250,11 @@ def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.
 
 def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) -> float:
     """Returns the Frobenius norm of some neurons' base weights."""
+    weight: Any = projection.module.weight
     squares = 0.0
     for ids in neurons.split(_NEURONS_AT_ONCE):
         if isinstance(adapter, WholeWeights):
-            rows = projection.take(adapter.base_value(projection.module.weight).detach(), ids).float()
+            rows = projection.take(adapter.base_value(weight).detach(), ids).float()
         else:
             rows = neuron_weights(projection, ids)
         squares += rows.square().sum().item()
@@ -289,10 +290,10 @@ def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFr
         DataFrame [projections, thirds] of norms of the change over norms of the same weights; NaN where a third has
         no touched neuron.
     """
-    parts = changes.assign(third=[_THIRDS[min(2, 3 * layer // num_layers)] for layer in changes.layer])
-    squares = parts.assign(delta=parts.delta**2, base=parts.base**2).groupby(["projection", "third"])
-    pooled = squares[["delta", "base"]].sum()
-    ratios = (pooled.delta / pooled.base).pow(0.5).unstack()
+    thirds = [_THIRDS[min(2, 3 * layer // num_layers)] for layer in changes["layer"]]
+    squares = changes.assign(delta=changes["delta"] ** 2, base=changes["base"] ** 2, third=thirds)
+    pooled = squares.pivot_table(["delta", "base"], "projection", "third", "sum")
+    ratios = (pooled["delta"] / pooled["base"]) ** 0.5
     projections = [name for name in ("gate", "up", "down") if name in ratios.index]
     return ratios.reindex(index=projections, columns=list(_THIRDS))
 

@@ -18,7 +18,7 @@ from ssetools.models import device_of, evaluation_mode
 from ssetools.text.windows import bos_ids, pack_tokens
 
 if TYPE_CHECKING:
-    from transformers import GenerationMixin, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def generate_ids(
         LongTensor [prompts * samples, tokens], the continuations alone; one that ended early is padded on the right.
     """
     device = device_of(model)
-    padding = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
+    padding: Any = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), padding, device=device)
     mask = torch.zeros_like(ids)
@@ -241,7 +241,7 @@ def generate_ids(
     )
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed or 0)
-        texts = cast("GenerationMixin", model).generate(
+        texts = cast("PreTrainedModel", model).generate(
             input_ids=ids,
             attention_mask=mask,
             num_return_sequences=samples,
@@ -262,4 +262,4 @@ def continue_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: 
     """Lets the model continue `prompt`, taking the likeliest token each time; returns prompt and continuation."""
     ids = prompt_ids(tokenizer, prompt)
     (continuation,) = generate_ids(model, tokenizer, [ids], new_tokens).tolist()
-    return " ".join(tokenizer.decode(ids + continuation, skip_special_tokens=True).split())
+    return " ".join(str(tokenizer.decode(ids + continuation, skip_special_tokens=True)).split())

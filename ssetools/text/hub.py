@@ -233,7 +233,7 @@ def revision_of(corpus: Any, folder: str, name: str) -> str:
         return f"{corpus.repository}@{huggingface_hub.HfApi().dataset_info(corpus.repository).sha}"
 
 
-def fresh(folder: str) -> dict[str, str]:
+def fresh(folder: str) -> dict[str, Any]:
     """Returns options for `datasets` to read a local copy anew: its cache knows a folder by its name alone."""
     return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
 

@@ -1,4 +1,4 @@
-"""Evaluation beyond perplexity: questions scored by likelihood, and translation, on the model as it stands."""
+"""Evaluation beyond perplexity: questions scored by likelihood, and translation, on a model in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,12 +21,15 @@ from ssetools.text.hub import quiet, revision_of
 from ssetools.text.sources import describe_source
 from ssetools.training.adapter import Adapter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _MEASURES = ("acc", "acc_norm", "acc_mutual_info")
 
 
 def evaluate(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     lang: str,
     tasks: str | Iterable[str] = OFFLINE_TASKS,
     limit: int | None = None,
@@ -34,32 +38,32 @@ def evaluate(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict:
-    """Runs lm-eval's tasks, and our own, on a model in memory, with its adapter or with the adapter switched off.
+    """Runs tasks of lm-eval, and of ssetools, on a model in memory, with its adapter or with the adapter switched off.
 
-    Questions are answered by likelihood: the choice that the model finds likeliest counts, so that nothing depends on
-    how an answer is worded. BOS opens every text, 8-bit layers work in the mode of `score_texts`, and model, adapter
-    and tokenizer are left as they were.
+    Questions are answered by likelihood: the answer is the choice with the highest, so that its wording does not need
+    to be parsed. BOS opens every text, 8-bit layers work in the mode of `score_texts`, and model, adapter and tokenizer
+    are left as they were.
 
     Args:
         model: A causal language model, 8-bit or not.
         tokenizer: Its tokenizer.
         lang: Language code.
-        tasks: Names, or "all". Made from the declaration, without a hub: "udhr_match" (a passage in the language; which
-            of four English ones says the same?) and "udhr_translate". In the language, where the set has it: "belebele",
+        tasks: Names, or "all". Made from the declaration, without a hub: "udhr_match" (which of four English passages is
+            the translation of a passage?) and "udhr_translate". In the language, where the set has it: "belebele",
             "sib200", "flores", "flores_plus" (both directions), "global_mmlu", "global_piqa", "m_mmlu", "m_arc",
-            "m_hellaswag". In English whatever the language is, to say what a model kept: "mmlu", "arc_easy",
+            "m_hellaswag". In English for every language, to measure what a model kept: "mmlu", "arc_easy",
             "arc_challenge", "hellaswag", "piqa", "winogrande". "NAME:FOLDER" takes a local copy in the hub's layout.
         limit: Questions of each task at most, from the front; of MMLU and Global-MMLU, of each subject.
         translations: Texts to translate at most, each way, which take longer than questions; None takes `limit`.
         shots: Answered examples before each question or text; None takes none for questions, four for translation.
         batch_size: Texts per forward pass.
-        seed: Of all that is drawn: wrong answers, examples.
+        seed: Seed of the wrong answers and of the examples.
 
     Returns:
-        What was asked of what, versions, and "tasks": a row for each task (two for translation). A row has "title",
+        The model, the adapter, all arguments, versions, and "tasks": a row for each task (two for translation). A row has "title",
         "language", "measure", "value", "low" and "high" (its 95% interval), "stderr", "chance" (of guessing; for
         translation the best score without translating), "items", "shots", "data" (revision), "cut" (texts longer than
-        the model's context, which lost their beginning), and what `compare_tasks` needs. A task that cannot be had has
+        the model's context, which lost their beginning), and what `compare_tasks` needs. An unavailable task has
         "title", "language" and "unavailable": the reason and the remedy. Accuracies are shares; BLEU and chrF++ go from
         0 to 100.
 
@@ -73,13 +77,13 @@ def evaluate(
     for name, value in numbers.items():
         least = 0 if name == "shots" else 1
         if value is not None and (not isinstance(value, int) or value < least):
-            raise InvalidInput(f"{name} is a whole number from {least} on; got {value!r}.")
+            raise InvalidInput(f"{name} must be a whole number from {least} on; got {value!r}.")
     try:
         import sacrebleu  # noqa: F401
 
         from ssetools.evaluation.tasks.harness import ask, in_memory
     except ModuleNotFoundError as error:
-        raise MissingPackage(f'{error}. Tasks need more packages: pip install "ssetools[tasks]".') from error
+        raise MissingPackage(f'{error}. Tasks need optional packages: pip install "ssetools[tasks]".') from error
     rows: dict[str, dict] = {}
     with in_memory(model, tokenizer, batch_size) as lm, quiet("datasets"):
         for name, folder in wanted:
@@ -104,18 +108,26 @@ def evaluate(
     return facts
 
 
-def _prepare(name: str, folder: str, language: Language, tokenizer, limit, shots, seed) -> dict[str, Mapping]:
-    """Loads the tasks of lm-eval that stand behind each row of a task."""
+def _prepare(
+    name: str,
+    folder: str,
+    language: Language,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    shots: int | None,
+    seed: int,
+) -> dict[str, Mapping]:
+    """Loads the tasks of lm-eval for each row of a task."""
     if not TASKS[name].translates:
         return {name: question_tasks(name, folder, language, shots, seed)}
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
-    both = translation_tasks(name, folder, language, tokenizer, limit, shots, seed)
-    return {f"{name} {direction}": manager.load([one]) for direction, one in both.items()}
+    directions = translation_tasks(name, folder, language, tokenizer, limit, shots, seed)
+    return {f"{name} {direction}": manager.load([task]) for direction, task in directions.items()}
 
 
-def _revision(name: str, folder: str, language: Language):
+def _revision(name: str, folder: str, language: Language) -> str | dict[str, str]:
     if name.startswith("udhr_"):
         return describe_source(f"udhr:{folder}" if folder else "udhr", language.code)
     return revision_of(TASKS[name], folder, name)
@@ -134,7 +146,7 @@ def _question_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[dic
     asked = [(task, sample) for task in sorted(answers) for sample in answers[task]]
     measure = TASKS[name].measure
     correct = [int(sample[measure]) for _, sample in asked]
-    # Questions on the same passage hang together; all others stand for themselves.
+    # Questions on the same passage are one unit: their answers are correlated.
     units = [sample["doc"].get("unit", place) for place, (_, sample) in enumerate(asked)]
     counts = [len(loaded["tasks"][task].doc_to_choice(sample["doc"])) for task, sample in asked]
     others = {
@@ -165,11 +177,11 @@ def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[
     shown = [] if examples is None else examples["target"]
     scores = score_translations(hypotheses, references, sources, shown, target)
     chrf = scores["chrF++"]
-    spread = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * NORMAL)
+    stderr = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * NORMAL)
     return {
         "measure": "chrF++",
         **{key: chrf[key] for key in ("value", "low", "high")},
-        "stderr": spread,
+        "stderr": stderr,
         "chance": chrf["floor"],
         "scores": scores,
         "target": target,
@@ -183,24 +195,23 @@ def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[
 
 
 def share(correct: Sequence[int], units: Sequence[int]) -> dict:
-    """Returns the share of right answers with its standard error and 95% interval.
+    """Computes the share of right answers with its standard error and its 95% interval (Wilson).
 
-    Answers of the same unit count as one observation. The interval is Wilson's, which also holds for few questions and
-    for shares near 0 and 1.
+    Answers of the same unit count as one observation.
 
     Args:
         correct: 1 or 0 for each question.
-        units: What each question is about.
+        units: The passage that each question is about, or the number of the question.
 
     Returns:
         "value", "stderr", "low", "high".
     """
     total, value = len(correct), sum(correct) / len(correct)
-    off: dict = {}
+    deviations: dict[int, float] = {}
     for right, unit in zip(correct, units, strict=True):
-        off[unit] = off.get(unit, 0.0) + right - value
-    n = len(off)
-    stderr = math.sqrt(n / (n - 1) * sum(x * x for x in off.values())) / total if n > 1 else None
+        deviations[unit] = deviations.get(unit, 0.0) + right - value
+    n = len(deviations)
+    stderr = math.sqrt(n / (n - 1) * sum(x * x for x in deviations.values())) / total if n > 1 else None
     low, high = wilson(value, n)
     return {"value": value, "stderr": stderr, "low": low, "high": high}
 

@@ -1,4 +1,4 @@
-"""lm-eval on a model in memory: BOS opens every text, 8-bit layers work in the one fixed mode, no logits are kept."""
+"""lm-eval on a model in memory: BOS opens every text, 8-bit layers work in the fixed mode, and no logits are stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import lm_eval
 import torch
@@ -17,30 +18,37 @@ from ssetools.loss import Head, SoftmaxSums, check_head
 from ssetools.models import body_of, evaluation_mode
 from ssetools.text.windows import bos_ids
 
-# It warns of what is meant here (a model object, no chat template), at length and each time.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Otherwise it warns every time of what is intended here: a model object, and no chat template.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
+_Base: Any = HFLM  # whose attributes the decorator that registers it hides from type checkers
 
-class InMemoryLM(HFLM):
-    """A loaded model as lm-eval sees it.
+
+class InMemoryLM(_Base):
+    """A loaded model with the interface of lm-eval.
 
     `HFLM` leaves BOS to the tokenizer, cuts it off texts that are too long, and takes the softmax of every position
     over the whole vocabulary in the model's own dtype: with 262,144 words a gigabyte for every thousand tokens, and
     in bfloat16 rounding errors as large as the differences that decide a question. Here only the tokens that are
     scored go through the head, in float32 sums over blocks of the vocabulary, as in `score_texts`; texts that occur
-    in several questions are run once.
+    in several questions are computed once.
 
     Attributes:
         opening: Ids that open every text: BOS, or nothing.
         cut: How many texts were longer than the model's context and lost their beginning.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, batch_size: int):
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         self.opening = bos_ids(tokenizer)
         self.cut = 0
 
-    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **_) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
         """Tokenises a text, with BOS in front unless `add_special_tokens` is False; a long one loses its beginning."""
         ids = self.tokenizer(string, add_special_tokens=False)["input_ids"]
         if add_special_tokens is not False:
@@ -48,14 +56,20 @@ class InMemoryLM(HFLM):
         return ids if left_truncate_len is None else self._shortened(ids, left_truncate_len)
 
     def _shortened(self, ids: list[int], length: int) -> list[int]:
-        """Cuts ids from the left, but not the BOS that opens them."""
+        """Cuts ids on the left, after the BOS that opens them."""
         if len(ids) <= length:
             return ids
         self.cut += 1
-        kept = len(self.opening)
-        return ids[:kept] + ids[kept - length :]
+        opening = len(self.opening)
+        return ids[:opening] + ids[opening - length :]
 
-    def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         longest = max(map(len, rows))
@@ -66,17 +80,19 @@ class InMemoryLM(HFLM):
             ids[place, span], mask[place, span] = torch.tensor(row), 1
         return ids, mask
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         check_head(self.model)
-        asked = defaultdict(list)
+        places_of = defaultdict(list)
         for place, (_, context, continuation) in enumerate(requests):
-            asked[tuple(self._shortened((context + continuation)[:-1], self.max_length))].append(place)
-        texts = sorted(asked, key=len, reverse=True)  # batches of like length, the largest first
+            places_of[tuple(self._shortened((context + continuation)[:-1], self.max_length))].append(place)
+        texts = sorted(places_of, key=len, reverse=True)  # batches of similar length, the longest first
         answers: list = [None] * len(requests)
         with tqdm(total=len(texts), desc="Scoring", disable=disable_tqdm) as bar:
             for start in range(0, len(texts), self.batch_size):
                 batch = texts[start : start + self.batch_size]
-                places = [asked[ids] for ids in batch]
+                places = [places_of[ids] for ids in batch]
                 labels = [[requests[place][2] for place in row] for row in places]
                 for place, answer in zip(sum(places, []), self._score(batch, labels), strict=True):
                     answers[place] = answer
@@ -84,9 +100,9 @@ class InMemoryLM(HFLM):
         return answers
 
     @torch.no_grad()
-    def _score(self, texts: Sequence[tuple], labels: Sequence[Sequence[list[int]]]) -> list[tuple[float, bool]]:
+    def _score(self, texts: Sequence[tuple], labels: Sequence[Sequence]) -> list[tuple[float, bool]]:
         """Scores the last tokens of each text against one or more continuations that end it."""
-        # What fills the rows stands to the right, where no token of a causal model looks.
+        # Padded on the right, which no token of a causal model attends to.
         ids = torch.zeros(len(texts), len(texts[0]), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
@@ -101,15 +117,15 @@ class InMemoryLM(HFLM):
             value, index = logits.max(-1)
             likeliest = torch.where(value > sums.largest.squeeze(-1), index + block.start, likeliest)
             sums.add(logits)
-        found = head.label_logits(hidden, wanted, head.rows(wanted, hidden.dtype)) - sums.log_total().squeeze(-1)
+        scores = head.label_logits(hidden, wanted, head.rows(wanted, hidden.dtype)) - sums.log_total().squeeze(-1)
         sizes = [len(span) for _, span in spans]
-        right = (likeliest == wanted).split(sizes)
-        return [(x.sum().item(), bool(r.all())) for x, r in zip(found.split(sizes), right, strict=True)]
+        greedy = (likeliest == wanted).split(sizes)
+        return [(x.sum().item(), bool(y.all())) for x, y in zip(scores.split(sizes), greedy, strict=True)]
 
 
 @contextlib.contextmanager
-def in_memory(model: nn.Module, tokenizer, batch_size: int) -> Iterator[InMemoryLM]:
-    """Gives a model to lm-eval for the length of a `with` block, and leaves model and tokenizer as they were.
+def in_memory(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Iterator[InMemoryLM]:
+    """Wraps a model for lm-eval while the block runs, and leaves model and tokenizer as they were.
 
     Args:
         model: A causal language model, with or without an adapter attached.
@@ -117,7 +133,7 @@ def in_memory(model: nn.Module, tokenizer, batch_size: int) -> Iterator[InMemory
         batch_size: Texts per forward pass.
     """
     padding = tokenizer.pad_token
-    with evaluation_mode(model):  # gives back the mode that HFLM's eval() takes
+    with evaluation_mode(model):  # restores the mode that HFLM's eval() changes
         try:
             lm = InMemoryLM(model, tokenizer, batch_size)
             with evaluation_mode(model):
@@ -142,4 +158,5 @@ def ask(lm: InMemoryLM, tasks: Mapping, limit: int | None, shots: int | None, se
     for task in tasks["tasks"].values():
         task.set_config("num_fewshot", (task.config.num_fewshot or 0) if shots is None else shots)
         task.set_fewshot_seed(seed)
-    return lm_eval.evaluate(lm, {"tasks": tasks["tasks"]}, limit=limit, bootstrap_iters=0)["samples"]
+    results = lm_eval.evaluate(cast(Any, lm), {"tasks": tasks["tasks"]}, limit=limit, bootstrap_iters=0)
+    return cast(Any, results)["samples"]

@@ -1,4 +1,4 @@
-"""Sets of questions, scored by likelihood: where each lies, which languages it has, how lm-eval is told of it."""
+"""Sets of questions that are scored by likelihood: where each comes from, its languages, its definition for lm-eval."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.languages import Language
@@ -21,12 +22,12 @@ class TaskSet:
 
     Attributes:
         title: Its name in sentences.
-        repository: Its id on the hub; "" for what is made here.
-        built_in: lm-eval's name for it, where lm-eval has it: "{code}" stands for the language's code in this set,
-            "{tag}" for language and script in lower case.
-        folder: Where lm-eval keeps its definition.
-        measure: The metric of lm-eval that counts.
-        english: Whether it is asked in English whatever the language: it says what a model kept.
+        repository: Its id on the hub; "" for sets that are made from the declaration.
+        built_in: Its name in lm-eval, "" where lm-eval lacks it: "{code}" is replaced by the language's code in this
+            set, "{tag}" by language and script in lower case.
+        folder: Folder of its definition in lm-eval.
+        measure: The metric of lm-eval that is reported.
+        english: Whether it is in English for every language: it measures what a model kept.
         gated: Whether its terms must be accepted on the hub.
     """
 
@@ -40,7 +41,7 @@ class TaskSet:
 
     @property
     def translates(self) -> bool:
-        """Whether it is translated, and not a set of questions."""
+        """Whether its texts are translated; otherwise it is a set of questions."""
         return self.measure == "chrF++"
 
 
@@ -94,33 +95,33 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     if tasks == ["all"]:
         tasks = list(TASKS)
-    found = [split_name(task) for task in tasks]
-    for name, folder in found:
+    pairs = [split_name(task) for task in tasks]
+    for name, folder in pairs:
         if name not in TASKS:
             raise InvalidInput(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
         if folder and not Path(folder).is_dir():
             raise InvalidInput(f"Task {name!r} names a folder that does not exist: {folder}.")
-    names = [name for name, _ in found]
+    names = [name for name, _ in pairs]
     if not names or len(set(names)) < len(names):
-        raise InvalidInput(f"Each task is asked once, and at least one: got {' '.join(names) or 'none'}.")
-    return found
+        raise InvalidInput(f"Name one task or several, each once; got {' '.join(names) or 'none'}.")
+    return pairs
 
 
 def question_tasks(name: str, folder: str, language: Language, shots: int | None, seed: int) -> Mapping:
-    """Makes the tasks of a set of questions, their data loaded.
+    """Loads the tasks of a set of questions with their data.
 
     Args:
         name: Name in `TASKS` of a set of questions.
         folder: A local copy in the hub's layout, or "".
         language: The language.
         shots: Answered examples before each question, or None.
-        seed: Of what is drawn at random.
+        seed: Seed of the wrong answers.
 
     Returns:
         What lm-eval's `TaskManager.load` returns: tasks of lm-eval by name, under "tasks".
 
     Raises:
-        TextUnavailable: If the set cannot be had, or not in this language, with the remedy.
+        TextUnavailable: If the set or the language is unavailable; the message has the remedy.
     """
     from lm_eval.tasks import TaskManager
 
@@ -137,7 +138,7 @@ def question_tasks(name: str, folder: str, language: Language, shots: int | None
 
 
 def _built_in(name: str, folder: str, language: Language) -> Mapping:
-    """Loads a task or group of lm-eval by the file that defines it: its index of all tasks takes half a minute."""
+    """Loads a task or group of lm-eval from its definition alone: indexing all tasks of lm-eval takes half a minute."""
     import datasets
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
@@ -153,29 +154,30 @@ def _built_in(name: str, folder: str, language: Language) -> Mapping:
         hub_reachable()
     place = folder or task_set.repository
     members = dict(_members(manager.task_index, built_in))
-    # Loaded once before lm-eval does: what goes wrong here is the data's doing, what goes wrong there is not.
+    # Loaded before lm-eval loads it, so that only errors of the data are reported as unavailable.
     try:
         with unavailable(task_set, folder, name):
             for config in dict.fromkeys(members.values()):
                 datasets.load_dataset(place, config, **fresh(folder))
     except InvalidInput as error:  # a local copy without the language, or damaged
         raise TextUnavailable(str(error)) from error
-    return manager.load([{"group": name, "task": [{"task": one, "dataset_path": place} for one in members]}])
+    return manager.load([{"group": name, "task": [{"task": member, "dataset_path": place} for member in members]}])
 
 
 def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
     """Yields a task, or every task of a group, with the configuration of the data set that it reads."""
-    entry = index[name]
-    inside = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
-    if isinstance(inside, str):
-        yield name, entry.cfg.get("dataset_name")
+    entry: Any = index[name]
+    config: Any = entry.cfg or {"task": sorted(entry.tags)}
+    members = config["task"]
+    if isinstance(members, str):
+        yield name, config.get("dataset_name")
         return
-    for member in inside:
+    for member in members:
         yield from _members(index, member)
 
 
 def no_such_language(name: str, language: Language) -> TextUnavailable:
-    """Returns the error that says a set has no such language, and where else to look."""
+    """Returns the error for a language that a set lacks, which names the sets that have it."""
     others = [other for other in ("belebele", "sib200", "flores") if other in language.corpora and other != name]
     others += [] if language.code == "en" else OFFLINE_TASKS
     return TextUnavailable(
@@ -184,7 +186,7 @@ def no_such_language(name: str, language: Language) -> TextUnavailable:
 
 
 def _topics(folder: str, language: Language, shots: int | None) -> dict:
-    """SIB-200: which of seven topics is a sentence on? lm-eval has it for Africa only, so it is defined here."""
+    """Defines SIB-200, the topic of a sentence among seven, which lm-eval has for African languages only."""
     if "sib200" not in language.corpora:
         raise no_such_language("sib200", language)
     try:
@@ -201,7 +203,7 @@ def _topics(folder: str, language: Language, shots: int | None) -> dict:
     }
 
 
-# --- declaration_tasks ---
+# --- tasks from the declaration ---
 
 
 _OPTIONS = 4
@@ -212,7 +214,7 @@ _ROUNDS = 4
 def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dict[str, str]]:
     """Pairs the declaration's paragraphs in a language with the English ones.
 
-    Where an article has other paragraphs in the two languages, it is one pair as a whole.
+    An article with different numbers of paragraphs in the two languages is a single pair.
 
     Args:
         lang: Language code.
@@ -225,10 +227,10 @@ def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dic
     pairs = []
     articles = load_parallel(source, [lang, "en"], split)
     for text, english in zip(articles[lang], articles["en"], strict=True):
-        own, theirs = text.split("\n"), english.split("\n")
-        if len(own) != len(theirs):
-            own, theirs = [" ".join(own)], [" ".join(theirs)]
-        pairs += [{"text": a, "english": b} for a, b in zip(own, theirs, strict=True)]
+        first, second = text.split("\n"), english.split("\n")
+        if len(first) != len(second):
+            first, second = [" ".join(first)], [" ".join(second)]
+        pairs += [{"text": a, "english": b} for a, b in zip(first, second, strict=True)]
     return pairs
 
 
@@ -236,10 +238,10 @@ def held_out_paragraphs(name: str, language: Language, folder: str, split: str =
     """Returns the pairs of a split for a task.
 
     Raises:
-        TextUnavailable: For English, which has nothing to be paired with, or if a local copy lacks the language.
+        TextUnavailable: For English itself, or if a local copy lacks the language.
     """
     if language.code == "en":
-        raise TextUnavailable(f"{name} sets a language against English: name another language than English.")
+        raise TextUnavailable(f"{name} pairs a language with English: name another language than English.")
     try:
         return parallel_paragraphs(language.code, split, f"udhr:{folder}" if folder else "udhr")
     except ValueError as error:
@@ -247,22 +249,22 @@ def held_out_paragraphs(name: str, language: Language, folder: str, split: str =
 
 
 def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict]:
-    """Asks of each passage which of four English ones says the same.
+    """Makes questions: which of four English passages is the translation of a passage?
 
     The wrong ones are drawn from the six others whose length is nearest to the right one's, four times for each
-    passage: with one draw, luck in the draw would be half of the noise. Every passage is asked once before any is
+    passage: with a single draw, the draw would cause half of the variance. Every passage is asked once before any is
     asked again.
 
     Args:
         pairs: Dicts of "text" and "english".
-        seed: Of the draw; each question has its own.
+        seed: Seed of the draws.
 
     Returns:
         Dicts of "passage", "options" (four English passages), "answer" (index of the right one) and "unit" (number of
         the passage: its questions are not independent of each other).
     """
     if len(pairs) < _OPTIONS:
-        raise InvalidInput(f"A question needs {_OPTIONS} passages to choose from; there are {len(pairs)}.")
+        raise InvalidInput(f"A question needs {_OPTIONS} passages to choose from; the text has {len(pairs)}.")
     questions = []
     for turn in range(_ROUNDS):
         for place, pair in enumerate(pairs):
@@ -281,16 +283,16 @@ def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict
 def match_task(language: Language, folder: str, shots: int | None, seed: int) -> dict:
     """Defines `udhr_match` for lm-eval: the likelihood of each English passage as the translation of the given one.
 
-    What counts is how much likelier the passage makes it (mutual information): alone, some articles are likelier than
-    others whatever stands before them.
+    The answer is the English passage whose likelihood the given passage raises most (mutual information), since some
+    passages are likelier than others after any text.
 
     Raises:
         TextUnavailable: For English.
     """
     import datasets
 
-    asked = match_questions(held_out_paragraphs("udhr_match", language, folder), seed)
-    tables = {"test": datasets.Dataset.from_list(asked)}
+    questions = match_questions(held_out_paragraphs("udhr_match", language, folder), seed)
+    tables = {"test": datasets.Dataset.from_list(questions)}
     if shots:
         examples = match_questions(held_out_paragraphs("udhr_match", language, folder, "train"), seed)
         tables["train"] = datasets.Dataset.from_list(examples)
@@ -304,7 +306,7 @@ def match_task(language: Language, folder: str, shots: int | None, seed: int) ->
 
 
 def likelihood_task(text: str, choices: str | list[str], target: str) -> dict:
-    """Returns what lm-eval is told of a task that is scored by the likelihood of each choice after a text.
+    """Defines a task for lm-eval that is scored by the likelihood of each choice after a text.
 
     Args:
         text: Template of the text.

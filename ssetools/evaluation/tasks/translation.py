@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from ssetools.errors import InvalidInput, TextUnavailable
 from ssetools.evaluation.tasks.questions import held_out_paragraphs
-from ssetools.languages import Language
+from ssetools.languages import UNSPACED_SCRIPTS, Language, get_language
 from ssetools.text.sources import load_parallel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOTS = 4
 """Translated examples before each text, unless told otherwise."""
 
 _RESAMPLES = 1000
 _LONGEST_EXAMPLE = 200  # characters of English: the examples only show what is asked
-_ROOM = 1.5  # tokens a translation may take, relative to the longest reference
-# BLEU counts words, and these languages write none apart; chrF++ needs no such choice.
-_BLEU_TOKENIZERS = {"zh": "zh", "ja": "char"}
+_ROOM = 1.5  # tokens of a translation at most, relative to the longest reference
 
 
 def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[dict], list[dict]]:
-    """Loads what is translated, and what examples are taken from.
+    """Loads the texts to translate, and the pairs that examples are taken from.
 
     Args:
         name: "udhr_translate" (examples from the articles of the training split, texts from the test split, the shortest
@@ -34,7 +36,7 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
         Examples and texts: dicts of "text" and "english".
 
     Raises:
-        TextUnavailable: For English, or if the set cannot be had, or not in this language.
+        TextUnavailable: For English, or if the set or the language is unavailable.
     """
     if name == "udhr_translate":
         examples, texts = (held_out_paragraphs(name, language, folder, split) for split in ("train", "test"))
@@ -43,17 +45,23 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
         raise TextUnavailable(f"{name} translates into English and out of it: name another language than English.")
     source = f"{name}:{folder}" if folder else name
     try:
-        found = [load_parallel(source, [language.code, "en"], split) for split in ("validation", "test")]
+        splits = [load_parallel(source, [language.code, "en"], split) for split in ("validation", "test")]
     except ValueError as error:
         raise TextUnavailable(f"{error} udhr_translate has it.") from error
     examples, texts = (
-        [{"text": a, "english": b} for a, b in zip(x[language.code], x["en"], strict=True)] for x in found
+        [{"text": a, "english": b} for a, b in zip(x[language.code], x["en"], strict=True)] for x in splits
     )
     return examples, texts
 
 
 def translation_tasks(
-    name: str, folder: str, language: Language, tokenizer, limit: int | None, shots: int | None, seed: int
+    name: str,
+    folder: str,
+    language: Language,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    shots: int | None,
+    seed: int,
 ) -> dict[str, dict]:
     """Defines both directions of a translation task for lm-eval.
 
@@ -61,13 +69,13 @@ def translation_tasks(
         name: As in `translation_pairs`.
         folder: As there.
         language: The language.
-        tokenizer: Of the model, to know how long a translation may become.
+        tokenizer: The model's tokenizer, which gives the longest length of a translation.
         limit: Texts at most.
         shots: Examples before each text; None takes `SHOTS`.
         seed: Of the choice of examples, which are the same for every text.
 
     Returns:
-        By direction ("yo-en", "en-yo"), what lm-eval is told. Its documents have "source" and "target".
+        By direction ("yo-en", "en-yo"), the task's definition for lm-eval. Its documents have "source" and "target".
     """
     import datasets
 
@@ -76,7 +84,9 @@ def translation_tasks(
     shots = SHOTS if shots is None else shots
     short = [pair for pair in examples if len(pair["english"]) <= _LONGEST_EXAMPLE]
     if len(short) < shots:
-        raise InvalidInput(f"{name} has {len(short)} examples that are short enough; asked for {shots}.")
+        raise InvalidInput(
+            f"{name} has {len(short)} examples of at most {_LONGEST_EXAMPLE} characters; asked for {shots}: use fewer shots."
+        )
     shown = random.Random(seed).sample(short, shots)
     tasks = {}
     for source, target in (("text", "english"), ("english", "text")):
@@ -111,50 +121,54 @@ def score_translations(
 
     Args:
         hypotheses: Translations.
-        references: What they should say.
-        sources: What was translated.
+        references: Reference translations.
+        sources: Source texts.
         shown: Translations of the examples before each text.
-        target: Code of the language that they are in.
+        target: Code of the language of the translations.
 
     Returns:
         "chrF++" and "BLEU", each with "value", its 95% interval "low" and "high" (bootstrap over texts; None where the
-        score is zero), "floor" (the best score without translating: every source as it is, or one example said each
-        time, which is what a model does that cannot translate) and "signature".
+        score is zero), "floor" (the best score without translating: copying every source, or repeating one example
+        each time, as models that cannot translate do) and "signature".
     """
-    found = {}
+    scores = {}
     for name, metric in _metrics(target).items():
-        idle = [list(sources), *([text] * len(references) for text in shown)]
-        floor = max(metric.corpus_score(answers, [list(references)]).score for answers in idle)
+        untranslated = [list(sources), *([text] * len(references) for text in shown)]
+        floor = max(metric.corpus_score(answers, [list(references)]).score for answers in untranslated)
         score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=_RESAMPLES)
         signature = metric.get_signature().format()
         half = json.loads(score.format(width=4, signature=signature, is_json=True)).get("confidence_var")
         low, high = (None, None) if half is None else (max(score.score - half, 0.0), score.score + half)
-        found[name] = {"value": score.score, "low": low, "high": high, "floor": floor, "signature": signature}
-    return found
+        scores[name] = {"value": score.score, "low": low, "high": high, "floor": floor, "signature": signature}
+    return scores
 
 
 def compare_translations(before: Sequence[str], after: Sequence[str], references: Sequence[str], target: str) -> dict:
     """Compares two translations of the same texts with sacrebleu's paired bootstrap.
 
     Returns:
-        For "chrF++" and "BLEU" the "difference" (positive is better) and "p", how often resampled texts would differ as
-        much if both were equally good.
+        For "chrF++" and "BLEU" the "difference" (positive is better) and "p", the probability of a difference as large
+        if both were equally good.
     """
     from sacrebleu.significance import PairedTest
 
     metrics = _metrics(target)
-    systems = [("before", list(before)), ("after", list(after))]
-    _, found = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=_RESAMPLES)()
-    del found["System"]  # the names; then, under names of its own, a list for each metric in our order
+    systems: list[tuple[str, Sequence[str]]] = [("before", list(before)), ("after", list(after))]
+    _, results = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=_RESAMPLES)()
+    del results["System"]  # the names; the others are a list for each metric, in the order of `metrics`
     changes = {}
-    for name, (one, other) in zip(metrics, found.values(), strict=True):
-        # sacrebleu calls a difference of exactly nothing significant.
-        p = other.p_value if other.score != one.score else 1.0
-        changes[name] = {"difference": other.score - one.score, "p": p}
+    for name, (old, new) in zip(metrics, cast(Any, results.values()), strict=True):
+        # sacrebleu finds a difference of exactly 0 significant.
+        p = new.p_value if new.score != old.score else 1.0
+        changes[name] = {"difference": new.score - old.score, "p": p}
     return changes
 
 
 def _metrics(target: str) -> dict:
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
-    return {"chrF++": CHRF(word_order=2), "BLEU": BLEU(tokenize=_BLEU_TOKENIZERS.get(target, "13a"))}
+    # BLEU counts words, which these scripts do not separate; chrF++ works without.
+    script = get_language(target).script
+    words = "zh" if script in ("Hans", "Hant", "Hani") else "char" if script in UNSPACED_SCRIPTS else "13a"
+    return {"chrF++": CHRF(word_order=2), "BLEU": BLEU(tokenize=words)}
