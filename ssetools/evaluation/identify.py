@@ -126,8 +126,9 @@ def identified_shares(effect: pandas.DataFrame, lang: str) -> pandas.DataFrame:
     """
     rows = []
     for key, part in effect.groupby(["neurons", "factor"], sort=False):
-        share = float((part["identified"] == lang).mean())
-        rows.append([*cast(tuple, key), share, *wilson(share, len(part)), (part["identified"] == UNKNOWN).mean()])
+        codes = list(part["identified"])
+        share, unknown = (codes.count(code) / len(codes) for code in (lang, UNKNOWN))
+        rows.append([*cast(tuple, key), share, *wilson(share, len(codes)), unknown])
     return pandas.DataFrame(rows, columns=["neurons", "factor", "share", "low", "high", "unknown"])
 
 

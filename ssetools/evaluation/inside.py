@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedTokenizerBase
 
-_MEASURES = ("matched", "shuffled", "margin", "retrieved")
 _NEURONS_AT_ONCE = 1024
 _THIRDS = ("first third", "middle third", "last third")
 
@@ -80,7 +79,7 @@ class Alignment:
                 "same passages, with models of one architecture."
             )
         rows = []
-        for measure in _MEASURES:
+        for measure in ("matched", "shuffled", "margin", "retrieved"):
             values = getattr(self, measure) - (0 if base is None else getattr(base, measure))
             for layer, row in enumerate(values.double()):
                 rows.append([layer, measure, *interval(row[None], torch.ones_like(row), seed)])
@@ -136,15 +135,10 @@ def align_passages(
     second: Sequence[str],
     max_tokens: int = 512,
 ) -> Alignment:
-    """Measures alignment on passages of your own, where `second[i]` is the translation of `first[i]`.
-
-    Raises:
-        ValueError: If there are fewer than two pairs, or not as many translations as passages.
-    """
+    """Measures alignment on passages of your own: `second[i]` is the translation of `first[i]`. Errors as above."""
     if len(first) != len(second) or len(first) < 2:
         raise InvalidInput(f"Alignment needs two or more pairs of passages; got {len(first)} and {len(second)}.")
-    a = F.normalize(mean_hidden_states(model, tokenizer, first, max_tokens), dim=-1)
-    b = F.normalize(mean_hidden_states(model, tokenizer, second, max_tokens), dim=-1)
+    a, b = (F.normalize(_mean_states(model, tokenizer, texts, max_tokens), dim=-1) for texts in (first, second))
     cosines = a @ b.transpose(1, 2)  # [layers + 1, pairs of first, pairs of second]
     pairs = cosines.shape[1]
     matched = cosines.diagonal(dim1=1, dim2=2)
@@ -155,24 +149,10 @@ def align_passages(
     return Alignment(matched, shuffled, retrieved)
 
 
-def mean_hidden_states(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int = 512
-) -> torch.Tensor:
-    """Averages the hidden states of each text over its tokens, for the embedding and every layer.
+def _mean_states(model, tokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
+    """Averages the hidden states of each text over its tokens: float32 on the CPU, [layers + 1, texts, hidden].
 
     BOS opens every text and is left out of the mean: its state is the same in every language and many times larger.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        texts: Passages.
-        max_tokens: Tokens of a passage at most, BOS included.
-
-    Returns:
-        FloatTensor [layers + 1, texts, hidden], float32, on the CPU.
-
-    Raises:
-        ValueError: If a text is empty.
     """
     opening, device = len(bos_ids(tokenizer)), device_of(model)
     means = []
@@ -245,7 +225,7 @@ def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.
     factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
     if module.is_feedforward == (projection.axis == 1):  # a factor for each neuron, else for each hidden dimension
         factors = factors[neurons + projection.offset][:, None]
-    return neuron_weights(projection, neurons) * factors
+    return _base_rows(projection, neurons) * factors
 
 
 def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) -> float:
@@ -256,21 +236,13 @@ def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) 
         if isinstance(adapter, WholeWeights):
             rows = projection.take(adapter.base_value(weight).detach(), ids).float()
         else:
-            rows = neuron_weights(projection, ids)
+            rows = _base_rows(projection, ids)
         squares += rows.square().sum().item()
     return squares**0.5
 
 
-def neuron_weights(projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
-    """Returns the base weights of some neurons, dequantised if need be.
-
-    Args:
-        projection: Gate, up or down projection of a layer, 8-bit or not.
-        neurons: LongTensor [k], ids of neurons.
-
-    Returns:
-        FloatTensor [k, hidden], float32, on the CPU; one row a neuron, for the down projection too.
-    """
+def _base_rows(projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
+    """Returns the base weights of some neurons, dequantised if need be: float32 on the CPU, [k, hidden]."""
     module: Any = getattr(projection.module, "base_layer", projection.module)  # PEFT wraps the layer it adapts
     rows = projection.take(module.weight.data, neurons).float()
     if module.weight.dtype != torch.int8:
@@ -293,7 +265,7 @@ def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFr
     thirds = [_THIRDS[min(2, 3 * layer // num_layers)] for layer in changes["layer"]]
     squares = changes.assign(delta=changes["delta"] ** 2, base=changes["base"] ** 2, third=thirds)
     pooled = squares.pivot_table(["delta", "base"], "projection", "third", "sum")
-    ratios = (pooled["delta"] / pooled["base"]) ** 0.5
+    ratios = cast("pandas.DataFrame", pooled["delta"] / pooled["base"]) ** 0.5
     projections = [name for name in ("gate", "up", "down") if name in ratios.index]
     return ratios.reindex(index=projections, columns=list(_THIRDS))
 
@@ -336,16 +308,13 @@ def training_logs(model: str, lang: str, runs: str | Path = "runs") -> pandas.Da
 def losses_switched_off(
     model: nn.Module, neurons: Sequence[torch.Tensor], windows: Iterable[torch.Tensor], batch_size: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measures the loss on some windows while neurons are switched off.
+    """Measures the loss of each window while neurons are switched off.
 
     Args:
         model: A causal language model.
         neurons: Neuron ids for each layer, as in `neurons["yo"]`; empty lists measure the whole model.
-        windows: LongTensors [tokens], from `pack_tokens`.
+        windows: As in `window_losses`, like the batch size and what is returned.
         batch_size: Windows per forward pass.
-
-    Returns:
-        Losses and numbers of tokens, as in `window_losses`.
 
     Raises:
         ValueError: If the neurons do not fit the model.

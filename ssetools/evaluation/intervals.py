@@ -13,9 +13,7 @@ MIN_UNITS = 5
 INTERVAL = (0.025, 0.975)
 """Quantiles between which a 95% interval runs."""
 
-NORMAL = float(ndtri(INTERVAL[1]))
-"""Standard errors from the mean to either end of a 95% interval of the normal distribution."""
-
+_NORMAL = float(ndtri(INTERVAL[1]))  # standard errors from the mean to either end of a normal 95% interval
 _RESAMPLES = 4000
 
 
@@ -62,7 +60,7 @@ def _widening(values: torch.Tensor) -> float:
 
 def student_over_normal(free: float) -> float:
     """Returns the 97.5% point of Student's t with `free` degrees of freedom over that of the normal distribution."""
-    return float(stdtrit(free, INTERVAL[1])) / NORMAL
+    return float(stdtrit(free, INTERVAL[1])) / _NORMAL
 
 
 def wilson(share: float, units: float) -> tuple[float, float]:
@@ -78,9 +76,9 @@ def wilson(share: float, units: float) -> tuple[float, float]:
     Returns:
         Low and high.
     """
-    wider = 1 + NORMAL**2 / units
-    middle = (share + NORMAL**2 / (2 * units)) / wider
-    half = NORMAL / wider * math.sqrt(share * (1 - share) / units + NORMAL**2 / (4 * units**2))
+    wider = 1 + _NORMAL**2 / units
+    middle = (share + _NORMAL**2 / (2 * units)) / wider
+    half = _NORMAL / wider * math.sqrt(share * (1 - share) / units + _NORMAL**2 / (4 * units**2))
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 

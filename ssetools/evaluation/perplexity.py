@@ -18,7 +18,7 @@ from ssetools.models import device_of, evaluation_mode
 from ssetools.text.windows import bos_ids, pack_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def generate_ids(
     )
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed or 0)
-        texts = cast("PreTrainedModel", model).generate(
+        texts = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=mask,
             num_return_sequences=samples,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 
 import families
-import pandas
 import pytest
 import torch
 
-from ssetools import plots
 from ssetools.evaluation.identify import (
     amplification_effect,
     can_identify,
@@ -133,7 +131,6 @@ def test_logs_add_up_to_seconds(tmp_path):
     )
     logs = training_logs("m", "yo", tmp_path)
     assert logs.seconds.tolist() == [2.0, 3.0]
-    assert plots.dynamics(logs).axes[0].get_xlabel() == "tokens"
 
 
 def test_languages_are_identified_and_babble_is_not():
@@ -171,7 +168,7 @@ def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
     effect = amplification_effect(
         model, word_tokenizer, sets, "yo", factors=(1, 4), prompts=("w5", "w9 w7"), samples=3, new_tokens=4
     )
-    assert len(effect) == 2 * 2 * 2 * 3
+    assert effect.groupby(["neurons", "factor", "prompt"]).size().tolist() == [3] * 8
     plain = effect[effect.factor == 1]
     own, random = (plain[plain.neurons == name].text.tolist() for name in ("yo", "random"))
     assert own == random, "a factor of one is the model as it is"
@@ -184,14 +181,3 @@ def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
     assert not can_identify("qq")
     with pytest.raises(ValueError, match="does not know 'qq'"):
         amplification_effect(model, word_tokenizer, sets, "qq")
-
-
-def test_figures_are_drawn(word_tokenizer):
-    model = families.tiny_model("llama")
-    base = align_passages(model, word_tokenizer, PASSAGES, PASSAGES[::-1]).table()
-    assert len(plots.alignment_by_layer(base, base, pairs=9).axes) == 3
-    assert plots.change_by_layer(weight_change(moved_a_little(model, "lape"))).get_xlabel() == "layer"
-    shares = pandas.DataFrame(
-        {"neurons": ["yo", "random"], "factor": [1, 1], "share": [0.1, 0.0], "low": [0.0, 0.0], "high": [0.2, 0.1]}
-    )
-    assert "Yoruba" in plots.amplification(shares, "yo").get_ylabel()

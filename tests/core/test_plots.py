@@ -1,4 +1,6 @@
-"""Every figure draws on made-up numbers, with its labels, and closes."""
+"""Figures draw the numbers they are given, with their labels, in colours that everybody can distinguish."""
+
+import math
 
 import matplotlib
 import numpy
@@ -23,7 +25,8 @@ def profile():
 def metrics():
     def scores(scale, windows):
         losses = [scale * (90 + i) for i in range(windows)]
-        return {"perplexity": 9.0 * scale, "window_losses": losses, "window_tokens": [30] * windows}
+        perplexity = math.exp(sum(losses) / 30 / windows)
+        return {"perplexity": perplexity, "window_losses": losses, "window_tokens": [30] * windows}
 
     before = {kind: {x: scores(1.0, 1 if x == "ka" else 5) for x in LANGS} for kind in ("messages", "sentences")}
     after = {kind: {x: scores(0.9, 1 if x == "ka" else 5) for x in LANGS} for kind in before}
@@ -36,45 +39,151 @@ def _closed():
     matplotlib.pyplot.close("all")
 
 
-def test_profile_and_selection_figures(profile):
+def heights(axes):
+    """Heights of the bars, and of the steps of a filled histogram."""
+    return [bar.get_height() for bar in axes.patches]
+
+
+def cells(axes):
+    """The numbers of a heat map."""
+    return numpy.ma.getdata(axes.collections[0].get_array())
+
+
+def labels(axes, which):
+    return [label.get_text() for label in getattr(axes, f"get_{which}ticklabels")()]
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_probabilities_are_drawn_by_layer(profile):
+    axes = plots.activation_probabilities(profile, ["yo", "en"])
+    probabilities = profile.probabilities()
+    for line, row in zip(axes.lines, (0, 2), strict=True):
+        numpy.testing.assert_allclose(line.get_ydata(), probabilities[row].median(1).values, rtol=1e-6)
+    assert legend(axes) == ["Yoruba", "English", "Yoruba, middle half"]
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(probabilities[0].quantile(0.75, 1).max().item(), rel=1e-6)
+
+
+def test_a_heat_map_of_languages_has_their_names_and_numbers(profile):
+    axes = plots.probability_similarity(profile)
+    numpy.testing.assert_allclose(cells(axes), numpy.corrcoef(profile.probabilities().flatten(1).numpy()))
+    assert labels(axes, "x") == labels(axes, "y") == ["Yoruba", "Icelandic", "English", "Georgian"]
     neurons = select_neurons(profile, 0.2)
-    assert len(plots.activation_probabilities(profile, ["yo", "en"]).lines) == 2
-    assert plots.probability_similarity(profile).get_xticklabels()[0].get_text() == "Yoruba"
-    assert plots.entropy_histogram(profile, neurons).get_yscale() == "log"
-    assert len(plots.neurons_per_layer(neurons).get_yticklabels()) == 4
-    assert plots.overlap(neurons).get_title(loc="left")
+    drawn, expected = cells(plots.overlap(neurons)), neurons.overlap().to_numpy()
+    numpy.testing.assert_allclose(drawn[~numpy.eye(4, dtype=bool)], expected[~numpy.eye(4, dtype=bool)])
+
+
+def test_every_neuron_is_in_the_histogram_and_every_set_in_its_layer(profile):
+    neurons = select_neurons(profile, 0.2)
+    axes = plots.entropy_histogram(profile, neurons)
+    selected = torch.stack([neurons.mask(code) for code in LANGS]).any(0).sum().item()
+    assert (sum(heights(axes)[:59]), sum(heights(axes)[59:])) == (6 * 200, selected)
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(numpy.log(4))
+    axes = plots.neurons_per_layer(neurons)
+    assert cells(axes).tolist() == [[len(ids) for ids in neurons[code]] for code in LANGS]
+    assert labels(axes, "y")[0] == f"Yoruba  {neurons.count('yo')}"
+
+
+def test_firing_and_entropy_of_made_up_neurons(profile):
     few = ActivationProfile(profile.counts[:, :1, :3], profile.tokens, LANGS)
-    assert [axes.get_title(loc="left").split("\n")[0] for axes in plots.firing(few).axes] == [
-        f"neuron {i}" for i in range(3)
-    ]
-    assert plots.entropy_against_ratio([0, 1], [0.1, 3.0]).get_ylabel() == "LAPE (nats)"
+    figure = plots.firing(few)
+    for number, axes in enumerate(figure.axes):
+        assert axes.get_title(loc="left").startswith(f"neuron {number}\nLAPE ")
+        numpy.testing.assert_allclose(heights(axes), few.probabilities()[:, 0, number])
+    axes = plots.entropy_against_ratio([0, 0.5, 1], [0.1, 2.0, 3.0])
+    assert axes.lines[0].get_ydata().tolist() == [0.1, 2.0, 3.0]
+    assert axes.lines[1].get_ydata() == [3.0, 3.0]
 
 
-def test_deactivation_figure():
-    changes = pandas.DataFrame(numpy.eye(5, 4), [*LANGS, "random"], LANGS)
-    labels = [label.get_text() for label in plots.deactivation_matrix(changes).get_yticklabels()]
-    assert labels == ["Yoruba", "Icelandic", "English", "Georgian", "random control"]
+def test_the_deactivation_figure_compares_within_columns():
+    changes = pandas.DataFrame([[2.0, 0.1], [1.0, 0.4], [-1.0, 0.2]], ["yo", "is", "random"], ["yo", "is"])
+    axes = plots.deactivation_matrix(changes)
+    numpy.testing.assert_allclose(cells(axes), [[1, 0.25], [0.5, 1], [0, 0.5]])
+    assert [text.get_text() for text in axes.texts] == ["2.00", "0.10", "1.00", "0.40", "-1.00", "0.20"]
+    assert labels(axes, "y") == ["Yoruba", "Icelandic", "random control"]
 
 
-def test_training_and_evaluation_figures(metrics):
-    log = pandas.DataFrame(
-        {"tokens": [1, 2, 3], "loss": [3.0, 2.5, 2.0], "validation_loss": [float("nan"), 2.6, float("nan")]}
-    )
-    assert len(plots.loss_curve(log).lines) == 3
-    figure = plots.before_after(metrics, "yo")
-    assert [axes.get_title(loc="left").split("\n")[1] for axes in figure.axes] == [
-        "like the training text",
-        "another kind of text",
-    ]
-    axes = plots.retention(metrics, "yo")
-    assert sorted(label.get_text() for label in axes.get_yticklabels()) == [
-        "English",
-        "Georgian",
-        "Icelandic",
-        "Yoruba",
-    ]
+def test_losses_are_drawn_where_they_were_measured():
+    nan = float("nan")
+    log = {"tokens": [1, 2, 3], "loss": [3.0, 2.5, 2.0], "validation_loss": [nan, 2.6, nan]}
+    axes = plots.loss_curve(pandas.DataFrame(log))
+    batch, smooth, validation = axes.lines
+    assert batch.get_ydata().tolist() == log["loss"]
+    assert smooth.get_ydata()[-1] > 2.0
+    assert (validation.get_xdata().tolist(), validation.get_ydata().tolist()) == ([2], [2.6])
+    logs = pandas.concat([pandas.DataFrame(log).assign(run=run, seconds=[4, 5, 6]) for run in ("lape-seed0", "lora")])
+    tokens, seconds = plots.dynamics(logs).axes
+    assert [line.get_xdata().tolist() for line in seconds.lines] == [[4, 5, 6], [5]] * 2
+    assert tokens.lines[3].get_ydata().tolist() == [2.6]
+    assert legend(seconds) == ["lape-seed0", "lora"]
+
+
+def test_bars_before_and_after_have_the_change_and_its_interval(metrics):
+    seen, unseen = plots.before_after(metrics, "yo").axes
+    assert seen.get_title(loc="left") == "messages\nseen genre"
+    assert unseen.get_title(loc="left") == "sentences\nunseen genre"
+    old, new = (metrics[when]["messages"]["yo"]["perplexity"] for when in ("before", "after"))
+    assert heights(seen) == pytest.approx([old, new] * 2)
+    assert labels(seen, "x") == ["Yoruba", "English"]
+    moved = metrics["summary"]["messages"]["target"]
+    assert [text.get_text() for text in seen.texts] == [f"{moved['percent']:.0f}%"] * 2
+    ends = seen.containers[-1].lines[2][0].get_segments()[0][:, 1]
+    assert ends == pytest.approx([old * (1 + moved[end] / 100) for end in ("low", "high")])
     for axes in plots.before_after(metrics, "en").axes:
-        assert len(axes.get_xticks()) == 1
+        assert labels(axes, "x") == ["English"]
+
+
+def test_retention_has_a_dot_and_an_interval_for_every_language_and_genre(metrics):
+    metrics["summary"]["sentences"]["others"]["is"]["percent"] = -90.0
+    axes = plots.retention(metrics, "yo")
+    assert labels(axes, "y")[0] == "Icelandic"
+    assert sorted(labels(axes, "y")) == ["English", "Georgian", "Icelandic", "Yoruba"]
+    order = {"yo": "Yoruba", "is": "Icelandic", "en": "English", "ka": "Georgian"}
+    for line, intervals, kind in zip(axes.lines, axes.collections, ("messages", "sentences"), strict=False):
+        summary = metrics["summary"][kind]
+        changes = {"yo": summary["target"], **summary["others"]}
+        for (code, change), x, y in zip(changes.items(), line.get_xdata(), line.get_ydata(), strict=True):
+            assert x == change["percent"]
+            assert labels(axes, "y")[round(y)] == order[code]
+        drawn = [segment[:, 0].tolist() for segment in intervals.get_segments() if segment.size]
+        known = [[change["low"], change["high"]] for change in changes.values() if change["low"] is not None]
+        assert drawn == known, "one window of Georgian has no interval"
+
+
+def test_figures_of_the_inside_draw_their_tables():
+    rows = [
+        {"layer": layer, "measure": measure, "mean": mean + layer / 10, "low": mean, "high": mean + 0.3}
+        for measure, mean in (("matched", 0.7), ("shuffled", 0.5), ("margin", 0.2), ("retrieved", 0.4))
+        for layer in range(3)
+    ]
+    base = pandas.DataFrame(rows)
+    tuned = base.assign(mean=base["mean"] + 0.05)
+    left, middle, right = plots.alignment_by_layer(base, tuned, pairs=9).axes
+    numpy.testing.assert_allclose(middle.lines[1].get_ydata(), [0.25, 0.35, 0.45])
+    numpy.testing.assert_allclose(right.lines[0].get_ydata(), [0.4, 0.5, 0.6])
+    assert right.lines[2].get_ydata() == [1 / 9, 1 / 9], "chance"
+    assert legend(left) == ["translation, base", "wrong passage, base", "translation, tuned", "wrong passage, tuned"]
+    changes = pandas.DataFrame(
+        {"layer": [0, 0, 1, 1], "projection": ["up", "gate"] * 2, "relative": [0.01, 0.02, 0.03, 0.04]}
+    )
+    axes = plots.change_by_layer(changes)
+    assert labels(axes, "y") == ["gate", "up"]
+    numpy.testing.assert_allclose(cells(axes), [[2, 4], [1, 3]])
+
+
+def test_amplification_draws_shares_with_their_intervals():
+    columns = ["neurons", "factor", "share", "low", "high"]
+    rows = [["yo", 1, 0.1, 0.0, 0.2], ["yo", 4, 0.5, 0.3, 0.8], ["random", 1, 0.0, 0.0, 0.1], ["random", 4, 0, 0, 0.1]]
+    axes = plots.amplification(pandas.DataFrame(rows, columns=columns), "yo")
+    own, control = axes.containers
+    assert own.lines[0].get_ydata().tolist() == [0.1, 0.5]
+    assert [segment[:, 1].tolist() for segment in own.lines[2][0].get_segments()] == [[0.0, 0.2], [0.3, 0.8]]
+    assert control.lines[0].get_ydata().tolist() == [0, 0]
+    assert labels(axes, "x") == ["1", "4"]
+    assert legend(axes) == ["Yoruba neurons", "random neurons of the same layers"]
 
 
 def _seen(colour, matrix):
@@ -86,7 +195,7 @@ def _seen(colour, matrix):
     return numpy.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def test_series_are_told_apart_by_the_colour_blind_and_on_both_grounds():
+def test_the_colour_blind_can_distinguish_series_on_light_and_dark_pages():
     protan = [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]
     deutan = [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]
     tritan = [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]]

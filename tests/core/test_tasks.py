@@ -1,4 +1,4 @@
-"""Tasks: what is asked, how it is scored, what cannot be had, and that the model is left as it was."""
+"""Tasks: what is asked, how it is scored, what is unavailable, and that the model is left as it was."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_topics_of_sib200(tokenizer, tmp_path):
     assert shown["digest"] != row["digest"]
 
 
-# --- what cannot be had --------------------------------------------------------------------------------------------
+# --- what is unavailable -------------------------------------------------------------------------------------------
 
 
 def only_row(tokenizer, lang, task):
@@ -268,7 +268,7 @@ def test_a_copy_that_lacks_the_language_says_so(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["belebele", "mmlu", "sib200", "flores_plus", "piqa"])
-def test_a_set_that_cannot_be_reached_keeps_its_row(tokenizer, monkeypatch, name):
+def test_an_unreachable_set_keeps_its_row(tokenizer, monkeypatch, name):
     def refuse(*args, **options):
         raise datasets.exceptions.DatasetNotFoundError("no answer, or a gated set.\nmore")
 
@@ -307,14 +307,14 @@ def test_wrong_requests_stop_before_anything_runs(tokenizer, tmp_path):
     for tasks, message in [
         (["belebel"], "Unknown task 'belebel': use udhr_match, "),
         (["belebele:nowhere"], "folder that does not exist: nowhere"),
-        (["piqa", "piqa"], "Each task is asked once"),
-        ([], "at least one: got none"),
+        (["piqa", "piqa"], "Name one task or several, each once; got piqa piqa"),
+        ([], "Name one task or several, each once; got none"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate(None, None, "yo", tasks)
     with pytest.raises(ValueError, match="Unknown language 'xx'"):
         evaluate(None, None, "xx")
-    with pytest.raises(ValueError, match="limit is a whole number from 1 on; got 0"):
+    with pytest.raises(ValueError, match="limit must be a whole number from 1 on; got 0"):
         evaluate(None, None, "yo", limit=0)
     assert parse_tasks("all") == [(name, "") for name in TASKS]
     assert parse_tasks(f"piqa udhr_match:{tmp_path}") == [("piqa", ""), ("udhr_match", str(tmp_path))]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ssetools.errors import InvalidInput, MissingPackage, TextUnavailable
-from ssetools.evaluation.intervals import NORMAL, wilson
-from ssetools.evaluation.tasks.questions import OFFLINE_TASKS, TASKS, parse_tasks, question_tasks
+from ssetools.evaluation.intervals import wilson
+from ssetools.evaluation.tasks.questions import OFFLINE_TASKS, TASKS, Request, parse_tasks, question_tasks
 from ssetools.evaluation.tasks.translation import score_translations, translation_tasks
 from ssetools.files import provenance
-from ssetools.languages import Language, get_language
+from ssetools.languages import get_language
 from ssetools.models import model_source
 from ssetools.text.hub import quiet, revision_of
 from ssetools.text.sources import describe_source
@@ -61,7 +60,7 @@ def evaluate(
 
     Returns:
         The model, the adapter, all arguments, versions, and "tasks": a row for each task (two for translation). A row has "title",
-        "language", "measure", "value", "low" and "high" (its 95% interval), "stderr", "chance" (of guessing; for
+        "language", "measure", "value", "low" and "high" (its 95% interval), "chance" (of guessing; for
         translation the best score without translating), "items", "shots", "data" (revision), "cut" (texts longer than
         the model's context, which lost their beginning), and what `compare_tasks` needs. An unavailable task has
         "title", "language" and "unavailable": the reason and the remedy. Accuracies are shares; BLEU and chrF++ go from
@@ -72,7 +71,7 @@ def evaluate(
         ModuleNotFoundError: If lm-eval or sacrebleu is not installed.
     """
     language = get_language(lang)
-    wanted = parse_tasks(tasks)
+    pairs = parse_tasks(tasks)
     numbers = {"limit": limit, "translations": translations, "shots": shots, "batch_size": batch_size}
     for name, value in numbers.items():
         least = 0 if name == "shots" else 1
@@ -86,51 +85,44 @@ def evaluate(
         raise MissingPackage(f'{error}. Tasks need optional packages: pip install "ssetools[tasks]".') from error
     rows: dict[str, dict] = {}
     with in_memory(model, tokenizer, batch_size) as lm, quiet("datasets"):
-        for name, folder in wanted:
-            asked = get_language("en") if TASKS[name].english else language
-            most = translations if TASKS[name].translates and translations else limit
-            settings = {"limit": most, "shots": shots, "seed": seed}
+        for name, folder in pairs:
+            task_set = TASKS[name]
+            most = translations if task_set.translates and translations else limit
+            asked = get_language("en") if task_set.english else language
+            request = Request(name, folder, asked, most, shots, seed)
+            facts: dict[str, Any] = {"title": task_set.title, "language": asked.code}
             try:
-                prepared = _prepare(name, folder, asked, tokenizer, **settings)
-                data = _revision(name, folder, asked)
+                loaded = _load(request, tokenizer)
+                facts["data"] = _revision(request)
             except TextUnavailable as error:
-                rows[name] = {"title": TASKS[name].title, "language": asked.code, "unavailable": str(error)}
+                rows[name] = {**facts, "unavailable": str(error)}
                 continue
-            for key, loaded in prepared.items():
+            for key, tasks_of_row in loaded.items():
                 lm.cut = 0
-                answers = ask(lm, loaded, **settings)
-                row = _translation_row if TASKS[name].translates else _question_row
-                facts = {"title": TASKS[name].title, "language": asked.code, "data": data, "cut": lm.cut}
-                rows[key] = facts | row(name, loaded, answers)
-    facts = {"model": model_source(model), "adapter": _adapter(model), "lang": lang, "bos": tokenizer.bos_token}
-    facts |= {**numbers, "seed": seed, "tasks": rows, **provenance()}
-    facts["versions"] |= {package: version(package) for package in ("lm-eval", "sacrebleu")}
-    return facts
+                answers = ask(lm, tasks_of_row, request)
+                row = _translation_row if task_set.translates else _question_row
+                rows[key] = {**facts, "cut": lm.cut, **row(task_set.measure, tasks_of_row, answers)}
+    results = {"model": model_source(model), "adapter": _adapter(model), "lang": lang, "bos": tokenizer.bos_token}
+    results |= {**numbers, "seed": seed, "tasks": rows, **provenance()}
+    results["versions"] |= {package: version(package) for package in ("lm-eval", "sacrebleu")}
+    return results
 
 
-def _prepare(
-    name: str,
-    folder: str,
-    language: Language,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None,
-    shots: int | None,
-    seed: int,
-) -> dict[str, Mapping]:
+def _load(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Mapping]:
     """Loads the tasks of lm-eval for each row of a task."""
-    if not TASKS[name].translates:
-        return {name: question_tasks(name, folder, language, shots, seed)}
+    if not request.task_set.translates:
+        return {request.name: question_tasks(request)}
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
-    directions = translation_tasks(name, folder, language, tokenizer, limit, shots, seed)
-    return {f"{name} {direction}": manager.load([task]) for direction, task in directions.items()}
+    directions = translation_tasks(request, tokenizer)
+    return {f"{request.name} {direction}": manager.load([task]) for direction, task in directions.items()}
 
 
-def _revision(name: str, folder: str, language: Language) -> str | dict[str, str]:
-    if name.startswith("udhr_"):
-        return describe_source(f"udhr:{folder}" if folder else "udhr", language.code)
-    return revision_of(TASKS[name], folder, name)
+def _revision(request: Request) -> str | dict[str, str]:
+    if request.name.startswith("udhr_"):
+        return describe_source(request.source("udhr"), request.language.code)
+    return revision_of(request.task_set, request.folder, request.name)
 
 
 def _adapter(model: nn.Module) -> dict | None:
@@ -142,9 +134,8 @@ def _adapter(model: nn.Module) -> dict | None:
     return {**about, "scale": adapter.scale}
 
 
-def _question_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[dict]]) -> dict:
+def _question_row(measure: str, loaded: Mapping, answers: Mapping[str, Sequence[dict]]) -> dict:
     asked = [(task, sample) for task in sorted(answers) for sample in answers[task]]
-    measure = TASKS[name].measure
     correct = [int(sample[measure]) for _, sample in asked]
     # Questions on the same passage are one unit: their answers are correlated.
     units = [sample["doc"].get("unit", place) for place, (_, sample) in enumerate(asked)]
@@ -168,7 +159,7 @@ def _question_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[dic
     }
 
 
-def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[dict]]) -> dict:
+def _translation_row(measure: str, loaded: Mapping, answers: Mapping[str, Sequence[dict]]) -> dict:
     ((task, samples),) = answers.items()
     hypotheses = [sample["filtered_resps"][0].strip() for sample in samples]
     references = [sample["doc"]["target"] for sample in samples]
@@ -176,44 +167,35 @@ def _translation_row(name: str, loaded: Mapping, answers: Mapping[str, Sequence[
     examples = loaded["tasks"][task].dataset.get("examples")
     shown = [] if examples is None else examples["target"]
     scores = score_translations(hypotheses, references, sources, shown, target)
-    chrf = scores["chrF++"]
-    stderr = None if chrf["low"] is None else (chrf["high"] - chrf["low"]) / (2 * NORMAL)
+    chrf = scores[measure]
     return {
-        "measure": "chrF++",
+        "measure": measure,
         **{key: chrf[key] for key in ("value", "low", "high")},
-        "stderr": stderr,
         "chance": chrf["floor"],
         "scores": scores,
         "target": target,
         "shots": loaded["tasks"][task].config.num_fewshot,
         "items": len(samples),
-        "empty": sum(not text for text in hypotheses),
         "hypotheses": hypotheses,
         "references": references,
         "digest": _digest([(task, sample) for sample in samples]),
     }
 
 
-def share(correct: Sequence[int], units: Sequence[int]) -> dict:
-    """Computes the share of right answers with its standard error and its 95% interval (Wilson).
-
-    Answers of the same unit count as one observation.
+def share(correct: Sequence[int], units: Sequence[int]) -> dict[str, float]:
+    """Computes the share of right answers and its 95% interval (Wilson).
 
     Args:
         correct: 1 or 0 for each question.
-        units: The passage that each question is about, or the number of the question.
+        units: The passage that each question is about, or the number of the question; answers on the same passage count
+            as one observation.
 
     Returns:
-        "value", "stderr", "low", "high".
+        "value", "low", "high".
     """
-    total, value = len(correct), sum(correct) / len(correct)
-    deviations: dict[int, float] = {}
-    for right, unit in zip(correct, units, strict=True):
-        deviations[unit] = deviations.get(unit, 0.0) + right - value
-    n = len(deviations)
-    stderr = math.sqrt(n / (n - 1) * sum(x * x for x in deviations.values())) / total if n > 1 else None
-    low, high = wilson(value, n)
-    return {"value": value, "stderr": stderr, "low": low, "high": high}
+    value = sum(correct) / len(correct)
+    low, high = wilson(value, len(set(units)))
+    return {"value": value, "low": low, "high": high}
 
 
 def _digest(asked: Sequence[tuple[str, dict]]) -> str:

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from tqdm import tqdm
 
+from ssetools.evaluation.tasks.questions import Request
 from ssetools.loss import Head, SoftmaxSums, check_head
 from ssetools.models import body_of, evaluation_mode
 from ssetools.text.windows import bos_ids
@@ -142,21 +143,20 @@ def in_memory(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: 
             tokenizer.pad_token = padding
 
 
-def ask(lm: InMemoryLM, tasks: Mapping, limit: int | None, shots: int | None, seed: int) -> dict[str, list[dict]]:
+def ask(lm: InMemoryLM, tasks: Mapping, request: Request) -> dict[str, list[dict]]:
     """Runs tasks of lm-eval.
 
     Args:
         lm: The model.
         tasks: What `TaskManager.load` returns.
-        limit: Questions of each task at most; None asks all.
-        shots: Answered examples before each question; None takes the task's own number.
-        seed: Of the choice of examples.
+        request: Number of questions and examples, and the seed of their choice.
 
     Returns:
         By task of lm-eval, its logged samples: one dict per question with what was asked, answered and scored.
     """
     for task in tasks["tasks"].values():
-        task.set_config("num_fewshot", (task.config.num_fewshot or 0) if shots is None else shots)
-        task.set_fewshot_seed(seed)
-    results = lm_eval.evaluate(cast(Any, lm), {"tasks": tasks["tasks"]}, limit=limit, bootstrap_iters=0)
+        shots = (task.config.num_fewshot or 0) if request.shots is None else request.shots
+        task.set_config("num_fewshot", shots)
+        task.set_fewshot_seed(request.seed)
+    results = lm_eval.evaluate(cast(Any, lm), {"tasks": tasks["tasks"]}, limit=request.limit, bootstrap_iters=0)
     return cast(Any, results)["samples"]

@@ -45,7 +45,6 @@ class TaskSet:
         return self.measure == "chrF++"
 
 
-_OKAPI = "okapi/{}_multilingual"
 TASKS = {
     "udhr_match": TaskSet("The declaration, matched", measure="acc_mutual_info"),
     "udhr_translate": TaskSet("The declaration, translated", measure="chrF++"),
@@ -57,21 +56,22 @@ TASKS = {
         "Global-MMLU", "CohereLabs/Global-MMLU", "global_mmlu_full_{code}", "global_mmlu/full/{code}"
     ),
     "global_piqa": TaskSet(
-        "Global PIQA",
-        "mrlbenchmarks/global-piqa-nonparallel",
-        "global_piqa_nonparallel_cloze_{tag}",
-        "global_piqa/nonparallel_cloze",
-        "acc_norm",
+        title="Global PIQA",
+        repository="mrlbenchmarks/global-piqa-nonparallel",
+        built_in="global_piqa_nonparallel_cloze_{tag}",
+        folder="global_piqa/nonparallel_cloze",
+        measure="acc_norm",
     ),
-    "m_mmlu": TaskSet("Multilingual MMLU", "alexandrainst/m_mmlu", "m_mmlu_{code}", _OKAPI.format("mmlu")),
-    "m_arc": TaskSet("Multilingual ARC", "alexandrainst/m_arc", "arc_{code}", _OKAPI.format("arc"), "acc_norm"),
-    "m_hellaswag": TaskSet(
-        "Multilingual HellaSwag",
-        "alexandrainst/m_hellaswag",
-        "hellaswag_{code}",
-        _OKAPI.format("hellaswag"),
-        "acc_norm",
-    ),
+    **{
+        f"m_{name}": TaskSet(
+            f"Multilingual {title}", f"alexandrainst/m_{name}", built_in, f"okapi/{name}_multilingual", measure
+        )
+        for name, title, built_in, measure in (
+            ("mmlu", "MMLU", "m_mmlu_{code}", "acc"),
+            ("arc", "ARC", "arc_{code}", "acc_norm"),
+            ("hellaswag", "HellaSwag", "hellaswag_{code}", "acc_norm"),
+        )
+    },
     "mmlu": TaskSet("MMLU", "cais/mmlu", "mmlu", "mmlu/default", english=True),
     "arc_easy": TaskSet("ARC, easy", "allenai/ai2_arc", "arc_easy", "arc", english=True),
     "arc_challenge": TaskSet("ARC, challenge", "allenai/ai2_arc", "arc_challenge", "arc", "acc_norm", english=True),
@@ -86,6 +86,36 @@ OFFLINE_TASKS = ("udhr_match", "udhr_translate")
 """Tasks that need no hub."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """One set of tasks in one language, as `evaluate` asks for it.
+
+    Attributes:
+        name: Name in `TASKS`.
+        folder: A local copy in the hub's layout, or "".
+        language: The language.
+        limit: Questions of each task, or texts to translate, at most; None takes all.
+        shots: Answered examples before each; None takes the task's own number.
+        seed: Seed of the wrong answers and of the examples.
+    """
+
+    name: str
+    folder: str
+    language: Language
+    limit: int | None = None
+    shots: int | None = None
+    seed: int = 0
+
+    @property
+    def task_set(self) -> TaskSet:
+        """The set."""
+        return TASKS[self.name]
+
+    def source(self, name: str) -> str:
+        """Returns the source of text of that name, for `load_parallel`."""
+        return f"{name}:{self.folder}" if self.folder else name
+
+
 def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     """Splits "NAME" and "NAME:FOLDER" into names and folders of local copies ("" for none).
 
@@ -93,9 +123,7 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
         ValueError: For an unknown name, a folder that does not exist, or a name given twice.
     """
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
-    if tasks == ["all"]:
-        tasks = list(TASKS)
-    pairs = [split_name(task) for task in tasks]
+    pairs = [split_name(task) for task in (TASKS if tasks == ["all"] else tasks)]
     for name, folder in pairs:
         if name not in TASKS:
             raise InvalidInput(f"Unknown task {name!r}: use {', '.join(TASKS)}, or NAME:FOLDER for a local copy.")
@@ -107,15 +135,8 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def question_tasks(name: str, folder: str, language: Language, shots: int | None, seed: int) -> Mapping:
+def question_tasks(request: Request) -> Mapping:
     """Loads the tasks of a set of questions with their data.
-
-    Args:
-        name: Name in `TASKS` of a set of questions.
-        folder: A local copy in the hub's layout, or "".
-        language: The language.
-        shots: Answered examples before each question, or None.
-        seed: Seed of the wrong answers.
 
     Returns:
         What lm-eval's `TaskManager.load` returns: tasks of lm-eval by name, under "tasks".
@@ -125,86 +146,81 @@ def question_tasks(name: str, folder: str, language: Language, shots: int | None
     """
     from lm_eval.tasks import TaskManager
 
-    if TASKS[name].built_in:
-        tasks = _built_in(name, folder, language)
+    if request.task_set.built_in:
+        tasks = _built_in(request)
     else:
-        own = match_task(language, folder, shots, seed) if name == "udhr_match" else _topics(folder, language, shots)
-        tasks = TaskManager(include_defaults=False).load([own])
+        definition = match_task(request) if request.name == "udhr_match" else _topics(request)
+        tasks = TaskManager(include_defaults=False).load([definition])
     for task in tasks["tasks"].values():
         config = task.config
-        if shots and not (config.fewshot_split or config.training_split or config.validation_split):
-            raise TextUnavailable(f"{TASKS[name].title} has no examples beside its questions: use shots=0.")
+        if request.shots and not (config.fewshot_split or config.training_split or config.validation_split):
+            raise TextUnavailable(f"{request.task_set.title} has no examples beside its questions: use shots=0.")
     return tasks
 
 
-def _built_in(name: str, folder: str, language: Language) -> Mapping:
+def _built_in(request: Request) -> Mapping:
     """Loads a task or group of lm-eval from its definition alone: indexing all tasks of lm-eval takes half a minute."""
     import datasets
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
-    task_set = TASKS[name]
-    codes = {"code": language.code_for(name), "tag": f"{language.iso639_3}_{language.script}".lower()}
+    task_set, language = request.task_set, request.language
+    codes = {"code": language.code_for(request.name), "tag": f"{language.iso639_3}_{language.script}".lower()}
     definitions = Path(lm_eval.tasks.__file__).parent / task_set.folder.format(**codes)
     built_in = task_set.built_in.format(**codes)
     manager = TaskManager(include_path=definitions, include_defaults=False) if definitions.is_dir() else None
     if manager is None or built_in not in manager.all_tasks:
-        raise no_such_language(name, language)
-    if not folder:
+        raise _missing_language(request)
+    if not request.folder:
         hub_reachable()
-    place = folder or task_set.repository
+    place = request.folder or task_set.repository
     members = dict(_members(manager.task_index, built_in))
     # Loaded before lm-eval loads it, so that only errors of the data are reported as unavailable.
     try:
-        with unavailable(task_set, folder, name):
+        with unavailable(task_set, request.folder, request.name):
             for config in dict.fromkeys(members.values()):
-                datasets.load_dataset(place, config, **fresh(folder))
+                datasets.load_dataset(place, config, **fresh(request.folder))
     except InvalidInput as error:  # a local copy without the language, or damaged
         raise TextUnavailable(str(error)) from error
-    return manager.load([{"group": name, "task": [{"task": member, "dataset_path": place} for member in members]}])
+    tasks = [{"task": member, "dataset_path": place} for member in members]
+    return manager.load([{"group": request.name, "task": tasks}])
 
 
 def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
     """Yields a task, or every task of a group, with the configuration of the data set that it reads."""
     entry: Any = index[name]
     config: Any = entry.cfg or {"task": sorted(entry.tags)}
-    members = config["task"]
-    if isinstance(members, str):
+    if isinstance(config["task"], str):
         yield name, config.get("dataset_name")
         return
-    for member in members:
+    for member in config["task"]:
         yield from _members(index, member)
 
 
-def no_such_language(name: str, language: Language) -> TextUnavailable:
+def _missing_language(request: Request) -> TextUnavailable:
     """Returns the error for a language that a set lacks, which names the sets that have it."""
-    others = [other for other in ("belebele", "sib200", "flores") if other in language.corpora and other != name]
-    others += [] if language.code == "en" else OFFLINE_TASKS
+    others = [x for x in ("belebele", "sib200", "flores") if x in request.language.corpora and x != request.name]
+    others += [] if request.language.code == "en" else OFFLINE_TASKS
     return TextUnavailable(
-        f"{TASKS[name].title} has no text in {language.name}. Of the other sets, {', '.join(others)} have it."
+        f"{request.task_set.title} has no text in {request.language.name}. Of the other sets, {', '.join(others)} have it."
     )
 
 
-def _topics(folder: str, language: Language, shots: int | None) -> dict:
+def _topics(request: Request) -> dict:
     """Defines SIB-200, the topic of a sentence among seven, which lm-eval has for African languages only."""
+    language, splits = request.language, ("test", "train") if request.shots else ("test",)
     if "sib200" not in language.corpora:
-        raise no_such_language("sib200", language)
+        raise _missing_language(request)
     try:
-        corpus = HubText("sib200", folder, language)
-        tables = {split: corpus.table(split) for split in ("test", *["train"] * bool(shots))}
+        corpus = HubText("sib200", request.folder, language)
+        tables = {split: corpus.table(split) for split in splits}
     except ValueError as error:  # the local copy lacks the language
         raise TextUnavailable(f"{error} Copy its files, or leave sib200 out.") from error
-    return {
-        "task": f"sib200_{language.code_for('sib200')}",
-        "custom_dataset": lambda **_: tables,
-        "test_split": "test",
-        "fewshot_split": "train" if shots else None,
-        **likelihood_task("Text: {{text}}\nTopic:", list(_TOPICS), "category"),
-    }
+    name = f"sib200_{language.code_for('sib200')}"
+    return _likelihood_task(name, tables, "Text: {{text}}\nTopic:", list(_TOPICS), "category")
 
 
 # --- tasks from the declaration ---
-
 
 _OPTIONS = 4
 _NEAR = 6
@@ -234,18 +250,18 @@ def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dic
     return pairs
 
 
-def held_out_paragraphs(name: str, language: Language, folder: str, split: str = "test") -> list[dict[str, str]]:
+def held_out_paragraphs(request: Request, split: str = "test") -> list[dict[str, str]]:
     """Returns the pairs of a split for a task.
 
     Raises:
         TextUnavailable: For English itself, or if a local copy lacks the language.
     """
-    if language.code == "en":
-        raise TextUnavailable(f"{name} pairs a language with English: name another language than English.")
+    if request.language.code == "en":
+        raise TextUnavailable(f"{request.name} pairs a language with English: name another language than English.")
     try:
-        return parallel_paragraphs(language.code, split, f"udhr:{folder}" if folder else "udhr")
+        return parallel_paragraphs(request.language.code, split, request.source("udhr"))
     except ValueError as error:
-        raise TextUnavailable(f"{error} Add its file to the copy, or leave {name} out.") from error
+        raise TextUnavailable(f"{error} Add its file to the copy, or leave {request.name} out.") from error
 
 
 def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict]:
@@ -280,7 +296,7 @@ def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict
     return questions
 
 
-def match_task(language: Language, folder: str, shots: int | None, seed: int) -> dict:
+def match_task(request: Request) -> dict:
     """Defines `udhr_match` for lm-eval: the likelihood of each English passage as the translation of the given one.
 
     The answer is the English passage whose likelihood the given passage raises most (mutual information), since some
@@ -291,32 +307,27 @@ def match_task(language: Language, folder: str, shots: int | None, seed: int) ->
     """
     import datasets
 
-    questions = match_questions(held_out_paragraphs("udhr_match", language, folder), seed)
-    tables = {"test": datasets.Dataset.from_list(questions)}
-    if shots:
-        examples = match_questions(held_out_paragraphs("udhr_match", language, folder, "train"), seed)
-        tables["train"] = datasets.Dataset.from_list(examples)
-    return {
-        "task": f"udhr_match_{language.code}",
-        "custom_dataset": lambda **_: tables,
-        "test_split": "test",
-        "fewshot_split": "train" if shots else None,
-        **likelihood_task(f"{language.name}: {{{{passage}}}}\nEnglish:", "options", "answer"),
-    }
+    tables = {}
+    for split in ("test", "train") if request.shots else ("test",):
+        questions = match_questions(held_out_paragraphs(request, split), request.seed)
+        tables[split] = datasets.Dataset.from_list(questions)
+    prompt = f"{request.language.name}: {{{{passage}}}}\nEnglish:"
+    return _likelihood_task(f"udhr_match_{request.language.code}", tables, prompt, "options", "answer")
 
 
-def likelihood_task(text: str, choices: str | list[str], target: str) -> dict:
-    """Defines a task for lm-eval that is scored by the likelihood of each choice after a text.
+def _likelihood_task(name: str, tables: Mapping, prompt: str, choices: str | list[str], target: str) -> dict:
+    """Defines a task for lm-eval that is scored by the likelihood of each choice after a prompt.
 
-    Args:
-        text: Template of the text.
-        choices: The choices, or the column that holds them.
-        target: Column that holds the right one, or its index.
+    `choices` may name a column, `target` names the column of the right choice or of its index.
     """
     metrics = ("acc", "acc_norm", "acc_mutual_info")
     return {
+        "task": name,
+        "custom_dataset": lambda **_: tables,
+        "test_split": "test",
+        "fewshot_split": "train" if "train" in tables else None,
         "output_type": "multiple_choice",
-        "doc_to_text": text,
+        "doc_to_text": prompt,
         "doc_to_choice": choices,
         "doc_to_target": target,
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],

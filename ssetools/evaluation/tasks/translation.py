@@ -8,29 +8,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ssetools.errors import InvalidInput, TextUnavailable
-from ssetools.evaluation.tasks.questions import held_out_paragraphs
-from ssetools.languages import UNSPACED_SCRIPTS, Language, get_language
+from ssetools.evaluation.tasks.questions import Request, held_out_paragraphs
+from ssetools.languages import UNSPACED_SCRIPTS, get_language
 from ssetools.text.sources import load_parallel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOTS = 4
-"""Translated examples before each text, unless told otherwise."""
+"""Translated examples before each text, unless another number is asked for."""
 
 _RESAMPLES = 1000
 _LONGEST_EXAMPLE = 200  # characters of English: the examples only show what is asked
 _ROOM = 1.5  # tokens of a translation at most, relative to the longest reference
 
 
-def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[dict], list[dict]]:
-    """Loads the texts to translate, and the pairs that examples are taken from.
+def translation_pairs(request: Request) -> tuple[list[dict], list[dict]]:
+    """Loads the pairs that examples are taken from, and the texts to translate.
 
-    Args:
-        name: "udhr_translate" (examples from the articles of the training split, texts from the test split, the shortest
-            first, so that some of them cost little), "flores" or "flores_plus" (dev and devtest).
-        folder: A local copy, or "".
-        language: The language.
+    Of the declaration, examples are from articles of the training split, and texts from the test split, the shortest
+    first, so that few of them cost little. Of FLORES, examples are from dev and texts from devtest.
 
     Returns:
         Examples and texts: dicts of "text" and "english".
@@ -38,60 +35,45 @@ def translation_pairs(name: str, folder: str, language: Language) -> tuple[list[
     Raises:
         TextUnavailable: For English, or if the set or the language is unavailable.
     """
+    name, lang = request.name, request.language.code
     if name == "udhr_translate":
-        examples, texts = (held_out_paragraphs(name, language, folder, split) for split in ("train", "test"))
+        examples, texts = (held_out_paragraphs(request, split) for split in ("train", "test"))
         return examples, sorted(texts, key=lambda pair: len(pair["text"]) + len(pair["english"]))
-    if language.code == "en":
+    if lang == "en":
         raise TextUnavailable(f"{name} translates into English and out of it: name another language than English.")
-    source = f"{name}:{folder}" if folder else name
     try:
-        splits = [load_parallel(source, [language.code, "en"], split) for split in ("validation", "test")]
+        splits = [load_parallel(request.source(name), [lang, "en"], split) for split in ("validation", "test")]
     except ValueError as error:
         raise TextUnavailable(f"{error} udhr_translate has it.") from error
-    examples, texts = (
-        [{"text": a, "english": b} for a, b in zip(x[language.code], x["en"], strict=True)] for x in splits
-    )
+    examples, texts = ([{"text": a, "english": b} for a, b in zip(x[lang], x["en"], strict=True)] for x in splits)
     return examples, texts
 
 
-def translation_tasks(
-    name: str,
-    folder: str,
-    language: Language,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None,
-    shots: int | None,
-    seed: int,
-) -> dict[str, dict]:
-    """Defines both directions of a translation task for lm-eval.
+def translation_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict]:
+    """Defines both directions of a translation task for lm-eval. All texts have the same examples.
 
     Args:
-        name: As in `translation_pairs`.
-        folder: As there.
-        language: The language.
+        request: The task.
         tokenizer: The model's tokenizer, which gives the longest length of a translation.
-        limit: Texts at most.
-        shots: Examples before each text; None takes `SHOTS`.
-        seed: Of the choice of examples, which are the same for every text.
 
     Returns:
-        By direction ("yo-en", "en-yo"), the task's definition for lm-eval. Its documents have "source" and "target".
+        By direction ("yo-en", "en-yo"), the task's definition. Its documents have "source" and "target".
     """
     import datasets
 
-    examples, texts = translation_pairs(name, folder, language)
-    texts = texts[:limit]
-    shots = SHOTS if shots is None else shots
+    language, shots = request.language, SHOTS if request.shots is None else request.shots
+    examples, texts = translation_pairs(request)
+    texts = texts[: request.limit]
     short = [pair for pair in examples if len(pair["english"]) <= _LONGEST_EXAMPLE]
     if len(short) < shots:
         raise InvalidInput(
-            f"{name} has {len(short)} examples of at most {_LONGEST_EXAMPLE} characters; asked for {shots}: use fewer shots."
+            f"{request.name} has {len(short)} examples of at most {_LONGEST_EXAMPLE} characters; asked for {shots}: use "
+            "fewer shots."
         )
-    shown = random.Random(seed).sample(short, shots)
+    shown = random.Random(request.seed).sample(short, shots)
+    names, codes = {"text": language.name, "english": "English"}, {"text": language.code, "english": "en"}
     tasks = {}
     for source, target in (("text", "english"), ("english", "text")):
-        names = {"text": language.name, "english": "English"}
-        codes = {"text": language.code, "english": "en"}
         longest = max(len(tokenizer(pair[target], add_special_tokens=False)["input_ids"]) for pair in texts)
         tables = {
             split: datasets.Dataset.from_list([{"source": pair[source], "target": pair[target]} for pair in pairs])
@@ -99,7 +81,7 @@ def translation_tasks(
             if pairs
         }
         tasks[f"{codes[source]}-{codes[target]}"] = {
-            "task": f"{name}_{codes[source]}_{codes[target]}",
+            "task": f"{request.name}_{codes[source]}_{codes[target]}",
             "output_type": "generate_until",
             "custom_dataset": lambda tables=tables, **_: tables,
             "test_split": "test",
