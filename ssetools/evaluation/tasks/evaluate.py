@@ -119,7 +119,7 @@ def _load(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Map
     return {f"{request.name} {direction}": manager.load([task]) for direction, task in directions.items()}
 
 
-def _revision(request: Request) -> str | dict[str, str]:
+def _revision(request: Request) -> str | dict[str, str | None]:
     if request.name.startswith("udhr_"):
         return describe_source(request.source("udhr"), request.language.code)
     return revision_of(request.task_set, request.folder, request.name)
