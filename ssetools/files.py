@@ -25,6 +25,9 @@ from ssetools.errors import InvalidInput
 if TYPE_CHECKING:
     import torch
 
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
+_ROWS = 8  # of each tensor, at even distances
+
 
 def cache_dir() -> Path:
     """Returns the folder of downloaded models and texts: `$SSETOOLS_HOME`, else the user's cache folder."""
@@ -241,6 +244,41 @@ def load_tensors(
     if missing:
         raise InvalidInput(f"{path} is not {kind}: it has no {missing}.")
     return tensors, {key: _decoded(value) for key, value in strings.items()}
+
+
+def digest_of_weights(folder: Path) -> str | None:
+    """Digests rows of every tensor of a model: copies in other files, or with other names of tensors, have the same.
+
+    Args:
+        folder: A transformers model.
+
+    Returns:
+        SHA-256 over the shape, dtype and eight rows of each tensor, or None if the folder has no safetensors.
+    """
+    import torch
+
+    digests = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                shape = file.get_slice(name).get_shape()
+                rows = file.get_slice(name) if shape else file.get_tensor(name)[None]
+                starts = range(0, shape[0], -(-shape[0] // _ROWS)) if shape else (0,)
+                chosen = torch.cat([rows[i : i + 1] for i in starts])
+                digests.add(f"{shape} {chosen.dtype} {digest(chosen.view(torch.uint8))}")
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else None
+
+
+def digest_of_files(folder: Path) -> str:
+    """Returns the SHA-256 of a model's config.json and of samples of its weight files, with their names and sizes."""
+    found = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(p for ending in ("safetensors", "bin") for p in folder.glob(f"*.{ending}")):
+        found.update(f"{path.name} {path.stat().st_size}".encode())
+        with open(path, "rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(number * path.stat().st_size // _SAMPLES)
+                found.update(file.read(_SAMPLE_BYTES))
+    return found.hexdigest()
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import logging
 import weakref
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from ssetools import processes
 from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.errors import InvalidInput
-from ssetools.files import digest
+from ssetools.files import digest_of_files, digest_of_weights
 from ssetools.text.hub import hub_reachable, quiet
 
 # bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with
@@ -26,8 +25,7 @@ from ssetools.text.hub import hub_reachable, quiet
 for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
-_SAMPLE_ROWS = 8  # of each tensor, at even distances
+_QUANTIZED = ("int8", "nf4", "fp4")  # the kinds that can be read; others replace the layers by classes without a weight
 _LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
@@ -60,6 +58,7 @@ def load_model(
             over several devices, and for quantised checkpoints other than those of `bitsandbytes`.
     """
     import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = name
     if name == EMBEDDED_MODEL:
@@ -75,15 +74,22 @@ def load_model(
     with quiet("transformers"):
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
-            _check_quantization(name, config, load_in_8bit)
+            kind = _quantization_in(config)
+            if kind and (kind not in _QUANTIZED or load_in_8bit and kind != "int8"):
+                other = "" if kind not in _QUANTIZED else ", or this one with load_in_8bit=False"
+                raise ValueError(
+                    f"its weights are stored in {kind}. Load the 16-bit model that it was made from{other}."
+                )
             options["dtype"] = wanted or choose_dtype(config, _first_device(options["device_map"]))
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+            text_only = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+            auto = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
+            model: Any = auto.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, SafetensorError) as error:
             raise InvalidInput(f"Model {name!r} cannot be loaded: {_first_lines(error)}") from error
-    _check_one_device(name, model)
+    _check_one_device(model)
     if load_in_8bit and not has_8bit_layers(model):
         raise InvalidInput(
             f"bitsandbytes converts no layer of {name!r} ({config.model_type}) to 8-bit, because the model uses a linear "
@@ -93,7 +99,7 @@ def load_model(
     if load_in_8bit:
         _copy_out_of_the_file(model)
     model.ssetools_source = {"model": name, "revision": model_revision(name, model.config)}
-    if name != EMBEDDED_MODEL and (weights := _weights_digest(name, model.config)):
+    if name != EMBEDDED_MODEL and (weights := _digest_of_weights(name, model.config)):
         model.ssetools_source["weights"] = weights
     return model.eval(), tokenizer
 
@@ -127,10 +133,11 @@ def quantization_of(model: nn.Module) -> str | None:
         if type(module).__name__ == "Linear4bit":
             return cast(Any, module.weight).quant_type
     kind = _quantization_in(getattr(model, "config", None))
-    return None if kind in ("int8", "nf4", "fp4") else kind  # those are known by their layers
+    return None if kind in _QUANTIZED else kind  # those are known by their layers
 
 
 def _quantization_in(config: Any) -> str | None:
+    """Returns the quantisation that a transformers config names."""
     facts = getattr(config, "quantization_config", None) or {}
     facts = facts if isinstance(facts, Mapping) else facts.to_dict()
     if facts.get("load_in_8bit"):
@@ -138,36 +145,23 @@ def _quantization_in(config: Any) -> str | None:
     return facts.get("bnb_4bit_quant_type") if facts.get("load_in_4bit") else facts.get("quant_method")
 
 
-def _check_quantization(name: str, config: Any, load_in_8bit: bool) -> None:
-    kind = _quantization_in(config)
-    if kind not in (None, "int8", "nf4", "fp4"):
-        raise InvalidInput(
-            f"Model {name!r} is stored with {kind} quantisation, whose layers ssetools cannot read: load the 16-bit model "
-            "that it was made from."
-        )
-    if kind in ("nf4", "fp4") and load_in_8bit:
-        raise InvalidInput(
-            f"Model {name!r} is stored in 4 bits ({kind}) and cannot be loaded in 8: use load_in_8bit=False (--16-bit), "
-            "or load the 16-bit model that it was made from."
-        )
-
-
 def has_8bit_layers(model: nn.Module) -> bool:
     """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
     return quantization_of(model) == "int8"
 
 
-def check_no_adapter(model: nn.Module, use: str) -> None:
-    """Refuses a model that an adapter changes, where the base is needed.
+def check_base_model(model: nn.Module, use: str) -> None:
+    """Refuses a model that cannot serve as the base of what is counted or trained.
 
     Args:
         model: A causal language model.
-        use: What the base is needed for, as the start of a sentence ("Profiling").
+        use: What the base is for, as the start of a sentence ("Profiling").
 
     Raises:
-        ValueError: If an adapter is attached and switched on, or the model has layers of PEFT.
+        ValueError: If an adapter is attached and switched on, if the model has layers of PEFT or quantised layers that
+            are not of `bitsandbytes`, or if it is spread over several devices.
     """
-    adapter = ATTACHED.get(model)
+    adapter, kind = ATTACHED.get(model), quantization_of(model)
     if adapter is not None and adapter.active:
         raise InvalidInput(
             f"{use} needs the base model, and an adapter is attached to it: detach() it first, or use "
@@ -178,6 +172,9 @@ def check_no_adapter(model: nn.Module, use: str) -> None:
             f"{use} needs a base model, and this one carries a PEFT adapter. Take it off (`peft_model.unload()`), or merge "
             "it (`merge_and_unload()`), save the result to a folder and load that."
         )
+    if kind and kind not in _QUANTIZED:
+        raise InvalidInput(f"{use} cannot read weights in {kind}: load the 16-bit model that this one was made from.")
+    _check_one_device(model)
 
 
 def int8_scales(module: nn.Module) -> torch.Tensor:
@@ -240,13 +237,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Puts the model into the one mode in which ssetools counts, trains and scores, and restores the old one.
 
     Dropout is off. On a CPU `bitsandbytes` computes differently in `train()` (weights dequantised, activations
-    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare.
-    Here 8-bit layers always compute as in `train()`. On CUDA both modes compute the same.
+    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare; and
+    in `eval()` it may repack 4-bit weights, through which no gradient flows. Here its layers always compute as in
+    `train()`. On CUDA both modes compute the same.
     """
     before = {module: module.training for module in model.modules()}
     model.eval()
     for module in before:
-        if type(module).__name__ == "Linear8bitLt":
+        if type(module).__name__ in ("Linear8bitLt", "Linear4bit"):
             module.training = True
     try:
         yield
@@ -257,24 +255,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def choose_dtype(config: Any, device: str) -> torch.dtype:
     """Chooses the dtype for a model on a device, and prints the reason once per process."""
-    dtype, reason = _dtype_and_reason(config.model_type, device)
+    overflows = config.model_type in _NO_FP16_MODELS
+    cpu_has_it = any(getattr(torch.cpu, x, bool)() for x in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 8:
+        dtype, reason = torch.bfloat16, "this GPU computes in bfloat16"
+    elif device.startswith("cuda") and overflows:
+        dtype, reason = torch.float32, f"this GPU has no bfloat16 and {config.model_type} overflows float16"
+    elif device.startswith("cuda"):
+        dtype, reason = torch.float16, "this GPU has no bfloat16"
+    elif device == "mps":
+        dtype, reason = torch.float32, "bfloat16 is not reliable on MPS"
+    elif cpu_has_it:
+        dtype, reason = torch.bfloat16, "this CPU has bfloat16 instructions"
+    else:
+        dtype, reason = (
+            torch.float32,
+            "this CPU has no bfloat16 instructions, and emulating them is several times slower",
+        )
     _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.")
     return dtype
-
-
-def _dtype_and_reason(model_type: str, device: str) -> tuple[torch.dtype, str]:
-    if device.startswith("cuda"):
-        if torch.cuda.get_device_capability()[0] >= 8:
-            return torch.bfloat16, "this GPU computes in bfloat16"
-        if model_type in _NO_FP16_MODELS:
-            return torch.float32, f"this GPU has no bfloat16 and {model_type} overflows float16"
-        return torch.float16, "this GPU has no bfloat16"
-    if device == "mps":
-        return torch.float32, "bfloat16 is not reliable on MPS"
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if any(getattr(torch.cpu, probe, bool)() for probe in probes):
-        return torch.bfloat16, "this CPU has bfloat16 instructions"
-    return torch.float32, "this CPU has no bfloat16 instructions, and emulating them is several times slower"
 
 
 @functools.cache
@@ -305,13 +304,13 @@ def _first_device(device_map: str | dict) -> str:
     return found if found.split(":")[0] in ("cpu", "cuda", "mps") else _device()  # "auto" and its like
 
 
-def _check_one_device(name: str, model: nn.Module) -> None:
+def _check_one_device(model: nn.Module) -> None:
     """Refuses offloaded layers and several devices: trained slices need a layer's weights on the device of its input."""
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise InvalidInput(
-            f"Model {name!r} is spread over several devices: {', '.join(devices)} (meta: offloaded). Name one device "
-            'that can hold it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
+            f"The model is spread over several devices: {', '.join(devices)} (meta: offloaded). Name one device that can "
+            'hold it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
         )
 
 
@@ -364,39 +363,17 @@ def model_revision(name: str, config: Any = None) -> str | None:
     commit = getattr(config, "_commit_hash", None)
     if commit or not Path(name).is_dir():
         return commit
-    digest = hashlib.sha256((Path(name) / "config.json").read_bytes())
-    for path in sorted(p for ending in ("safetensors", "bin") for p in Path(name).glob(f"*.{ending}")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with open(path, "rb") as file:
-            for number in range(_SAMPLES):
-                file.seek(number * path.stat().st_size // _SAMPLES)
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    return digest_of_files(Path(name))
 
 
-def _weights_digest(name: str, config: Any) -> str | None:
-    """Digests rows of every tensor: copies with other files or other names of tensors have the same digest.
-
-    None if no safetensors of the model are on this machine.
-    """
+def _digest_of_weights(name: str, config: Any) -> str | None:
+    """Returns the `digest_of_weights` of a local folder, or of a hub model in the hub's cache; None if not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(name)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
-    digests = set()
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, "pt") as file:
-            for tensor in file.keys():  # noqa: SIM118 (not a dict)
-                shape = file.get_slice(tensor).get_shape()
-                rows = file.get_slice(tensor) if shape else file.get_tensor(tensor)[None]
-                starts = range(0, shape[0], -(-shape[0] // _SAMPLE_ROWS)) if shape else (0,)
-                chosen = torch.cat([rows[i : i + 1] for i in starts])
-                digests.add(f"{shape} {chosen.dtype} {digest(chosen.view(torch.uint8))}")
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else None
+    found = Path(name) / "config.json"
+    if not found.is_file():
+        found = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+    return digest_of_weights(Path(found).parent) if isinstance(found, str | Path) else None
 
 
 def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
@@ -433,9 +410,7 @@ def is_sharded(model: nn.Module) -> bool:
 def load_sharded(
     name: str, load_in_8bit: bool = False, dtype: torch.dtype | str | None = None
 ) -> tuple[nn.Module, Any]:
-    """Loads a model in main memory and spreads it over the processes; see `load_model` and `shard_model`.
-
-    Every process reads the whole model, a layer of which at a time goes to its device.
+    """Loads a model into main memory, in every process, and spreads it: see `load_model` and `shard_model`.
 
     Returns:
         `(model, tokenizer)`.
@@ -451,10 +426,9 @@ def load_sharded(
 def shard_model(model: nn.Module) -> nn.Module:
     """Spreads the weights of a frozen model over all processes (FSDP), for models that fit no single device.
 
-    Embeddings, final norm and head are gathered for the duration of a step, each layer only while it computes, and again
-    in the backward pass. A process keeps 1/processes of the weights, and during a step also embeddings, head and one
-    layer. Trained parameters stay whole in every process (`processes.average_gradients`). All processes must make the
-    same number of forward passes (`processes.in_step`).
+    Each process keeps 1/processes of the weights; it gathers embeddings, final norm and head for the duration of a step,
+    and each layer while it computes. Trained parameters stay whole in every process. All processes must make the same
+    number of forward passes (`processes.in_step`).
 
     Args:
         model: A causal language model in 16 or 32 bits, the same in all processes, nothing attached. `finetune` and
@@ -464,9 +438,9 @@ def shard_model(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: For an 8-bit base, or a single process.
+        ValueError: For a quantised base, or a single process.
     """
-    _check_can_shard(has_8bit_layers(model))
+    _check_can_shard(quantization_of(model) is not None)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -484,12 +458,12 @@ def shard_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_can_shard(in_8bit: bool) -> None:
-    if in_8bit:
+def _check_can_shard(quantized: bool) -> None:
+    if quantized:
         raise InvalidInput(
-            "An 8-bit base cannot be sharded: bitsandbytes keeps the scales of an 8-bit layer beside its weight, and FSDP "
-            "splits and gathers only the weight. Load the model in 16 bits (--16-bit). If it fits one device in 8 bits, "
-            "leave sharding out: several processes share the text without it."
+            "A quantised base cannot be sharded: bitsandbytes keeps the scales of a layer beside its weight, and FSDP splits "
+            "and gathers only the weight. Load the model in 16 bits (--16-bit). If it fits one device in 8 bits, leave "
+            "sharding out: several processes share the text without it."
         )
     if processes.count() == 1:
         raise InvalidInput(

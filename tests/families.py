@@ -32,6 +32,21 @@ CONFIGS = {
         "OPTConfig",
         {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1, "activation_function": "gelu"},
     ),
+    "gptj": ("GPTJConfig", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "rotary_dim": 4}),
+    "lfm2": ("Lfm2Config", {**_GATED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **_GATED,
+            "head_dim": 8,
+            "activation_sparsity_pattern": [0.6, 0.0],
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": 97,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+        },
+    ),
     "xglm": ("XGLMConfig", {"vocab_size": 97, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}),
 }
 

@@ -17,7 +17,7 @@ from ssetools.errors import InvalidInput
 from ssetools.files import digest, kept, load_tensors, save_tensors
 from ssetools.models import (
     body_of,
-    check_no_adapter,
+    check_base_model,
     device_of,
     evaluation_mode,
     is_sharded,
@@ -138,7 +138,7 @@ def profile_languages(
     Raises:
         ValueError: If a language has fewer tokens than the budget, or has no text, or if an adapter is attached.
     """
-    check_no_adapter(model, "Profiling")
+    check_base_model(model, "Profiling")
     blocks = find_ffn_blocks(model)
     packed = {lang: pack_tokens(tokenizer, documents, window) for lang, documents in texts.items()}
     opening = len(bos_ids(tokenizer))

@@ -85,7 +85,15 @@ class Projection:
         return _in_and_out(self.module)[1 - self.axis]
 
     def take(self, matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-        """Takes some neurons out of a matrix of the weight's shape: [k, hidden], one row a neuron, on the CPU."""
+        """Takes some neurons out of a matrix of the weight's shape: [k, hidden], one row a neuron, on the CPU.
+
+        Raises:
+            ValueError: If the matrix has another shape, as the packed weights of a 4-bit layer have.
+        """
+        if matrix.ndim != 2 or matrix.shape[self.weight_axis] != self.width:
+            raise InvalidInput(
+                f"The 4-bit weights of {self.path} cannot be read by neuron: load the model in 8 or 16 bits."
+            )
         found = matrix.index_select(self.weight_axis, (neurons + self.offset).to(matrix.device))
         return (found.T if self.weight_axis else found).cpu()
 
@@ -160,19 +168,16 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     paths = {module: path for path, module in model.named_modules()}
+    layers = decoder_layers(model)
+    experts = [x for layer in layers for name, x in layer.named_modules() if name.rpartition(".")[2] in _EXPERT_NAMES]
+    if experts:
+        raise InvalidInput(
+            f"{family} is a mixture-of-experts model (at {paths[experts[0]]}): its neurons fire only for the tokens routed to "
+            "their expert, so LAPE's probabilities do not compare. Use a dense model."
+        )
     blocks = []
-    for number, layer in enumerate(decoder_layers(model)):
-        found = []
-        for module in layer.modules():
-            children = {name for name, _ in module.named_children()}
-            if children.intersection(_EXPERT_NAMES):
-                raise InvalidInput(
-                    f"{family} is a mixture-of-experts model (at {paths[module]}): its neurons fire only for the tokens "
-                    "routed to their expert, so LAPE's probabilities do not compare. Use a dense model."
-                )
-            layout = next((x for x in _LAYOUTS if children.issuperset({*x[0].values(), x[1]})), None)
-            if layout:
-                found.append(_block(paths[module], module, *layout))
+    for number, layer in enumerate(layers):
+        found = [_block(paths[x], x, *layout) for x in layer.modules() if (layout := _layout_of(x))]
         if len(found) != 1:
             raise InvalidInput(
                 f"No FFN neurons found in {family}: layer {number} ({paths[layer]}) has {len(found)} FFNs of a known layout, "
@@ -189,6 +194,11 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
     return blocks
 
 
+def _layout_of(module: nn.Module) -> tuple[dict[str, str], str] | None:
+    names = {name for name, _ in module.named_children()}
+    return next((layout for layout in _LAYOUTS if names.issuperset([*layout[0].values(), layout[1]])), None)
+
+
 def _block(path: str, module: nn.Module, inputs: dict[str, str], down: str) -> FFNBlock:
     fused = len(set(inputs.values())) < len(inputs)
     hidden, width = _in_and_out(getattr(module, next(iter(inputs.values()))))
@@ -199,7 +209,10 @@ def _block(path: str, module: nn.Module, inputs: dict[str, str], down: str) -> F
     ]
     output = Projection("down", f"{path}.{down}", getattr(module, down))
     if _in_and_out(output.module) != (width, hidden):
-        raise InvalidInput(f"{path}: the down projection is {_in_and_out(output.module)}, expected {(width, hidden)}.")
+        raise InvalidInput(
+            f"{path} has an FFN of an unknown layout: {down} takes {_in_and_out(output.module)[0]} inputs, and the layers "
+            f"before it give {width} neurons."
+        )
     return FFNBlock(path, width, hidden, tuple(projections), output, _activation(module))
 
 

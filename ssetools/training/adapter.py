@@ -15,7 +15,7 @@ from ssetools.errors import InvalidInput
 from ssetools.files import read_json, write_json
 from ssetools.models import (
     ATTACHED,
-    check_no_adapter,
+    check_base_model,
     has_8bit_layers,
     model_mismatch,
     model_source,
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
         super().__init__()
         if model in ATTACHED:
             raise InvalidInput("This model already has an adapter attached: detach() it first.")
-        check_no_adapter(model, "Training")
+        check_base_model(model, "Training")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ssetools import amplified, deactivated, perplexity, score_texts
 from ssetools.evaluation.perplexity import change, continue_text, generate_ids
-from ssetools.models import _check_one_device, _first_device, evaluation_mode, load_model, model_source
+from ssetools.models import evaluation_mode
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.report import report, report_table
 from ssetools.training.methods import attach_method
@@ -204,56 +204,3 @@ def test_a_continuation_opens_with_bos(word_tokenizer, monkeypatch):
     monkeypatch.setattr(model, "generate", lambda **given: (seen.append(given["input_ids"]), generate(**given))[1])
     continue_text(model, word_tokenizer, "w5 w6", 2)
     assert seen[0].tolist() == [[word_tokenizer.bos_token_id, 5, 6]]
-
-
-def test_a_model_on_several_devices_is_refused():
-    model = families.tiny_model("llama")
-    model.model.layers[1].to("meta")
-    with pytest.raises(ValueError, match=r"is spread over several devices: cpu, meta \(meta: offloaded\)"):
-        _check_one_device("tiny", model)
-
-
-@pytest.mark.parametrize(
-    ("device_map", "device"), [({"": "cpu"}, "cpu"), ({"": 1}, "cuda:1"), ("cpu", "cpu"), ("auto", "here")]
-)
-def test_the_dtype_is_that_of_the_device_that_is_named(monkeypatch, device_map, device):
-    monkeypatch.setattr("ssetools.models._device", lambda: "here")
-    assert _first_device(device_map) == device
-
-
-def test_unknown_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("ssetools.models.hub_reachable", lambda: False)
-    with pytest.raises(ValueError, match="Unknown model 'gemma-3-720m': use 'gemma-3-270m'"):
-        load_model("gemma-3-720m")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        load_model(str(tmp_path))
-    with pytest.raises(ValueError, match="Unknown model 'owner/name'"):
-        load_model("owner/name")
-
-
-def test_a_local_folder_loads_in_8_bit_and_frozen(tmp_path, word_tokenizer):
-    families.tiny_model("llama").save_pretrained(tmp_path)
-    word_tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = load_model(str(tmp_path))
-    assert model_source(model)["load_in_8bit"]
-    assert type(model.model.layers[0].mlp.gate_proj).__name__ == "Linear8bitLt"
-    assert type(model.lm_head).__name__ == "Linear"
-    assert not any(p.requires_grad for p in model.parameters())
-    assert tokenizer.bos_token_id == 2
-    full, _ = load_model(str(tmp_path), load_in_8bit=False, dtype="bfloat16")
-    assert model_source(full)["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="Unknown dtype 'int7'"):
-        load_model(str(tmp_path), dtype="int7")
-
-
-@pytest.mark.parametrize(
-    ("family", "capability", "dtype"),
-    [("gemma3_text", (7, 5), "float32"), ("llama", (7, 5), "float16"), ("gemma3_text", (8, 0), "bfloat16")],
-)
-def test_dtype_fits_gpu_and_model(monkeypatch, family, capability, dtype):
-    from ssetools.models import _dtype_and_reason
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
-    chosen, reason = _dtype_and_reason(family, "cuda:0")
-    assert str(chosen) == f"torch.{dtype}"
-    assert "GPU" in reason

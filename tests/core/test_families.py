@@ -6,8 +6,10 @@ import json
 import families
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 
+from ssetools import load_model, perplexity
 from ssetools.loss import chunked_loss
 from ssetools.models import evaluation_mode, has_8bit_layers
 from ssetools.neurons.counts import profile_languages
@@ -260,7 +262,7 @@ def test_counts_equal_brute_force(family, load_in_8bit, word_tokenizer):
                     expected[layer] += (hidden > 0).sum(0)
                 else:  # gated: recompute the activation from the module's own parts
                     gate = outputs[layer].view(len(hidden) + 1, -1)[1:, : blocks[layer].num_neurons]
-                    expected[layer] += (activation_of(model, layer)(gate) > 0).sum(0)
+                    expected[layer] += ((activation_of(model, layer)(gate) > 0) & (hidden != 0)).sum(0)
     assert torch.equal(profile.counts[0], expected)
     assert profile.tokens.tolist() == [len(ids)]
 
@@ -268,13 +270,11 @@ def test_counts_equal_brute_force(family, load_in_8bit, word_tokenizer):
 def activation_of(model, layer):
     """The model's own activation function in a gated block, found without the code under test."""
     parent = model.get_submodule(find_ffn_blocks(model)[layer].path)
-    return parent.act_fn if hasattr(parent, "act_fn") else parent.activation_fn
+    return getattr(parent, "act_fn", None) or getattr(parent, "activation_fn", None) or torch.nn.functional.silu
 
 
 @pytest.mark.parametrize("name", ["MixtralConfig", "Qwen3MoeConfig"])
 def test_mixture_of_experts_is_refused_by_name(name):
-    import transformers
-
     options = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     options |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 16, "head_dim": 8}
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**options))
@@ -282,6 +282,109 @@ def test_mixture_of_experts_is_refused_by_name(name):
         find_ffn_blocks(model)
 
 
-def test_a_model_without_ffn_is_refused():
+def test_sparse_layers_count_what_enters_the_down_projection(word_tokenizer):
+    model, shares = families.tiny_model("gemma3n"), []
+    text = {"aa": [" ".join(f"w{3 + (7 * i + k * k) % 90}" for k in range(11)) for i in range(30)]}
+    profile = profile_languages(model, word_tokenizer, text, window=9)
+    with recorded_down_inputs(model) as entering, torch.no_grad():
+        model(input_ids=families.tokens(batch=8, length=24), use_cache=False)
+    shares = [(hidden != 0).float().mean().item() for _, hidden in entering]
+    assert shares[0] < 0.35, "60% of the gate's outputs are set to zero"
+    counted = (profile.counts[0] / profile.tokens[0]).mean(1)
+    assert counted[0] == pytest.approx(shares[0], abs=0.05)
+
+
+def tiny(name, **options):
+    """A configuration of the family, small where `options` say so."""
+    return getattr(transformers, f"{name}Config")(**options)
+
+
+TEXT, VISION = families.CONFIGS["gemma3"][1], {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1}
+VISION |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+WRAPPERS = {
+    "gemma3": lambda: tiny("Gemma3", text_config=TEXT, vision_config=VISION, mm_tokens_per_image=4),
+    "mistral3": lambda: tiny(
+        "Mistral3",
+        text_config={**TEXT, "model_type": "mistral"},
+        vision_config={**VISION, "model_type": "pixtral"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_multimodal_wrapper_is_trained_in_its_text_decoder(name, tmp_path, word_tokenizer):
+    torch.manual_seed(0)
+    transformers.AutoModelForImageTextToText.from_config(WRAPPERS[name]()).save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_model(str(tmp_path), load_in_8bit=False, dtype="float32")
+    blocks = find_ffn_blocks(model)
+    assert [b.path for b in blocks] == [f"model.language_model.layers.{i}.mlp" for i in range(2)]
+    assert {b.num_neurons for b in blocks} == {48}
+    before, text = tensors(model), ["w5 w6 w7 w8 w9"] * 9
+    assert profile_languages(model, tokenizer, {"aa": text}, window=9).tokens.tolist() == [54]
+    score = perplexity(model, tokenizer, text, window=9)
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    train_a_little(model, subnet)
+    attached = logits(model)
+    assert perplexity(model, tokenizer, text, window=9) != score
+    subnet.merge()
+    torch.testing.assert_close(logits(model), attached, rtol=1e-4, atol=1e-4)
+    changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
+    assert changed == {f"{p.path}.weight" for b in blocks for p in b.projections}
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "prefix"),
+    [
+        ("IdeficsForVisionText2Text", lambda: tiny("Idefics", **SMALL), "model.layers."),
+        (
+            "Idefics2ForConditionalGeneration",
+            lambda: tiny("Idefics2", text_config={**SMALL, "model_type": "mistral"}),
+            "model.text_model.layers.",
+        ),
+        (
+            "VideoLlavaForConditionalGeneration",
+            lambda: tiny("VideoLlava", text_config={**SMALL, "model_type": "llama"}),
+            "model.language_model.layers.",
+        ),
+        (
+            "WhisperForCausalLM",
+            lambda: tiny("Whisper", d_model=36, decoder_layers=3, decoder_ffn_dim=48, vocab_size=97, pad_token_id=0),
+            "model.decoder.layers.",
+        ),
+        ("CodeGenForCausalLM", lambda: tiny("CodeGen", n_embd=32, n_layer=3, n_inner=48, n_head=4), "transformer.h."),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_only_the_text_decoder_is_searched(model_class, config, prefix):
+    with torch.device("meta"):
+        model = getattr(transformers, model_class)._from_config(config())
+    blocks = find_ffn_blocks(model)
+    assert [b.path.startswith(f"{prefix}{i}") for i, b in enumerate(blocks)] == [True] * 3
+    assert {b.num_neurons for b in blocks} == {48}
+
+
+def test_models_whose_neurons_cannot_be_found_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="Sequential is not a causal language model"):
         find_ffn_blocks(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    model = families.tiny_model("llama")
+    model.model.layers[1].mlp = torch.nn.Linear(32, 32)
+    with pytest.raises(ValueError, match=r"No FFN neurons found in llama: layer 1 \(model.layers.1\) has 0 FFNs"):
+        find_ffn_blocks(model)
+    model.model.layers[1] = torch.nn.ModuleList([families.tiny_model("llama").model.layers[i] for i in range(2)])
+    with pytest.raises(ValueError, match="layer 1 .* has 2 FFNs of a known layout"):
+        find_ffn_blocks(model)
+    model.model.layers[1] = families.tiny_model("gpt_neox").gpt_neox.layers[0]
+    model.model.layers[0].mlp = type(model.model.layers[0].mlp)(tiny("Llama", hidden_size=32, intermediate_size=64))
+    with pytest.raises(ValueError, match=r"differ in \(neurons, hidden size\): \[\(48, 32\), \(64, 32\)\]"):
+        find_ffn_blocks(model)
+    del model.model.layers
+    with pytest.raises(ValueError, match="No decoder layers found in LlamaForCausalLM"):
+        find_ffn_blocks(model)
+    model = families.tiny_model("opt")
+    model.model.decoder.layers[0].fc2 = torch.nn.Linear(24, 32)
+    with pytest.raises(ValueError, match="an FFN of an unknown layout: fc2 takes 24 inputs, .* give 48 neurons"):
+        find_ffn_blocks(model)
