@@ -21,12 +21,12 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(VENV)/.ready
 
-# A machine without uv gets it by pip inside the environment. A second call does nothing, because the file exists.
+# An environment that exists is updated in place. A machine without uv gets it by pip inside the environment.
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@if command -v uv >/dev/null; then uv venv -q --clear $(VENV); \
-	else python3 -m venv --clear $(VENV) && $(PY) -m pip install -qq --disable-pip-version-check uv; fi
+	@test -x $(PY) || { command -v uv >/dev/null && uv venv -q $(VENV); } || python3 -m venv $(VENV)
+	@command -v uv $(VENV)/bin/uv >/dev/null || $(PY) -m pip install -qq --disable-pip-version-check uv
 	@echo "Installing packages into $(VENV) (several GB; a minute on a fast network) ..."
-	@UV=$$(command -v uv || echo $(VENV)/bin/uv); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
+	@UV=$$(command -v uv $(VENV)/bin/uv | head -1); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 finetune: lang ?= yo
