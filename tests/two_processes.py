@@ -31,12 +31,12 @@ def work(
 ) -> dict:
     """Returns counts, losses and trained numbers; the same work with half the batch in two processes."""
     torch.set_num_threads(1)
-    start = bytes_of_tensors()
+    start = bytes_of_tensors() if sharded else 0
     model, tokenizer = families.tiny_model(family, dtype=getattr(torch, dtype)), families.word_tokenizer()
     weights = sum(p.nbytes for p in model.parameters())
     if sharded:
         shard_model(model)
-    held = [bytes_of_tensors() - start]
+    held = [bytes_of_tensors() - start] if sharded else []
     profile = profile_languages(model, tokenizer, TEXTS, 400, window=16, path=folder / "profile.safetensors")
     options = {"window": 16, "batch_size": batch_size, "learning_rate": 0.01, "max_tokens": max_tokens}
     options |= {"validate_every": 5, "checkpoint_every": 5, "validation_texts": TEXTS["yo"][:7]}
@@ -57,8 +57,10 @@ def work(
     }
     result.adapter.detach()
     del result, profile
-    ours = sum(t.nbytes for t in (found["counts"], found["tokens"], found["losses"], *found["numbers"]))
-    return {**found, "held": [*held, bytes_of_tensors() - start - ours]}
+    if sharded:
+        ours = sum(t.nbytes for t in (found["counts"], found["tokens"], found["losses"], *found["numbers"]))
+        held.append(bytes_of_tensors() - start - ours)
+    return {**found, "held": held}
 
 
 def bytes_of_tensors() -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssetools import cli
-from ssetools.memory_plan import KNOWN_MODELS, config_of, plan_memory
+from ssetools.memory_plan import KNOWN_MODELS, build_without_data, config_of, plan_memory
 from ssetools.models import load_model
 from ssetools.neurons.sets import NeuronSets
 from ssetools.training.methods import attach_method
@@ -26,13 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
         ("aya-expanse-8b", 8_028_033_024),
     ],
 )
-def test_known_models_have_the_weights_that_they_are_known_for(name, count):
-    plan = plan_memory(name, 1000, batch_size=1, window=8, device="cuda")
-    assert plan.num_weights == count
-    hidden = config_of(name).hidden_size
-    assert plan.num_trained == 3 * hidden * 1000
+def test_known_models_have_their_published_number_of_weights(name, count):
+    model = build_without_data(config_of(name), torch.bfloat16, True, "cuda")
+    assert sum(p.numel() for p in model.parameters()) == count
+    size = sum(p.nbytes for p in model.parameters())
+    assert 1.0 < size / count < 1.7, "all but the embeddings are 8-bit"
+
+
+def test_the_default_model_is_planned_with_its_trained_neurons():
+    plan = plan_memory("gemma-3-270m", 1000, batch_size=1, window=8, device="cuda")
+    assert plan.num_weights == 268_098_176
+    assert plan.num_trained == 3 * 640 * 1000
     assert plan.optimizer == 8 * plan.num_trained
-    assert 1.0 < plan.weights / count < 1.7, "8-bit but for the embeddings"
 
 
 @pytest.fixture
@@ -120,8 +125,10 @@ def test_operations_are_two_for_each_weight_that_is_multiplied_in_each_pass(fold
     assert full.operations == 2 * (2 * body + 2 * head) + 2 * full.num_weights
 
 
-def test_8bit_state_is_a_quarter():
-    one, two = (plan_memory("gemma-3-270m", 4000, window=8, device="cpu", optimizer=o) for o in ("adamw", "adamw8bit"))
+def test_8bit_state_is_a_quarter(monkeypatch):
+    shape = {**KNOWN_MODELS["meta-llama/Llama-3.1-8B"], "vocab_size": 1000, "num_hidden_layers": 1}
+    monkeypatch.setitem(KNOWN_MODELS, "one layer", shape)
+    one, two = (plan_memory("one layer", 40, window=8, device="cpu", optimizer=o) for o in ("adamw", "adamw8bit"))
     assert two.optimizer == pytest.approx(one.optimizer / 4, rel=0.02)
 
 
