@@ -35,6 +35,8 @@ SCREENSHOTS = check.ROOT / "_build" / "reader"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 AXE_VERSION = "4.14.1"
 AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+TALLEST = {"desktop": 8_000, "phone": 10_000}  # pixels
+TALL = ("book/compare/06_compare.html", "book/atlas/07_atlas.html", "book/api.html")  # may be taller
 AT_ONCE = 2
 WAIT = 10_000  # milliseconds for what the search finds
 DEBIAN = ("chromium", "fonts-noto-core")
@@ -63,6 +65,24 @@ LOOK = """() => {
     const box = table.parentElement;
     if (!table.closest(".cell_output") && box.scrollWidth > box.clientWidth + 1)
       faults.push(`a table ends out of sight: ${table.rows[0].innerText.replace(/\\s+/g, " ")}`);
+  }
+  for (const code of wide < 1000 ? [] : document.querySelectorAll("article pre"))
+    if (code.scrollWidth > code.clientWidth + 1)
+      faults.push(`a line of code is cut off: ${code.innerText.slice(0, 60).replace(/\\s+/g, " ")}`);
+  // On a phone the first column names the row, the second decides: both in sight at first, the first one always.
+  for (const table of wide < 1000 ? document.querySelectorAll("article table") : []) {
+    let box = table.parentElement;
+    while (box !== article && box.scrollWidth <= box.clientWidth + 1) box = box.parentElement;
+    const cells = [...table.rows].map(row => [...row.cells]).find(row => row.length > 2 && row.every(cell => cell.colSpan === 1));
+    if (box === article || !cells) continue;
+    const edge = box.getBoundingClientRect();
+    box.scrollLeft = 0;
+    if (cells[1].getBoundingClientRect().right > edge.right + 1)
+      faults.push(`the second column of a table is out of sight: ${table.rows[0].innerText.replace(/\\s+/g, " ")}`);
+    box.scrollLeft = box.scrollWidth;
+    if (cells[0].getBoundingClientRect().left < edge.left - 1)
+      faults.push(`the first column of a table scrolls out of sight: ${table.rows[0].innerText.replace(/\\s+/g, " ")}`);
+    box.scrollLeft = 0;
   }
   for (const image of document.images)
     if (!image.complete || !image.naturalWidth) faults.push(`the image ${image.getAttribute("src")} is missing`);
@@ -134,6 +154,7 @@ class Reader:
         self.browser, self.address, self.screenshots = browser, address, screenshots
         self.axe = axe()
         self.faults: list[dict] = []
+        self.heights: dict[str, dict[str, int]] = {}
 
     async def answer(self, route: Route) -> None:
         """Lets the book's own files through."""
@@ -161,6 +182,10 @@ class Reader:
         """Looks at one page at one width, in both themes."""
         page = await self.open(name, width)
         await page.add_script_tag(path=self.axe)
+        height = await page.evaluate("document.documentElement.scrollHeight")
+        self.heights.setdefault(name, {})[width] = height
+        if height > TALLEST[width] and name not in TALL:
+            self.note(name, width, "light", "look", f"the page is {height} pixels tall, and {TALLEST[width]} are allowed")
         for theme in ("light", "dark"):
             await page.emulate_media(color_scheme=theme)
             await page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
@@ -189,7 +214,7 @@ class Reader:
         await page.close()
 
 
-async def read_book(html: Path, names: list[str], screenshots: Path, word: str = "LAPE") -> list[dict]:
+async def read_book(html: Path, names: list[str], screenshots: Path, word: str = "LAPE") -> tuple[list[dict], dict]:
     """Reads pages of a built book.
 
     Args:
@@ -199,7 +224,8 @@ async def read_book(html: Path, names: list[str], screenshots: Path, word: str =
         word: What the search must find.
 
     Returns:
-        What is wrong, each with page, width, theme, kind ("console", "look", "axe", "search") and words.
+        What is wrong, each with page, width, theme, kind ("console", "look", "axe", "search") and words; and the height
+        of each page in pixels, by page and width.
     """
     screenshots.mkdir(parents=True, exist_ok=True)
     with served(html) as address:
@@ -214,7 +240,7 @@ async def read_book(html: Path, names: list[str], screenshots: Path, word: str =
             await asyncio.gather(*(read(name, width) for name in names for width in WIDTHS))
             await reader.search(names[0], word)
             await browser.close()
-    return reader.faults
+    return reader.faults, reader.heights
 
 
 def main() -> None:
@@ -227,12 +253,13 @@ def main() -> None:
         if not (HTML / f"{page}.html").is_file():
             parser.error(f"{HTML} has no page {page!r}; name a document as in book/_toc.yml, such as book/intro.")
     names = [f"{x}.html" for x in arguments.pages or check.contents(check.ROOT / "book" / "_toc.yml")]
-    faults = asyncio.run(read_book(HTML, names, SCREENSHOTS))
+    faults, heights = asyncio.run(read_book(HTML, names, SCREENSHOTS))
     for fault in faults:
         print("{page} ({width}, {theme}) {kind}: {fault}".format(**fault))
     counts = {kind: sum(f["kind"] == kind for f in faults) for kind in ("console", "look", "axe", "search")}
     seconds = round(time.monotonic() - started, 1)
-    write_json(SCREENSHOTS / "report.json", {"pages": names, "seconds": seconds, "counts": counts, "faults": faults})
+    report = {"pages": names, "seconds": seconds, "counts": counts, "faults": faults, "heights": heights}
+    write_json(SCREENSHOTS / "report.json", report)
     print(f"{len(names)} pages read at {len(WIDTHS)} widths in 2 themes in {seconds} s: {counts}.")
     sys.exit(1 if faults else 0)
 

@@ -50,6 +50,13 @@
     const cut = element("span", { class: "lape-cut" });
     const scale = element("div", { class: "lape-scale", "aria-hidden": "true" }, cut, needle);
     const said = element("p", { class: "lape-verdict", role: "status" });
+    const note = element(
+      "p",
+      { class: "lape-note" },
+      `A bar is coloured where the neuron is active: it fires on more than ${number(ACTIVE)} of the tokens. ` +
+        `The coloured part of the scale is the entropy of neurons that are selected, up to ${number(LOW)}. ` +
+        "In a model, both limits follow from all neurons.",
+    );
     const most = Math.log(LANGUAGES.length);
     cut.style.width = `${(100 * LOW) / most}%`;
 
@@ -90,6 +97,7 @@
       value,
       scale,
       said,
+      note,
     );
     box.setAttribute("role", "group");
     box.setAttribute("aria-label", "Interactive figure: LAPE of one neuron");
