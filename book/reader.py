@@ -48,9 +48,12 @@ AXE_OPTIONS = {
     "resultTypes": ["violations"],
 }
 
-# Looked for in the page. What is wider than the page may scroll in a box of its own; elsewhere it is cut off.
+# Looked for in the page, with all that is folded open. What is wider than the page may scroll in a box of its own;
+# elsewhere it is cut off.
 LOOK = """() => {
   const wide = document.documentElement.clientWidth, faults = [], article = document.querySelector("article");
+  const folded = [...document.querySelectorAll("article details:not([open])")];
+  for (const part of folded) part.open = true;
   const scrolls = e => e && e !== article && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
   const out = [...document.querySelectorAll("article *:not(mjx-assistive-mml, mjx-assistive-mml *)")].filter(e => {
     const box = e.getBoundingClientRect();
@@ -89,6 +92,7 @@ LOOK = """() => {
   for (const math of document.querySelectorAll(".math"))
     if (!math.querySelector("mjx-container") || math.querySelector("mjx-merror, [data-mjx-error]"))
       faults.push(`maths is not drawn: ${math.textContent.slice(0, 60)}`);
+  for (const part of folded) part.open = false;
   return faults;
 }"""
 
@@ -185,7 +189,9 @@ class Reader:
         height = await page.evaluate("document.documentElement.scrollHeight")
         self.heights.setdefault(name, {})[width] = height
         if height > TALLEST[width] and name not in TALL:
-            self.note(name, width, "light", "look", f"the page is {height} pixels tall, and {TALLEST[width]} are allowed")
+            self.note(
+                name, width, "light", "look", f"the page is {height} pixels tall, and {TALLEST[width]} are allowed"
+            )
         for theme in ("light", "dark"):
             await page.emulate_media(color_scheme=theme)
             await page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")

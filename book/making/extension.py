@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from bs4 import BeautifulSoup
+
 from making import (
     all_languages,
     claims,
@@ -37,6 +39,7 @@ def setup(app) -> dict:
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", each_script_once)
     app.connect("html-page-context", entries_are_list_items)
+    app.connect("html-page-context", name_toggles, priority=900)  # after the theme has made its functions
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -87,6 +90,21 @@ def entries_are_list_items(app, pagename, templatename, context, doctree) -> Non
     """Gives the entries of the bibliography the role that a list needs: docutils writes one that is deprecated."""
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def name_toggles(app, pagename, templatename, context, doctree) -> None:
+    """Names the toggles of the sidebar for screen readers: the theme leaves them without words."""
+    generate = context.get("generate_toctree_html")
+    if generate is None:
+        return
+
+    def named(*arguments, **options) -> str:
+        tree = BeautifulSoup(str(generate(*arguments, **options)), "html.parser")
+        for toggle in tree.select("li > details > summary"):
+            toggle["aria-label"] = f"Pages below {toggle.find_parent('li').a.get_text(strip=True)}"
+        return str(tree)
+
+    context["generate_toctree_html"] = named
 
 
 def add_scripts(app, pagename, templatename, context, doctree) -> None:

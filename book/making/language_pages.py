@@ -159,7 +159,10 @@ def tasks(code: str) -> list[str]:
         if html := "".join(output.get("data", {}).get("text/html", [])):
             words = "Base and tuned model on a few questions and translations. Compare with *chance* before reading the change."
             translated = [repetitions("".join(x.get("text", []))) for x, _ in _outputs(code, 'f"{lang}-en"')]
-            return [" ".join([words, *translated]).strip(), f'<div class="cell_output">\n{html.strip()}\n</div>']
+            return [
+                " ".join([words, *translated]).strip(),
+                f'<div class="cell_output" tabindex="0" role="region" aria-label="Scores">\n{html.strip()}\n</div>',
+            ]
     return ["Not executed yet."]
 
 

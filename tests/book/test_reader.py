@@ -21,6 +21,9 @@ body {color: #111; background: #fff}
 </style></head><body>
 <form action="search.html"><input name="q" aria-label="Search"></form><article><h1>A page</h1>BODY</article></body></html>"""
 FOUND = '<div id="search-results"><ul class="search"><li>LAPE</li></ul></div>'
+# A row of three columns in a box that scrolls on a phone: the look of the first column, and the width of the second.
+TABLE = """<div style="overflow-x: auto"><table style="width: 100%"><tr><th style="min-width: 200px; {}">name</th>
+<td style="min-width: {}px">decides</td><td style="min-width: 300px">else</td></tr></table></div>"""
 DOT = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/%3E"
 
 
@@ -34,7 +37,8 @@ def read(tmp_path_factory):
         folder = tmp_path_factory.mktemp("book")
         (folder / "page.html").write_text(PAGE.replace("BODY", body))
         (folder / "search.html").write_text(PAGE.replace("BODY", results))
-        faults = asyncio.run(reader.read_book(folder, ["page.html"], folder / "pictures"))
+        faults, heights = asyncio.run(reader.read_book(folder, ["page.html"], folder / "pictures"))
+        assert set(heights["page.html"]) == set(reader.WIDTHS)
         return faults, sorted(p.name for p in (folder / "pictures").iterdir())
 
     return run
@@ -45,7 +49,8 @@ def read(tmp_path_factory):
 def test_a_good_page_is_good_everywhere(read):
     wide = '<div style="overflow-x: auto"><div style="width: 2000px">scrolls by itself</div></div>'
     drawn = '<span class="math"><mjx-container>x</mjx-container></span>'
-    faults, pictures = read(f'<p>Words.</p>{wide}{drawn}<img src="{DOT}" alt="A dot.">')
+    table = TABLE.format("position: sticky; left: 0", 90).replace("200px", "120px")
+    faults, pictures = read(f'<p>Words.</p>{wide}{drawn}{table}<img src="{DOT}" alt="A dot.">')
     assert faults == []
     assert pictures == [f"page-{w}-{t}.jpg" for w in ("desktop", "phone") for t in ("dark", "light")]
 
@@ -80,6 +85,21 @@ def test_every_fault_is_named(read):
     contrast = {(f["width"], f["theme"]) for f in faults if "color-contrast" in f["fault"]}
     assert contrast == {("desktop", "dark"), ("phone", "dark")}, "grey is lost in the dark theme alone"
     assert {f["width"] for f in faults if "reaches over the edge" in f["fault"]} == {"phone"}
+
+
+def test_what_is_cut_off_or_too_far_down_is_named(read):
+    code = '<pre style="width: 100px; overflow-x: auto" tabindex="0">a line that is longer than its box</pre>'
+    faults, _ = read(
+        f'{code}<details><summary>More</summary>{TABLE.format("", 250)}</details><div style="height: 9000px">'
+    )
+    named = {
+        ("a line of code is cut off", "desktop"),
+        ("the second column of a table is out of sight: name decides else", "phone"),
+        ("the first column of a table scrolls out of sight: name decides else", "phone"),
+        ("pixels tall, and 8000 are allowed", "desktop"),
+    }
+    for words, width in named:
+        assert {f["width"] for f in faults if words in f["fault"]} == {width}, words
 
 
 def test_without_a_browser_it_says_what_to_run(monkeypatch):
