@@ -80,7 +80,7 @@ def what_it_gained(code: str, metrics: dict) -> str:
     unclear = target["low"] is not None and target["low"] <= 0 <= target["high"]
     return (
         f"Training the {about['neurons']:,} neurons of {name_of(code)} ({percent_trained(about):.2f}% of the weights) on "
-        f"{about['tokens']:,} tokens changes its perplexity on the {'unseen' if kind else 'training'} genre by "
+        f"{about['tokens']:,} tokens changes its perplexity on the {'unseen' if kind else 'seen'} genre by "
         f"{with_interval(target)}{', which is inconclusive' if unclear else ''}, and that of {len(moved['others'])} other "
         f"languages by {percent(moved['mean_of_others'])} on average."
     )
@@ -108,7 +108,7 @@ def perplexities(code: str, metrics: dict) -> str:
     kinds = sorted(metrics["summary"], key=lambda kind: kind != unseen)
     lines = ["| text | change | before | after |", "|:--|--:|--:|--:|"]
     for kind in kinds:
-        genre = "unseen genre" if kind == unseen else "training genre"
+        genre = "unseen genre" if kind == unseen else "seen genre"
         for lang, moved in ((code, metrics["summary"][kind]["target"]), ("en", metrics["summary"][kind]["english"])):
             if moved is not None:
                 scores = [f"{metrics[when][kind][lang]['perplexity']:.1f}" for when in ("before", "after")]

@@ -7,6 +7,7 @@ import reader
 from making.extension import STATIC
 from playwright.async_api import async_playwright
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]  # a browser, and axe-core
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page</title>
 <link rel="stylesheet" href="{static}/book.css"></head><body><main><h1>Page</h1>{body}</main>
 <script src="{static}/{script}"></script></body></html>"""

@@ -87,6 +87,8 @@ def test_every_fault_is_named(read):
     assert {f["width"] for f in faults if "reaches over the edge" in f["fault"]} == {"phone"}
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_what_is_cut_off_or_too_far_down_is_named(read):
     code = '<pre style="width: 100px; overflow-x: auto" tabindex="0">a line that is longer than its box</pre>'
     faults, _ = read(
