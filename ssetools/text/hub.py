@@ -1,7 +1,7 @@
 """Corpora of the Hugging Face hub, or local copies in their layout: what they are called, and how to read them.
 
-Small sets of sentences are loaded whole. Web and encyclopedia text is streamed: a language may have more of it than
-memory or disk can hold, so nothing here keeps more than a batch of documents.
+Small sets of sentences are loaded at once. Web and encyclopedia text is streamed, a batch of documents at a time: a
+language may have more of it than fits in memory or on disk.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
+from ssetools.files import digest_of
 from ssetools.languages import Language
-from ssetools.text.own import SPLITS, document_key, files_digest, split_of
+from ssetools.text.own import SPLITS, document_key, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,10 +42,10 @@ class HubCorpus:
         repository: Its id on the hub.
         splits: Its name for each of our splits that it has.
         text: Column that holds the text; "" for a column named by the language's code.
-        config: Its configuration for a language; "{code}" stands for the language's code in this corpus.
+        config: Its configuration for a language, with "{code}" for the language's code in this corpus.
         files: Where its files are when it has no such configuration.
         key: Column that says which sentences are translations of each other; "" takes the row number.
-        streamed: Whether it is too large to be loaded whole.
+        streamed: Whether it is too large to be loaded at once.
         gated: Whether its terms must be accepted on the hub.
     """
 
@@ -79,7 +80,7 @@ HUB_CORPORA = {
     ),
     "wikipedia": HubCorpus("Wikipedia", "wikimedia/wikipedia", _TRAIN, files="{code}/{split}-*.parquet", streamed=True),
 }
-# FineWeb-2 leaves English to the FineWeb before it; a sample of ten billion tokens of that is plenty.
+# FineWeb-2 has no English, which is in FineWeb; a sample of FineWeb has enough of it.
 _ENGLISH_FINEWEB = replace(
     HUB_CORPORA["fineweb2"],
     title="FineWeb",
@@ -114,7 +115,7 @@ class HubText:
         so (a tenth each for validation and test); of a split that it has, the first 2,000 documents are taken.
 
         Raises:
-            InvalidInput: Also if the corpus has no such split, or more training text than is loaded whole.
+            InvalidInput: Also if the corpus has no such split, or more training text than is loaded at once.
         """
         corpus = self.corpus
         if corpus.streamed:
@@ -152,7 +153,7 @@ class HubText:
 
         Returns:
             One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
-            order; empty ones are yielded too, so that counts stay true to the file.
+            order. Empty ones are included, so that counts equal those of the file.
         """
         stream = self._load(split, streaming=True)
         count = stream.num_shards
@@ -164,7 +165,7 @@ class HubText:
                 for row in shard.skip(skip) if skip else shard:
                     place += 1
                     yield (row[self.corpus.text] or "").strip()
-            except Exception as error:  # the network, in a dozen types, or a damaged file; the cause stays attached
+            except Exception as error:  # of many types, from the network or a damaged file
                 where = f"after {place:,} documents of file {index + 1} of {count}"
                 if self.folder:
                     raise _damaged(self.corpus, self._files(split), error, where) from error
@@ -224,7 +225,7 @@ class HubText:
 def revision_of(corpus: Any, folder: str, name: str) -> str:
     """Returns what identifies a set of the hub, given by title, repository and gating, as `HubCorpus` has them."""
     if folder:
-        return f"{name} {files_digest([p for p in Path(folder).rglob('*') if p.is_file()])}"
+        return f"{name} {files_digest(Path(folder))}"
     if not hub_reachable():
         return corpus.repository
     import huggingface_hub
@@ -233,14 +234,20 @@ def revision_of(corpus: Any, folder: str, name: str) -> str:
         return f"{corpus.repository}@{huggingface_hub.HfApi().dataset_info(corpus.repository).sha}"
 
 
+def files_digest(folder: Path) -> str:
+    """Returns a SHA-256 of the names, sizes and times of change of a folder's files, which identifies their content."""
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return digest_of(files)
+
+
 def fresh(folder: str) -> dict[str, Any]:
-    """Returns options for `datasets` to read a local copy anew: its cache knows a folder by its name alone."""
+    """Returns options for `datasets` to read a local copy again: its cache identifies a folder by its name only."""
     return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
 
 
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
-    """Turns whatever the hub's client raises into one sentence with the reason and the remedy; no progress bars.
+    """Turns any error of the hub's client into one sentence with the reason and the remedy; no progress bars.
 
     Raises:
         InvalidInput: For a local copy that cannot be read.
@@ -249,7 +256,7 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
     try:
         with quiet("datasets"):
             yield
-    except Exception as error:  # the hub client raises a dozen types for "not reachable"; the cause stays attached
+    except Exception as error:  # the hub's client raises many types of errors if it is unreachable
         if folder:
             raise _damaged(corpus, Path(folder, files).as_posix(), error) from error
         remedy = "Allow access to the Hugging Face hub"
@@ -277,9 +284,9 @@ def _first_line(error: BaseException) -> str:
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Says whether the hub's name resolves, or a proxy is named that would resolve it.
+    """Says whether the hub's name resolves, or a proxy is configured that would resolve it.
 
-    If neither, hub libraries are told to use their caches and not retry.
+    Otherwise the hub's libraries are set to use their caches and not to retry.
     """
     import huggingface_hub.constants as hub
 

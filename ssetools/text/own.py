@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssetools.errors import InvalidInput
+from ssetools.files import digest_of, file_sha256
 from ssetools.languages import find_language, get_language
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"] | None
@@ -31,7 +32,7 @@ _REMEMBERED = 200_000  # documents that are compared with later ones, so that me
 
 
 def normalized(text: str, form: Normalization) -> str:
-    """Returns the text in a Unicode normalization form: in NFC, an accented letter is one character; None changes nothing."""
+    """Returns the text in a Unicode normalization form (in NFC an accented letter is one character), or unchanged."""
     return unicodedata.normalize(form, text) if form else text
 
 
@@ -47,19 +48,18 @@ def split_of(key: str) -> str:
 
 
 class OwnText:
-    """The text of your own in one language.
+    """Your own text in one language.
 
-    Where folders or files are named after languages, by any code or name, only those of this language are taken. Where
-    they are named after splits (`train.txt`, `yo_dev.jsonl`, `test/`), documents have the split of their file; elsewhere
-    each document has the split that a hash of its text chooses, and repetitions are left out. Hidden files and folders
-    are not read.
+    If folders or files are named after languages, by any code or name, only those of this language are read. If they are
+    named after splits (`train.txt`, `yo_dev.jsonl`, `test/`), documents have the split of their file; otherwise a hash of
+    each document chooses its split, and repeated documents are left out. Hidden files and folders are not read.
 
     Attributes:
         rule: One sentence that says how documents are split.
 
     Args:
         path: A file or a folder.
-        lang: Language code; one that is not in the table of languages is taken as it is.
+        lang: Language code; one that is not in the table of languages is compared with names as it is.
         column: Column or key that holds the text; "" takes "text" or "content".
 
     Raises:
@@ -114,15 +114,10 @@ class OwnText:
         """Says whether there are files that may have documents of a split."""
         return bool(self._files[split])
 
-    def digest(self, split: str) -> str:
-        """Returns a SHA-256 that identifies the text of a split, from its files and the column."""
-        return hashlib.sha256(f"{self._column} {files_digest(self._files[split])}".encode()).hexdigest()
-
-
-def files_digest(files: Sequence[Path]) -> str:
-    """Returns a SHA-256 of the files' names, sizes and times of change, which identifies their content."""
-    facts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(files)]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    def digest(self) -> str:
+        """Returns a SHA-256 that identifies the text: of the files of each split, and the column."""
+        hashes = {file: file_sha256(file) for files in self._files.values() for file in files}
+        return digest_of([self._column, [[hashes[file] for file in self._files[split]] for split in SPLITS]])
 
 
 # --- files by language and split ---
@@ -139,15 +134,18 @@ def _text_files(folder: Path) -> list[Path]:
         found += [file for file in shown if file.suffix.lower() in OWN_SUFFIXES]
         others += [file.name for file in shown if file.suffix.lower() not in OWN_SUFFIXES]
     if not found:
-        holds = f"; it holds {', '.join(sorted(others)[:3])}" if others else ""
-        raise InvalidInput(f"The folder {folder} has no {', '.join(OWN_SUFFIXES)} file{holds}.")
+        but = f", but {', '.join(sorted(others)[:3])}" if others else ""
+        raise InvalidInput(f"The folder {folder} has no {', '.join(OWN_SUFFIXES)} file{but}.")
     if broken := [file for file in found if not file.exists()]:
-        raise InvalidInput(f"{broken[0]} is a link to a file that does not exist: mend or remove it.")
+        raise InvalidInput(f"{broken[0]} is a link to a file that does not exist: correct or remove it.")
     return sorted(found)
 
 
 def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
-    """Chooses the files of a language by names: a whole name, or else its beginning or end where several languages show."""
+    """Chooses the files of a language by whole names; if none is a language, by their beginnings and ends.
+
+    A beginning or end is believed only if the folder has several languages that way: "my_text.txt" is not Burmese.
+    """
     named: dict[Path, str] = {}
     for whole in (True, False):
         named = {file: _language_in(file.relative_to(root), lang, whole) for file in files}
@@ -269,7 +267,7 @@ def _paragraphs(path: Path, _: str) -> Iterator[tuple[str, str]]:
 
 
 def _has_blank_line(path: Path) -> bool:
-    """Says whether an empty line stands between two lines of text."""
+    """Says whether there is an empty line between two lines of text."""
     text = blank = False
     for line in _lines(path):
         if line.strip():

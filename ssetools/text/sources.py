@@ -1,14 +1,7 @@
-"""Text by language and split, whatever its source.
-
-A source is a name ("udhr", "mediawiki", "sib200", "flores", "flores_plus", "glotcc", "fineweb2", "wikipedia"), a name
-with a local copy ("sib200:FOLDER"), a file or folder of your own text (.txt, .jsonl, .csv, .tsv, .parquet; "PATH#COLUMN"
-names its column), or several of these joined with "+".
-"""
+"""Text by language and split, whatever its source, and which of it is for training and for scoring."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +10,7 @@ from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.files import digest_of, facts_of
 from ssetools.languages import LANGUAGES, get_language
 from ssetools.text import embedded
-from ssetools.text.hub import HUB_CORPORA, HubText
+from ssetools.text.hub import HUB_CORPORA, HubText, files_digest
 from ssetools.text.own import OWN_SUFFIXES, SPLITS, Normalization, OwnText, document_key, normalized
 
 SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
@@ -55,13 +48,8 @@ class Source:
         return self.name == _OWN
 
     @property
-    def title(self) -> str:
-        """The corpus's name in sentences; for your own text its path."""
-        return HUB_CORPORA[self.name].title if self.name in HUB_CORPORA else str(self)
-
-    @property
     def multilingual(self) -> bool:
-        """Whether the source has test text in many languages that is small enough to be loaded whole."""
+        """Whether the source has test text in many languages that is small enough to be loaded at once."""
         return not self.is_own and not self.streamed
 
     def check(self) -> None:
@@ -81,7 +69,7 @@ class Source:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Splits "NAME:FOLDER" into the two, "NAME" into a name and "": the one syntax for a local copy of anything."""
+    """Splits "NAME:FOLDER" into the two, and "NAME" into the name and "": how a local copy is named."""
     name, _, folder = text.strip().partition(":")
     return name, folder
 
@@ -89,10 +77,10 @@ def split_name(text: str) -> tuple[str, str]:
 def parse_sources(text: str) -> tuple[Source, ...]:
     """Parses sources as users type them: "udhr+mediawiki", "sib200:FOLDER", or the path of your own text.
 
-    A path that exists is taken as a whole, so it may contain "+" and "#".
+    A path that exists is one source, so it may contain "+" and "#".
 
     Raises:
-        ValueError: If a source is empty.
+        InvalidInput: If a source is empty.
     """
     parts = [text] if text and Path(text).exists() else text.split("+")
     return tuple(_parse_source(part.strip()) for part in parts)
@@ -108,23 +96,16 @@ def _parse_source(text: str) -> Source:
     return Source(_OWN, path, Path(path).name, False, column)
 
 
-def _one_source(text: str, said: str) -> Source:
-    source, *others = parse_sources(text)
-    if others:
-        raise InvalidInput(f"{said}; got {text!r}.")
-    return source
-
-
 def languages_in(source: str) -> list[str]:
-    """Returns the codes of all languages that a source of text is known to hold.
+    """Returns the codes of all languages in which a source is known to have text.
 
     Args:
-        source: As in `load_texts`; of several sources, the languages that all of them hold. A source of which nothing is
-            known, such as text of your own, counts as holding every language.
+        source: As in `load_texts`; of several sources, the languages that all of them have. A source whose languages are
+            unknown, such as your own text, counts as having every language.
     """
-    known = set().union(*(x.corpora for x in LANGUAGES))
-    asked = {part.name for part in parse_sources(source)} & known
-    return [x.code for x in LANGUAGES if asked <= x.corpora]
+    listed = set().union(*(language.corpora for language in LANGUAGES))
+    asked = {part.name for part in parse_sources(source)} & listed
+    return [language.code for language in LANGUAGES if asked <= set(language.corpora)]
 
 
 def load_texts(
@@ -182,7 +163,9 @@ def load_parallel(
         InvalidInput: As `load_texts`, and if several sources are given: their documents have no common keys.
         TextUnavailable: As `load_texts`.
     """
-    part = _one_source(source, "Parallel text comes from one source")
+    part, *others = parse_sources(source)
+    if others:
+        raise InvalidInput(f"Parallel text comes from one source; got {source!r}.")
     documents = {lang: dict(_documents(part, lang, split, normalize)) for lang in langs}
     shared = set.intersection(*(set(keyed) for keyed in documents.values()))
     keys = [key for key in documents[langs[0]] if key in shared]
@@ -223,20 +206,17 @@ def describe_source(source: str, lang: str, normalize: Normalization = "NFC") ->
     """Returns what identifies the text of `source`, for provenance in result files: revision, hashes, normalization."""
     facts: dict[str, str | None] = {"source": source, "normalize": normalize}
     for part in parse_sources(source):
-        if part.name == "mediawiki" and not part.folder:
+        if str(part) == "mediawiki":
             facts["mediawiki"] = facts_of(embedded.mediawiki_folder())["revision"]
             facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
-        elif part.name == "udhr" and not part.folder:
+        elif str(part) == "udhr":
             facts["udhr"] = facts_of(embedded.udhr_folder())["revision"]
         elif part.name in HUB_CORPORA:
             facts[str(part)] = HubText(part.name, part.folder, get_language(lang)).revision()
+        elif part.is_own:
+            facts[str(part)] = OwnText(Path(part.folder), lang, part.column).digest()
         else:
-            digest = hashlib.sha256()
-            for split in SPLITS:
-                with contextlib.suppress(InvalidInput):  # the source need not have every split
-                    for _, text in _documents(part, lang, split, normalize):
-                        digest.update(text.encode() + b"\0")
-            facts[str(part)] = digest.hexdigest()
+            facts[str(part)] = files_digest(Path(part.folder))
     return facts
 
 
@@ -272,7 +252,7 @@ def default_source(lang: str | None = None) -> str:
 
 
 def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
-    """Chooses training and test text so that, where possible, some test text is in a genre that training never saw.
+    """Chooses training and test text so that, where possible, some test text is in an unseen genre.
 
     Args:
         source: Training source, or "auto": the default sources. Where text in an unseen genre is unavailable, one of
@@ -282,14 +262,14 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         lang: Language code.
 
     Returns:
-        The plan. Every split of the embedded sources and of your own text that it names has text.
+        The plan. The embedded sources and your own text have been checked for text in every split that it uses.
 
     Raises:
-        ValueError: For an unknown language or source, a missing or damaged local copy, and text without a split that
+        InvalidInput: For an unknown language or source, a missing or damaged local copy, and text without a split that
             training or scoring needs.
     """
-    other = _one_source(other_text, f"Text in an unseen genre comes from one of {', '.join(SENTENCES)}")
-    if other.name not in SENTENCES:
+    other, *others = parse_sources(other_text)
+    if others or other.name not in SENTENCES:
         raise InvalidInput(f"other_text is {other_text!r}: use one of {', '.join(SENTENCES)}, or NAME:FOLDER.")
     unseen: Source | None = other
     try:
@@ -324,11 +304,12 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
 
 def _genre(source: Source, kinds: dict[str, str]) -> str:
     """The genre's name, with the source's where two sources have one genre: they are scored separately."""
-    return f"{source.kind} ({source.title})" if source.kind in kinds else source.kind
+    title = HUB_CORPORA[source.name].title if source.name in HUB_CORPORA else str(source)
+    return f"{source.kind} ({title})" if source.kind in kinds else source.kind
 
 
 def _check_splits(train: Sequence[Source], unseen: Source | None, lang: str) -> None:
-    """Refuses text without a needed split now, not after training. Corpora of the hub have them all."""
+    """Refuses text without a split that training or scoring needs. Corpora of the hub have every split."""
     for part in [*train, *([unseen] if unseen else [])]:
         for split in SPLITS if part in train else ("test",):
             if part.name not in HUB_CORPORA:

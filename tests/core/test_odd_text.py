@@ -213,7 +213,7 @@ def test_a_folder_without_text_says_what_it_has(tmp_path):
     with pytest.raises(InvalidInput, match=r"empty has no \.txt, .* file\.$"):
         load_texts(str(tmp_path / "empty"), "yo", "train")
     written(tmp_path / "archives" / "a.zip", b"PK")
-    with pytest.raises(InvalidInput, match=r"archives has no \.txt, .* file; it holds a\.zip"):
+    with pytest.raises(InvalidInput, match=r"archives has no \.txt, .* file, but a\.zip"):
         load_texts(str(tmp_path / "archives"), "yo", "train")
 
 
