@@ -237,7 +237,7 @@ class LiveMemory(TorchDispatchMode):
         self.bytes = self.peak = 0
         self._storages: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -323,7 +323,7 @@ class _Linear8bit(nn.Linear):
 
 class _Product8bit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, codes, scales, bias, device):
+    def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any, device: str) -> torch.Tensor:
         ctx.kept = x, codes, scales  # bitsandbytes keeps the input, though a frozen weight needs no gradient
         if device == "cpu":
             return F.linear(x, codes.to(x.dtype).mul_((scales / 127)[:, None]), bias)
@@ -334,7 +334,7 @@ class _Product8bit(torch.autograd.Function):
         return product.to(x.dtype).view(*x.shape[:-1], len(codes))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         x, codes, scales = ctx.kept
         weight = codes.to(x.dtype, copy=True).mul_((scales / 127)[:, None])
         return torch.matmul(gradient.to(x.dtype), weight), None, None, None, None

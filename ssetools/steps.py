@@ -102,15 +102,13 @@ def get_neurons(
     """
     method_with("subnetwork", selection)
     profile = get_profile(model, tokenizer, runs, **profile_options)
-    folder = model_dir(model_source(model)["model"], runs)
-    if selection == "specific":
-        path, size = folder / "neurons-specific.safetensors", {"per_layer": neurons_per_layer(model)}
-    else:
-        path, size = folder / "neurons.safetensors", {"top_rate": top_rate}
+    specific = selection == "specific"
+    path = model_dir(model_source(model)["model"], runs) / f"neurons{'-specific' if specific else ''}.safetensors"
+    per_layer = neurons_per_layer(model)
+    size = {"per_layer": per_layer} if specific else {"top_rate": top_rate}
     if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
         return NeuronSets.load(path)
-    select = select_specific if selection == "specific" else select_neurons
-    neurons = select(profile, *size.values())
+    neurons = select_specific(profile, per_layer) if specific else select_neurons(profile, top_rate)
     if processes.is_main():
         neurons.save(path)
     return neurons

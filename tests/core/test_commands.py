@@ -184,7 +184,7 @@ def test_a_finished_run_is_evaluated_and_exported_at_another_scale_without_train
     assert (folder / "metrics.json").read_bytes() == trained["metrics.json"]
     arguments = ["yo", "--model", "tiny", "--method", method, "--scale", "0.5"]
     assert cli.main(["report", *arguments]) == 0
-    assert "scale                       0.5\n" in capsys.readouterr().out
+    assert "0.5   of the trained change\n" in capsys.readouterr().out
     for form in forms:
         assert cli.main(["export", *arguments, f"out-{form}", "--format", form]) == 0
         card = Path(f"out-{form}/README.md").read_text()
