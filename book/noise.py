@@ -1,4 +1,4 @@
-"""Executed notebooks without noise: what differs from run to run is taken out, what should not be there is named."""
+"""Removes run-specific details from executed notebooks, and finds outputs that should not be published."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from nbformat import NotebookNode
 
 KEPT_METADATA = ("tags", "mystnb")  # mystnb: a figure's text alternative
-# Of one machine or one run. Each is cut so that the sentence around it still reads.
-_CALMED = [
-    (re.compile(r"[^\n]*\r(?!\n)"), ""),  # a line that was written over: progress bars
+# Details of one machine or one run; each is cut such that the rest of the sentence stays complete.
+_RUN_DETAILS = [
+    (re.compile(r"[^\n]*\r(?!\n)"), ""),  # an overwritten line: progress bars
     (re.compile(r" +\d+ tokens/s"), ""),
     (re.compile(r"sib200:[^\s'\",]+"), "sib200"),
     (re.compile(r", [\d.]+ minutes, [\d.]+ GiB"), ""),
-    (re.compile(r"\bT_[0-9a-f]{5}(?=[_\"])"), "T_table"),  # pandas names each styled table at random
+    (re.compile(r"\bT_[0-9a-f]{5}(?=[_\"])"), "T_table"),  # pandas gives each styled table a random name
 ]
-# What a reader must not meet in an output.
+# What an output must not contain.
 FAULTS = {
     "a traceback": re.compile(r"Traceback \(most recent call last\)"),
     "a warning": re.compile(r"\b[A-Z]\w*Warning\b"),
@@ -26,8 +26,8 @@ FAULTS = {
     "a terminal's colour code": re.compile(r"\x1b\["),
     "a progress bar": re.compile(r"\d%\|[ #\u2588-\u258f]|\b(?:it/s|s/it)\b"),
     "a widget stub": re.compile(r"jupyter\.widget|\b(?:[HV]Box|(?:Float|Int)Progress)\(|\bOutput\(\)"),
-    "the text that stands for a figure": re.compile(r"(?:<|&lt;)(?:Figure size|Axes:|AxesSubplot)"),
-    "an address in memory": re.compile(r"\bat 0x[0-9a-f]{6,}"),
+    "the text representation of a figure": re.compile(r"(?:<|&lt;)(?:Figure size|Axes:|AxesSubplot)"),
+    "a memory address": re.compile(r"\bat 0x[0-9a-f]{6,}"),
     "a path of one machine": re.compile(
         r"(?<![\w.])/(?:home|root|Users|tmp|mnt|opt|data|content|work|workspace|var/folders)/\w"
     ),
@@ -35,24 +35,24 @@ FAULTS = {
 
 
 def faults(text: str) -> list[str]:
-    """Names what a text of an output should not hold, with the words that show it."""
-    found = {name: pattern.search(text) for name, pattern in FAULTS.items()}
-    return [f"{name}: {text[m.start() : m.start() + 60]!r}" for name, m in found.items() if m]
+    """Lists what an output must not contain, each with the text that was found."""
+    matches = {name: pattern.search(text) for name, pattern in FAULTS.items()}
+    return [f"{name}: {text[m.start() : m.start() + 60]!r}" for name, m in matches.items() if m]
 
 
-def calm(text: str, runs: str) -> str:
-    """Takes out of a text what differs from machine to machine and from run to run."""
+def without_run_details(text: str, runs: str) -> str:
+    """Removes from a text what differs from machine to machine and from run to run."""
     text = text.replace(f"{runs.rstrip('/')}/", "runs/")
-    for pattern, quiet in _CALMED:
-        text = pattern.sub(quiet, text)
+    for pattern, replacement in _RUN_DETAILS:
+        text = pattern.sub(replacement, text)
     return text
 
 
 def without_noise(notebook: NotebookNode, runs: str = "runs") -> NotebookNode:
-    """Returns the notebook as it is committed: of the metadata only tags and figure options stay.
+    """Returns the notebook as it is committed: of the metadata, only tags and figure options are left.
 
-    The injected parameters, standard error, widgets and the text that stands for a figure go; what a cell prints in a
-    row is one output; cells are numbered as if papermill had injected none.
+    Injected parameters, standard error, widgets and the text representation of figures are removed; consecutive prints are
+    one output; cells are numbered as if papermill had injected none.
     """
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     kept = {k: v for k, v in notebook.metadata.items() if k == "kernelspec"}
@@ -64,14 +64,14 @@ def without_noise(notebook: NotebookNode, runs: str = "runs") -> NotebookNode:
         if cell.cell_type == "code":
             if cell.execution_count is not None:
                 cell.execution_count = executed = executed + 1
-            cell.outputs = _quiet_outputs(cell.outputs, runs)
+            cell.outputs = _clean_outputs(cell.outputs, runs)
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = cell.execution_count
     return notebook
 
 
-def _quiet_outputs(outputs: list[NotebookNode], runs: str) -> list[NotebookNode]:
+def _clean_outputs(outputs: list[NotebookNode], runs: str) -> list[NotebookNode]:
     kept: list[NotebookNode] = []
     for output in outputs:
         if output.output_type == "stream":
@@ -87,46 +87,46 @@ def _quiet_outputs(outputs: list[NotebookNode], runs: str) -> list[NotebookNode]
                     del output.data[kind]
             if not output.data:
                 continue
-            output.data |= {k: calm(v, runs) for k, v in output.data.items() if k.startswith("text/")}
+            output.data |= {k: without_run_details(v, runs) for k, v in output.data.items() if k.startswith("text/")}
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = calm(output.text, runs)
+            output.text = without_run_details(output.text, runs)
     return kept
 
 
 def code_digest(notebook: NotebookNode) -> str:
-    """Returns a digest of all code: a page that is its own source was executed as it stands if it still agrees."""
+    """Returns a digest of all code, which tells whether a page that is its own source has changed since its execution."""
     code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256(code.encode()).hexdigest()
 
 
 def problems(notebook: NotebookNode) -> list[str]:
-    """Names what is wrong with an executed notebook: cells that did not run or lost their output, errors and noise."""
-    found, last = [], 0
+    """Lists the problems of an executed notebook: cells that were not executed or lack an output, errors, and noise."""
+    problems, last = [], 0
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         where = f"cell {number} ({cell.source.strip().splitlines()[-1][:50]!r})"
         if cell.execution_count is None:
-            found.append(f"{where} was not executed")
+            problems.append(f"{where} was not executed")
             continue
         if cell.execution_count <= last:
-            found.append(f"{where} ran out of order: {cell.execution_count} after {last}")
+            problems.append(f"{where} ran out of order: {cell.execution_count} after {last}")
         last = cell.execution_count
         shown = set()
         for output in cell.outputs:
             shown |= set(_kinds(output))
             if output.output_type == "error":
-                found.append(f"{where} ended in {output.ename}: {output.evalue[:80]}")
+                problems.append(f"{where} ended in {output.ename}: {output.evalue[:80]}")
             if output.get("name") == "stderr":
-                found.append(f"{where} shows standard error: {output.text[:60]!r}")
+                problems.append(f"{where} shows standard error: {output.text[:60]!r}")
             texts = [output.get("text", ""), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))]
-            found += [f"{where} shows {fault}" for text in texts for fault in faults(text)]
-            found += [f"{where} shows a widget stub: {kind}" for kind in output.get("data", {}) if "widget" in kind]
-        if missing := owed_outputs(cell.source) - shown:
-            found.append(f"{where} has lost its output: {', '.join(sorted(missing))}")
-    return found
+            problems += [f"{where} shows {fault}" for text in texts for fault in faults(text)]
+            problems += [f"{where} shows a widget stub: {kind}" for kind in output.get("data", {}) if "widget" in kind]
+        if missing := expected_outputs(cell.source) - shown:
+            problems.append(f"{where} lacks its output: {', '.join(sorted(missing))}")
+    return problems
 
 
 def _kinds(output: NotebookNode) -> Iterator[str]:
@@ -139,31 +139,31 @@ def _kinds(output: NotebookNode) -> Iterator[str]:
 
 
 def output_kinds(cell: NotebookNode) -> list[str]:
-    """Returns what a cell shows, in order, without saying how it looks: "text", "value", "figure" or "error"."""
+    """Returns the kinds of a cell's outputs in order: "text", "value", "figure" or "error"."""
     return [kind for output in cell.outputs for kind in (list(_kinds(output)) or [output.output_type])]
 
 
-def owed_outputs(source: str) -> set[str]:
-    """Says what a cell's own code is bound to show: "text" it prints, a "figure" it draws, the "value" of its last line.
+def expected_outputs(source: str) -> set[str]:
+    """Returns the outputs that a cell's code certainly has: "text", "figure", or the "value" of its last line.
 
-    Only what is certain counts: a `print` that no `if` guards, the idiom `_ = plots...(...)`, and a last expression
-    that is not a call (a call may return None). A cell that imports or sets parameters owes nothing.
+    They follow from a `print` outside any `if`, from the idiom `_ = plots...(...)`, and from a last expression that is not
+    a call (a call may return None).
     """
     lines = [re.sub(r"^( *)[%!].*", r"\1pass", line) for line in source.splitlines()]
     body = ast.parse("\n".join(lines)).body
-    owed = set()
+    expected = set()
     for node in _unconditional(body):
         call = node.value if isinstance(node, ast.Expr | ast.Assign) and isinstance(node.value, ast.Call) else None
         called = ast.unparse(call.func) if call else ""
         if called == "print" and isinstance(node, ast.Expr):
-            owed.add("text")
+            expected.add("text")
         if called.startswith("plots") and isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_":
-            owed.add("figure")
+            expected.add("figure")
     last = body[-1] if body else None
-    silenced = source.rstrip().endswith(";")
-    if isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call) and not silenced:
-        owed.add("value")
-    return owed
+    suppressed = source.rstrip().endswith(";")
+    if isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call) and not suppressed:
+        expected.add("value")
+    return expected
 
 
 def _unconditional(body: list[ast.stmt]) -> Iterator[ast.stmt]:

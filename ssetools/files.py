@@ -116,9 +116,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> Path:
-    """Writes `data` as indented UTF-8 JSON, atomically."""
+    """Writes `data` as indented UTF-8 JSON, atomically.
+
+    Raises:
+        ValueError: If a number is infinite or NaN, which JSON does not have: write None, and say what it stands for.
+    """
     with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        scratch.write_text(text + "\n", encoding="utf-8")
     return Path(path)
 
 

@@ -1,7 +1,7 @@
-"""Five ways to fool yourself about a fine-tuned model, each shown by a small run: book/results/fooling.json.
+"""Five common mistakes in evaluating a fine-tuned model, each shown by a small experiment: book/results/fooling.json.
 
 Run: python -m study.fooling [--lang yo] [--only bos merging] [--other-text sib200:FOLDER]
-An experiment takes two to four minutes on two cores, is written as soon as it is done, and is not done again.
+An experiment takes two to four minutes on two cores. Each is saved when it is done, and saved experiments are not repeated.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import bitsandbytes
@@ -21,14 +21,15 @@ from peft import PeftModel
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.evaluation.perplexity import score_languages
-from ssetools.files import provenance, write_json
+from ssetools.files import kept, provenance, write_json
 from ssetools.languages import get_language
 from ssetools.loss import IGNORED, chunked_loss
 from ssetools.models import evaluation_mode, load_model
+from ssetools.neurons.sets import NeuronSets
 from ssetools.steps import get_neurons, neurons_for
 from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.text.windows import pack_tokens
-from ssetools.training.finetune import finetune
+from ssetools.training.finetune import TrainingResult, finetune
 from ssetools.training.methods import METHODS, attach_method
 from ssetools.training.subnetwork import Subnetwork
 
@@ -42,113 +43,116 @@ RATES = (3e-4, 3e-5)
 PADDED, PADDED_BATCH, PADDED_STEPS, PADDED_TEST = 64, 8, 32, 96
 
 
-class Bench:
-    """What the experiments share: the language, its texts, and the model with its neurons, loaded when needed."""
+class Setup:
+    """What the experiments share: the language, its texts, and the model and neurons, which are loaded when needed."""
 
     def __init__(self, lang: str, model: str, runs: str, other_text: str):
-        self.lang, self.name, self.runs, self.other_text = lang, model, runs, other_text
+        self.lang, self.model_name, self.runs, self.other_text = lang, model, runs, other_text
 
     @functools.cached_property
     def model(self) -> tuple:
-        return load_model(self.name)
+        """The model in 8 bits and its tokenizer."""
+        return load_model(self.model_name)
 
     @functools.cached_property
-    def neurons(self):
+    def neurons(self) -> NeuronSets:
+        """The neuron sets of all profiled languages."""
         return get_neurons(*self.model, self.runs)
 
-    def train(self, texts, method="lape", tokenizer=None, **settings):
-        """Fine-tunes, keeping the last weights: choosing the best by other text would hide what is to be shown."""
+    def train(self, texts: Sequence[str], method: str = "lape", tokenizer=None, **settings) -> TrainingResult:
+        """Fine-tunes and keeps the last weights: choosing a checkpoint by other text would hide some of the mistakes."""
         neurons = neurons_for(self.neurons, self.lang, method, seed=0)
         settings = {"max_tokens": TOKENS, "batch_size": BATCH, "window": WINDOW, **settings}
-        model, own = self.model
-        how = "subnetwork" if METHODS[method].selection else method
-        return finetune(model, tokenizer or own, texts, how, neurons, **settings)
+        model, default = self.model
+        trained = "subnetwork" if METHODS[method].selection else method
+        return finetune(model, tokenizer or default, texts, trained, neurons, **settings)
 
     def score(self, texts: dict, tokenizer=None, model=None) -> dict:
-        """Scores texts by kind and language, as `score_languages` does."""
+        """Scores texts by genre and language, as `score_languages` does."""
         budgets = {"*": BUDGETS["*"], self.lang: BUDGETS["target"]}
-        loaded, own = self.model if model is None else (model, None)
-        return score_languages(loaded, tokenizer or own, texts, budgets, window=WINDOW)
+        loaded, default = self.model if model is None else (model, None)
+        return score_languages(loaded, tokenizer or default, texts, budgets, window=WINDOW)
 
-    def sentences(self, languages=()) -> dict:
-        """Test sentences of another kind than the training text, of the target and other languages."""
+    def sentences(self, languages: Sequence[str] = ()) -> dict:
+        """Loads test sentences of an unseen genre, of the target and other languages."""
         return {"sentences": {x: load_texts(self.other_text, x, "test") for x in (self.lang, *languages)}}
 
 
-def missing_bos(bench: Bench) -> dict:
-    """Trains with and without BOS before each window, and measures both ways, in seven languages.
+def missing_bos(setup: Setup) -> dict:
+    """Trains with and without BOS before each window, and scores both models with and without it, in seven languages.
 
-    Gemma without BOS is a worse model in every language; training without it teaches to do without it, in all at once.
+    Without BOS, Gemma's loss is higher in every language. Training without BOS adapts the model to its absence, which
+    lowers the loss without BOS in all languages.
     """
-    tokenizer = bench.model[1]
-    ways = {"with": tokenizer, "without": without_bos(tokenizer)}
-    texts, training = bench.sentences(OTHERS), load_texts(default_source(), bench.lang, "train")
-    found = {"base": {way: bench.score(texts, own)["sentences"] for way, own in ways.items()}}
-    for trained, own in ways.items():
-        result = bench.train(training, tokenizer=own, learning_rate=3e-4)
-        found[f"trained {trained}"] = {way: bench.score(texts, x)["sentences"] for way, x in ways.items()}
+    tokenizer = setup.model[1]
+    tokenizers = {"with": tokenizer, "without": without_bos(tokenizer)}
+    texts, training_texts = setup.sentences(OTHERS), load_texts(default_source(), setup.lang, "train")
+    scores = {"base": {way: setup.score(texts, x)["sentences"] for way, x in tokenizers.items()}}
+    for trained, own in tokenizers.items():
+        result = setup.train(training_texts, tokenizer=own, learning_rate=3e-4)
+        scores[f"trained {trained}"] = {way: setup.score(texts, x)["sentences"] for way, x in tokenizers.items()}
         result.adapter.detach()
-    return found
+    return scores
 
 
 def without_bos(tokenizer):
-    """Returns a tokenizer that is the same but has no BOS, so that no window gets one."""
-    bare = copy.deepcopy(tokenizer)
-    bare.bos_token = None
-    return bare
+    """Returns a copy of a tokenizer without a BOS token, so that windows do not start with one."""
+    copied = copy.deepcopy(tokenizer)
+    copied.bos_token = None
+    return copied
 
 
-def memorised(bench: Bench) -> dict:
-    """Trains on one short document for more and more passes at a high rate, and measures on three kinds of text."""
-    document = load_texts("udhr", bench.lang, "train")
+def memorised(setup: Setup) -> dict:
+    """Trains on one short document for an increasing number of passes at a high rate, and scores three genres."""
+    document = load_texts("udhr", setup.lang, "train")
     texts = {
-        "trained on": {bench.lang: document},
-        "same document": {bench.lang: load_texts("udhr", bench.lang, "test")},
-        "messages": {bench.lang: load_texts("mediawiki", bench.lang, "test")},
-        **bench.sentences(),
+        "trained on": {setup.lang: document},
+        "same document": {setup.lang: load_texts("udhr", setup.lang, "test")},
+        "messages": {setup.lang: load_texts("mediawiki", setup.lang, "test")},
+        **setup.sentences(),
     }
-    found = {"0": bench.score(texts)}
+    scores = {"0": setup.score(texts)}
     for epochs in EPOCHS:
-        result = bench.train(document, learning_rate=5e-4, epochs=epochs, max_tokens=10**6)
-        found[str(epochs)] = bench.score(texts)
+        result = setup.train(document, learning_rate=5e-4, epochs=epochs, max_tokens=10**6)
+        scores[str(epochs)] = setup.score(texts)
         result.adapter.detach()
-    return {"passes": {passes: {k: v[bench.lang] for k, v in by_kind.items()} for passes, by_kind in found.items()}}
+    return {"passes": {x: {genre: y[setup.lang] for genre, y in by_genre.items()} for x, by_genre in scores.items()}}
 
 
-def unequal_rates(bench: Bench) -> dict:
-    """Trains the language's neurons and the random control, each at a high and at a low rate."""
-    texts, training = bench.sentences(), load_texts(default_source(), bench.lang, "train")
-    found = {"base": bench.score(texts)["sentences"][bench.lang], "runs": []}
+def unequal_rates(setup: Setup) -> dict:
+    """Trains the language's neurons and the random control, each at a high and at a low learning rate."""
+    texts, training_texts = setup.sentences(), load_texts(default_source(), setup.lang, "train")
+    scores = {"base": setup.score(texts)["sentences"][setup.lang], "runs": []}
     for method in ("lape", "random"):
         for rate in RATES:
-            result = bench.train(training, method, learning_rate=rate, max_tokens=int(1.5 * TOKENS))
-            scores = bench.score(texts)["sentences"][bench.lang]
-            found["runs"].append({"method": method, "learning_rate": rate, "scores": scores})
+            result = setup.train(training_texts, method, learning_rate=rate, max_tokens=int(1.5 * TOKENS))
+            score = setup.score(texts)["sentences"][setup.lang]
+            scores["runs"].append({"method": method, "learning_rate": rate, "scores": score})
             result.adapter.detach()
-    return found
+    return scores
 
 
-def padding(bench: Bench) -> dict:
-    """Trains on short messages, one a window, filled up with padding: with the padding in the loss, and without."""
-    model, tokenizer = bench.model
-    train = padded(tokenizer, load_texts("mediawiki", bench.lang, "train"), PADDED_STEPS * PADDED_BATCH)
-    test = padded(tokenizer, load_texts("mediawiki", bench.lang, "test"), PADDED_TEST)
-    found = {"padding share": (train[1] == IGNORED).float().mean().item(), "runs": {}}
-    found["base"] = {counted: padded_loss(model, *test, counted == "counted") for counted in ("counted", "ignored")}
+def padding(setup: Setup) -> dict:
+    """Trains on short padded messages, one per window, with padding included in the loss and excluded from it."""
+    model, tokenizer = setup.model
+    train = padded(tokenizer, load_texts("mediawiki", setup.lang, "train"), PADDED_STEPS * PADDED_BATCH)
+    test = padded(tokenizer, load_texts("mediawiki", setup.lang, "test"), PADDED_TEST)
+    results = {"padding share": (train[1] == IGNORED).float().mean().item(), "runs": {}}
+    results["base"] = {counted: padded_loss(model, *test, counted == "counted") for counted in ("counted", "ignored")}
     for counted in ("counted", "ignored"):
-        adapter = attach_method(model, "lape", bench.neurons[bench.lang])
+        adapter = attach_method(model, "lape", setup.neurons[setup.lang])
         history = train_padded(adapter, *train, counted == "counted")
-        after = {seen: padded_loss(model, *test, seen == "counted") for seen in ("counted", "ignored")}
-        found["runs"][counted] = {"history": history, "after": after}
+        after = {scored: padded_loss(model, *test, scored == "counted") for scored in ("counted", "ignored")}
+        results["runs"][counted] = {"history": history, "after": after}
         adapter.detach()
-    return found
+    return results
 
 
 def padded(tokenizer, texts, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fills each text up to a window with padding; returns ids and labels, where padding is `IGNORED`.
+    """Pads each text to a window.
 
     Returns:
-        Two LongTensors [count, PADDED].
+        Ids and labels, two LongTensors [count, PADDED]; the label of padding is `IGNORED`.
     """
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.full((count, PADDED), pad)
@@ -161,24 +165,24 @@ def padded(tokenizer, texts, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def padded_loss(model, ids, labels, counted: bool) -> float:
-    """Returns the mean loss per token of padded windows, in nats, with or without their padding."""
+    """Returns the mean loss of padded windows in nats per token, with padding included or excluded."""
     total = tokens = 0
     with evaluation_mode(model), torch.no_grad():
-        for rows, marked in zip(ids.split(PADDED_BATCH), labels.split(PADDED_BATCH), strict=True):
-            marked = rows if counted else marked
-            seen = (marked[:, 1:] != IGNORED).sum().item()
-            total += chunked_loss(model, rows, marked).item() * seen
-            tokens += seen
+        for rows, masked in zip(ids.split(PADDED_BATCH), labels.split(PADDED_BATCH), strict=True):
+            targets = rows if counted else masked
+            scored = (targets[:, 1:] != IGNORED).sum().item()
+            total += chunked_loss(model, rows, targets).item() * scored
+            tokens += scored
     return total / tokens
 
 
 def train_padded(adapter, ids, labels, counted: bool) -> list[float]:
-    """Trains one pass over padded windows at a constant rate; returns the loss of each step, as it was taken."""
+    """Trains one pass over padded windows at a constant rate; returns the training loss of each step."""
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
     history = []
     with evaluation_mode(adapter.model):
-        for rows, marked in zip(ids.split(PADDED_BATCH), labels.split(PADDED_BATCH), strict=True):
-            loss = chunked_loss(adapter.model, rows, rows if counted else marked)
+        for rows, masked in zip(ids.split(PADDED_BATCH), labels.split(PADDED_BATCH), strict=True):
+            loss = chunked_loss(adapter.model, rows, rows if counted else masked)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
             optimizer.step()
@@ -187,34 +191,34 @@ def train_padded(adapter, ids, labels, counted: bool) -> list[float]:
     return history
 
 
-def merging(bench: Bench) -> dict:
-    """Trains a small delta beside the 8-bit base, and compares it there, merged into int8, and merged into 16 bits."""
-    tokenizer, texts = bench.model[1], bench.sentences()
-    training = load_texts(default_source(), bench.lang, "train")
+def merging(setup: Setup) -> dict:
+    """Trains a delta beside the 8-bit base, and scores it there, merged into int8, and merged into 16 bits."""
+    tokenizer, texts = setup.model[1], setup.sentences()
+    training_texts = load_texts(default_source(), setup.lang, "train")
 
-    def scored(model):
-        return bench.score(texts, tokenizer, model)["sentences"][bench.lang]
+    def score(model) -> dict:
+        return setup.score(texts, tokenizer, model)["sentences"][setup.lang]
 
-    found = {"8-bit base": scored(bench.model[0])}
-    result = bench.train(training, learning_rate=1e-4)
-    found["delta beside 8-bit"] = scored(bench.model[0])
+    results = {"8-bit base": score(setup.model[0])}
+    adapter = setup.train(training_texts, learning_rate=1e-4).adapter
+    results["delta beside 8-bit"] = score(setup.model[0])
     with tempfile.TemporaryDirectory() as scratch:
-        saved, exported = result.adapter.save(Path(scratch) / "own"), result.adapter.to_peft(Path(scratch) / "peft")
-        deltas = {piece.projection.path: piece for piece in result.adapter.slices.values()}
-        result.adapter.detach()
-        model, _ = load_model(bench.name)
-        before = {path: dequantised(model.get_submodule(path)) for path in deltas}
+        saved, exported = adapter.save(Path(scratch) / "own"), adapter.to_peft(Path(scratch) / "peft")
+        slices = {x.projection.path: x for x in adapter.slices.values()}
+        adapter.detach()
+        model, _ = load_model(setup.model_name)
+        before = {path: dequantised(model.get_submodule(path)) for path in slices}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Merge lora module to 8-bit")  # it says what is shown here
+            warnings.filterwarnings("ignore", "Merge lora module to 8-bit")  # this experiment measures what it warns of
             merged = PeftModel.from_pretrained(model, exported).merge_and_unload()
-        found["merged into int8"] = scored(merged)
-        found["projections"] = arrived(merged, before, deltas)
+        results["merged into int8"] = score(merged)
+        results["projections"] = merge_errors(merged, before, slices)
         del model, merged, before
-        whole, _ = load_model(bench.name, load_in_8bit=False)
-        found["16-bit base"] = scored(whole)
-        Subnetwork.load(saved, whole).merge()
-        found["merged into 16-bit"] = scored(whole)
-    return found
+        model_16bit, _ = load_model(setup.model_name, load_in_8bit=False)
+        results["16-bit base"] = score(model_16bit)
+        Subnetwork.load(saved, model_16bit).merge()
+        results["merged into 16-bit"] = score(model_16bit)
+    return results
 
 
 def dequantised(layer) -> torch.Tensor:
@@ -223,30 +227,31 @@ def dequantised(layer) -> torch.Tensor:
     return bitsandbytes.functional.int8_vectorwise_dequant(layer.weight.data, scales)
 
 
-def arrived(model, before: dict, deltas: dict) -> list[dict]:
-    """Says, for gate, up and down, how much of the deltas a merge into int8 left.
+def merge_errors(model, before: dict, slices: dict) -> list[dict]:
+    """Measures how far the weights after a merge into int8 are from the trained ones.
 
     Returns:
-        By projection: `step`, median size of one int8 step; `delta`, median size of the deltas' numbers; `error`, the
-        norm of what the merge did at the trained numbers less the delta, relative to the delta's.
+        For gate, up and down: `step`, median size of an int8 step; `delta`, median size of the deltas' elements; `error`, the
+        norm of (merged weight - base weight - delta) over the trained elements, relative to the norm of the delta.
     """
-    rows: dict[str, dict[str, list]] = {}
-    for path, piece in deltas.items():
-        at = rows.setdefault(piece.projection.name, {"steps": [], "deltas": [], "errors": []})
-        moved = dequantised(model.get_submodule(path)) - before[path]
-        axis = piece.projection.axis
+    values: dict[str, dict[str, list]] = {}
+    for path, piece in slices.items():
+        of_projection = values.setdefault(piece.projection.name, {"steps": [], "deltas": [], "errors": []})
+        change = dequantised(model.get_submodule(path)) - before[path]
         delta = piece.delta.detach()
-        at["errors"].append((moved.index_select(axis, piece.columns) - delta).square().sum())
-        at["deltas"].append(delta.flatten())
-        at["steps"].append(before[path].abs().amax(1) / 127)
+        of_projection["errors"].append(
+            (change.index_select(piece.projection.axis, piece.columns) - delta).square().sum()
+        )
+        of_projection["deltas"].append(delta.flatten())
+        of_projection["steps"].append(before[path].abs().amax(1) / 127)
     return [
         {
             "projection": name,
-            "step": torch.cat(at["steps"]).median().item(),
-            "delta": torch.cat(at["deltas"]).abs().median().item(),
-            "error": (torch.stack(at["errors"]).sum() / torch.cat(at["deltas"]).square().sum()).sqrt().item(),
+            "step": torch.cat(x["steps"]).median().item(),
+            "delta": torch.cat(x["deltas"]).abs().median().item(),
+            "error": (torch.stack(x["errors"]).sum() / torch.cat(x["deltas"]).square().sum()).sqrt().item(),
         }
-        for name, at in rows.items()
+        for name, x in values.items()
     ]
 
 
@@ -259,41 +264,38 @@ EXPERIMENTS = {
 }
 
 
-def run(bench: Bench, names, path: Path = RESULTS) -> dict:
-    """Runs the experiments that the file does not hold, and writes each when it is done.
+def run(setup: Setup, names: Sequence[str], path: Path = RESULTS) -> dict:
+    """Runs the experiments that are not in the file, and saves each when it is done.
 
     Raises:
         ValueError: If the file is of another model, language or text.
     """
-    about = {"model": bench.name, "lang": bench.lang, "other_text": parse_sources(bench.other_text)[0].name}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about, "experiments": {}}
-    found = {key: kept[key] for key in about}
-    if found != about:
-        raise ValueError(f"{path} holds experiments of {found}, wanted {about}: delete it, or write to another file.")
+    facts = {"model": setup.model_name, "lang": setup.lang, "other_text": parse_sources(setup.other_text)[0].name}
+    results = kept(path, facts, remedy="Delete it, or name another file with --output.") or {**facts, "experiments": {}}
     for name in names:
-        if name in kept["experiments"]:
+        if name in results["experiments"]:
             print(f"{name}: found in {path}", flush=True)
             continue
         print(f"{name}: {EXPERIMENTS[name].__doc__.splitlines()[0]}", flush=True)
-        began = time.monotonic()
-        kept["experiments"][name] = {**EXPERIMENTS[name](bench), **provenance()}
-        write_json(path, kept)
-        print(f"{name}: done in {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-    return kept
+        started = time.monotonic()
+        results["experiments"][name] = {**EXPERIMENTS[name](setup), **provenance()}
+        write_json(path, results)
+        print(f"{name}: done in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return results
 
 
 def main() -> None:
-    """Reads the command line and runs."""
+    """Parses the command line and runs the experiments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lang", default="yo")
-    parser.add_argument("--model", default=EMBEDDED_MODEL)
-    parser.add_argument("--runs", default="runs")
-    parser.add_argument("--other-text", default="sib200", help='"sib200" (the hub) or "sib200:FOLDER"')
+    parser.add_argument("--lang", default="yo", help="language code")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="embedded name, hub id or local folder")
+    parser.add_argument("--runs", default="runs", help="folder of the neuron sets")
+    parser.add_argument("--other-text", default="sib200", help='text of the unseen genre: "sib200" or "sib200:FOLDER"')
     parser.add_argument("--only", nargs="+", default=list(EXPERIMENTS), choices=list(EXPERIMENTS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
     arguments = parser.parse_args()
-    bench = Bench(get_language(arguments.lang).code, arguments.model, arguments.runs, arguments.other_text)
-    run(bench, arguments.only, arguments.output)
+    setup = Setup(get_language(arguments.lang).code, arguments.model, arguments.runs, arguments.other_text)
+    run(setup, arguments.only, arguments.output)
 
 
 if __name__ == "__main__":

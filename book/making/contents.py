@@ -1,4 +1,4 @@
-"""The table of contents lists every notebook that has been executed, and the page of every language that was measured.
+"""Updates the table of contents with the executed notebooks and the pages of the languages, and provides links to them.
 
 Run: PYTHONPATH=book python -m making.contents
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from making.results import BOOK, measured
+from making.results import BOOK, metrics_by_language
 
 TOC = BOOK / "_toc.yml"
 WALKTHROUGH = "yo"
@@ -19,7 +19,7 @@ LINKS = {
 
 
 def links() -> dict[str, str]:
-    """Returns links to notebooks that take long to execute, as MyST substitutions; plain words until they are there."""
+    """Returns links to notebooks that take long to execute, as MyST substitutions; plain words while they do not exist."""
     return {
         f"link_{name}": f"[{words}]({path})" if (BOOK / path).is_file() else words
         for name, (words, path) in LINKS.items()
@@ -27,13 +27,13 @@ def links() -> dict[str, str]:
 
 
 def with_notebooks(toc: str) -> str:
-    """Returns the table of contents with the entries after each of its marks made anew from what has been executed."""
-    walked = [
+    """Returns the table of contents with the entries after each of its marks replaced by the executed notebooks."""
+    walkthrough = [
         path for where in (f"languages/{WALKTHROUGH}", "compare") for path in sorted((BOOK / where).glob("*.ipynb"))
     ]
-    steps = [_entry(path) for path in walked]
+    steps = [_entry(path) for path in walkthrough]
     atlas = [_entry(path) for path in sorted((BOOK / "atlas").glob("*.ipynb"))]
-    pages = [f"    {_entry(BOOK / 'languages' / code)}" for code in measured()]
+    pages = [f"    {_entry(BOOK / 'languages' / code)}" for code in metrics_by_language()]
     for mark, entries in (("the walk-through", steps), ("the atlas", atlas), ("pages of languages", pages)):
         pattern = rf"( +# {mark}, made by making\.contents\n)(?: +- file: book/(?:languages|compare|atlas)/.*\n)*"
         toc = re.sub(pattern, rf"\g<1>{''.join(entries)}", toc)
@@ -45,7 +45,7 @@ def _entry(path: Path) -> str:
 
 
 def write() -> None:
-    """Brings book/_toc.yml up to date."""
+    """Updates book/_toc.yml."""
     TOC.write_text(with_notebooks(TOC.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""The diagrams of the book as SVG, for light and dark pages. The README shows one of them.
+"""Draws the diagrams of the book as SVG, for light and dark pages. The README contains one of them.
 
-Run: PYTHONPATH=book python -m making.diagrams    to draw the README's again
+Run: PYTHONPATH=book python -m making.diagrams    to draw that of the README again
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _FONT = "font-family='DejaVu Sans, Verdana, Helvetica, Arial, sans-serif'"
 
 @dataclass(frozen=True)
 class Paper:
-    """The colours that a page gives: lettering, what is frozen, the inside of boxes, and the ground (None: clear)."""
+    """Colours of a page: text, frozen weights, the inside of boxes, and the background (None: transparent)."""
 
     ink: str
     frozen: str
     inside: str
-    ground: str | None = None
+    background: str | None = None
 
 
 PAPERS = {
@@ -40,7 +40,7 @@ def _box(x, y, width, height, colour, stroke="none"):
 
 
 def _arrow(x1, y1, x2, y2, colour):
-    """An arrow to the right, straight or, between two heights, with a bend."""
+    """Draws an arrow to the right: straight, or with a bend between two heights."""
     middle = (x1 + x2) / 2
     path = f"M{x1} {y1} H{middle} V{y2} H{x2 - 7}" if y1 != y2 else f"M{x1} {y1} H{x2 - 7}"
     head = f"<path d='M{x2 - 9} {y2 - 5} L{x2} {y2} L{x2 - 9} {y2 + 5} Z' fill='{colour}'/>"
@@ -48,20 +48,20 @@ def _arrow(x1, y1, x2, y2, colour):
 
 
 def _turn(x1, y1, x2, y2, colour):
-    """An arrow down from one box, across, and down into another."""
+    """Draws an arrow down from one box, across, and down into another."""
     middle = (y1 + y2) / 2
     head = f"<path d='M{x2 - 5} {y2 - 9} L{x2} {y2} L{x2 + 5} {y2 - 9} Z' fill='{colour}'/>"
     return f"<path d='M{x1} {y1} V{middle} H{x2} V{y2 - 7}' stroke='{colour}' stroke-width='2' fill='none'/>{head}"
 
 
 def _svg(width, height, title, paper, parts):
-    ground = [_box(0, 0, width, height, paper.ground)] if paper.ground else []
+    background = [_box(0, 0, width, height, paper.background)] if paper.background else []
     head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img'><title>{title}</title>"
-    return "\n".join([head, *ground, *parts, "</svg>", ""])
+    return "\n".join([head, *background, *parts, "</svg>", ""])
 
 
 def pipeline(paper: Paper) -> str:
-    """Text, counts, neuron sets, delta, numbers: five boxes in two rows, each a file."""
+    """Draws the steps from text to evaluation as five boxes in two rows."""
     steps = [
         ("text", "any language", "load_texts", 0, 0),
         ("counts", "which neurons fire", "profile_languages", 1, 0),
@@ -83,7 +83,7 @@ def pipeline(paper: Paper) -> str:
 
 
 def subnetwork(paper: Paper) -> str:
-    """Three matrices with the rows and columns of two neurons coloured."""
+    """Draws the three projections with the rows and columns of two neurons coloured."""
     parts = []
     for x, name in ((0, "gate"), (180, "up")):
         parts += [_text(x + 70, 18, f"{name} projection", paper, 15, weight="bold")]
@@ -99,7 +99,7 @@ def subnetwork(paper: Paper) -> str:
 
 
 def beside(paper: Paper) -> str:
-    """One projection in a forward pass: the frozen 8-bit product, and the delta added to a few of its outputs."""
+    """Draws one projection in a forward pass: the frozen 8-bit product, and the delta added to some of its outputs."""
     parts = [_text(14, 100, "x", paper, 22, weight="bold")]
     parts += [_box(84, 34, 180, 60, paper.frozen), _text(174, 69, "8-bit weight, all rows", paper, 15)]
     parts += [_box(84, 120, 180, 44, paper.inside, ACCENT), _text(174, 147, "delta, its rows", paper, 15)]
@@ -129,7 +129,7 @@ DIAGRAMS = {
         "result is added to the outputs of three chosen neurons.",
     ),
 }
-"""Function and alternative text by name."""
+"""The function that draws each diagram, and its text alternative, by name."""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Sphinx extension of the book: before pages are read, makes what they include, and brings MathJax along.
+"""Sphinx extension of the book: generates what the pages include, and adds MathJax to the built book.
 
-Every build makes the fragments, figures and numbers anew from `book/results/` into `book/_generated/` (not committed),
-so a page cannot say another number than the result files.
+Every build generates the fragments, figures and numbers from `book/results/` in `book/_generated/` (not committed), so the
+numbers of a page are always those of the result files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from making import (
 )
 
 SCRIPTS = {"book/lape": "lape.js", "book/all_languages": "languages.js"}
-"""Scripts of pages that are interactive, beside this file in `static`."""
+"""Scripts of interactive pages, in the folder `static`, by page."""
 GENERATED = results.BOOK / "_generated"
 STATIC = Path(__file__).parent / "static"
 
@@ -35,27 +35,27 @@ STATIC = Path(__file__).parent / "static"
 def setup(app) -> dict:
     """Registers with Sphinx."""
     app.connect("config-inited", prepare)
-    app.connect("builder-inited", bring_mathjax)
+    app.connect("builder-inited", copy_mathjax)
     app.connect("html-page-context", add_scripts)
-    app.connect("html-page-context", each_script_once)
-    app.connect("html-page-context", entries_are_list_items)
+    app.connect("html-page-context", remove_duplicate_scripts)
+    app.connect("html-page-context", set_bibliography_roles)
     app.connect("html-page-context", name_toggles, priority=900)  # after the theme has made its functions
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def prepare(app, config) -> None:
-    """Writes the fragments and figures, and hands the numbers to MyST."""
+    """Writes the fragments and figures, and passes the numbers to MyST."""
     make(GENERATED)
-    config.myst_substitutions = {**(config.myst_substitutions or {}), **results.numbers(), **contents.links()}
+    config.myst_substitutions = {**(config.myst_substitutions or {}), **results.substitutions(), **contents.links()}
     config.html_static_path.append(str(STATIC))
     config.mathjax_path = "mathjax/tex-mml-chtml.js"
 
 
 def make(folder: Path) -> None:
-    """Writes every fragment and figure that is new or has changed, so that unchanged pages are not read again.
+    """Writes the fragments, figures and pages of languages; unchanged files are left, so that Sphinx does not read them again.
 
-    The pages of the languages go beside the executed notebooks: lists of languages link to those that are there.
+    The pages of the languages are written first, because lists of languages link to those that exist.
     """
     folder.mkdir(exist_ok=True)
     _write(language_pages.PAGES, {f"{code}.md": text for code, text in language_pages.pages().items()}, "*.md")
@@ -66,7 +66,7 @@ def make(folder: Path) -> None:
 
 
 def _write(folder: Path, files: dict[str, str | bytes], pattern: str = "*") -> None:
-    """Writes the files that are new or have changed, and removes those of the pattern that are not among them."""
+    """Writes the files that are new or have changed, and deletes other files that match the pattern."""
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode("utf-8")
         path = folder / name
@@ -77,17 +77,17 @@ def _write(folder: Path, files: dict[str, str | bytes], pattern: str = "*") -> N
             path.unlink()
 
 
-def each_script_once(app, pagename, templatename, context, doctree) -> None:
-    """Keeps each script of a page once: two extensions add theirs twice, and the browser complains of the second."""
-    once = {}
+def remove_duplicate_scripts(app, pagename, templatename, context, doctree) -> None:
+    """Removes duplicate scripts from a page: two extensions add theirs twice, and the browser reports an error."""
+    unique = {}
     for file in context.get("script_files", []):
-        # One of the two has no file name, the other an empty one: Sphinx does not see that they are the same.
-        once.setdefault((str(file.filename or ""), *sorted(map(str, file.attributes.items()))), file)
-    context["script_files"] = list(once.values())
+        # One of the two has no file name and the other an empty one, so Sphinx does not recognise them as equal.
+        unique.setdefault((str(file.filename or ""), *sorted(map(str, file.attributes.items()))), file)
+    context["script_files"] = list(unique.values())
 
 
-def entries_are_list_items(app, pagename, templatename, context, doctree) -> None:
-    """Gives the entries of the bibliography the role that a list needs: docutils writes one that is deprecated."""
+def set_bibliography_roles(app, pagename, templatename, context, doctree) -> None:
+    """Replaces the deprecated role that docutils writes for entries of the bibliography by the one that a list needs."""
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
@@ -108,13 +108,13 @@ def name_toggles(app, pagename, templatename, context, doctree) -> None:
 
 
 def add_scripts(app, pagename, templatename, context, doctree) -> None:
-    """Adds the script of an interactive page to that page alone."""
+    """Adds the script of an interactive page to this page only."""
     if pagename in SCRIPTS:
         app.add_js_file(SCRIPTS[pagename])
 
 
-def bring_mathjax(app) -> None:
-    """Copies MathJax into the built book, so that formulas need no network."""
+def copy_mathjax(app) -> None:
+    """Copies MathJax into the built book, so that formulas are displayed without a network."""
     target = Path(app.outdir) / "_static" / "mathjax"
     if app.builder.format == "html" and not target.is_dir():
         shutil.copytree(mathjax.folder(), target)

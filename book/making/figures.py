@@ -1,4 +1,4 @@
-"""The figures that pages show, drawn from the result files for light and for dark pages."""
+"""Draws the figures of the pages from the result files, for light and for dark pages."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from making.figures_inside import INSIDE
 from making.rows import dot, legend_above, set_rows
 from ssetools import plots
 from ssetools.plots import ACCENT, AFTER, BEFORE, RULE
-from study.compare.plots import LOOKS
+from study.compare.plots import STYLES
 
 THEMES = ("light", "dark")
 
 
 def draw_all() -> dict[str, str]:
-    """Draws every figure for which there are results.
+    """Draws every figure that has results.
 
     Returns:
-        Text by file name: `<name>-light.svg`, `<name>-dark.svg`, and `figure-<name>.md`, which pages include and which is
-        empty where there is nothing to draw yet.
+        Text by file name: `<name>-light.svg`, `<name>-dark.svg`, and `figure-<name>.md`, which pages include; it is empty
+        for a figure without results.
     """
     files: dict[str, str] = {}
     for name, (diagram, alt) in DIAGRAMS.items():
         files |= _files(name, {theme: diagram(PAPERS[theme]) for theme in THEMES}, alt)
-    for name, (draw, alt) in {"gains": (gains, gains_in_words), "methods": (methods, methods_in_words)}.items():
+    for name, (draw, alt) in {"gains": (gains, gains_alt_text), "methods": (methods, methods_alt_text)}.items():
         files |= _files(name, *_drawn(draw, alt))
     for name, (draw, alt) in INSIDE.items():
         files |= _files(name, *_drawn(draw, alt))
-    found = fooling.experiments()
+    experiments = fooling.experiments()
     for name, (draw, alt) in FOOLING.items():
-        files |= _files(f"fooling-{name}", *(_drawn(draw, alt, found[name]) if name in found else ({}, "")))
+        drawn = _drawn(draw, alt, experiments[name]) if name in experiments else ({}, "")
+        files |= _files(f"fooling-{name}", *drawn)
     return files
 
 
@@ -66,49 +67,54 @@ def _files(name: str, drawn: dict[str, str], alt: str) -> dict[str, str]:
 
 
 def gains() -> Figure | None:
-    """One row a language: the change of perplexity on text like the training text, on another kind, and in the others."""
-    found = results.measured()
-    if not found:
+    """Draws the change of perplexity in each language on the training genres, on the unseen genre, and in the others."""
+    metrics = {code: x for code, x in results.metrics_by_language().items() if results.unseen_genre(x)}
+    if not metrics:
         return None
-    kinds = {code: results.other_kind(metrics) for code, metrics in found.items()}
-    found = {code: metrics for code, metrics in found.items() if kinds[code]}
-    order = sorted(found, key=lambda code: found[code]["summary"][kinds[code]]["target"]["percent"])
+    unseen = {code: x["summary"][results.unseen_genre(x)] for code, x in metrics.items()}
+    order = sorted(metrics, key=lambda code: unseen[code]["target"]["percent"])
     plots.style()
     figure, axes = plt.subplots(figsize=(results.PAGE_WIDTH, 0.42 * len(order) + 1.7), layout="constrained")
     for row, code in enumerate(order):
-        summary = found[code]["summary"]
-        same = [summary[kind]["target"]["percent"] for kind in found[code]["same_kind"] if kind in summary]
-        other = summary[kinds[code]]
-        axes.plot(same, [row] * len(same), "o", mfc="none", mec=BEFORE, mew=1.8, ms=8, label="its text, trained kind")
-        dot(axes, row, other["target"], AFTER, size=9, label="its text, another kind")
-        axes.plot(other["mean_of_others"], row, "D", color=ACCENT, ms=6, label="other languages, another kind")
-    set_rows(axes, [results.name_of(code) for code in order], "change of perplexity (%); left is better")
+        summary = metrics[code]["summary"]
+        seen = [summary[genre]["target"]["percent"] for genre in metrics[code]["same_kind"] if genre in summary]
+        axes.plot(
+            seen,
+            [row] * len(seen),
+            "o",
+            mfc="none",
+            mec=BEFORE,
+            mew=1.8,
+            ms=8,
+            label="trained language, training genres",
+        )
+        dot(axes, row, unseen[code]["target"], AFTER, size=9, label="trained language, unseen genre")
+        axes.plot(unseen[code]["mean_of_others"], row, "D", color=ACCENT, ms=6, label="other languages, unseen genre")
+    set_rows(axes, [results.language_name(code) for code in order], "change of perplexity (%); negative is better")
     legend_above(figure)
     return figure
 
 
-def gains_in_words() -> str:
-    """Says what the figure shows, for those who do not see it."""
-    said = []
-    for code, metrics in results.measured().items():
-        kind = results.other_kind(metrics)
-        if kind is None:
-            continue
-        other = metrics["summary"][kind]
-        said.append(
-            f"{results.name_of(code)} {results.percent(other['target']['percent'])} on another kind of text, "
-            f"others {results.percent(other['mean_of_others'])}"
-        )
-    return "Dot plot of the change of perplexity, a row a language: " + "; ".join(said) + "."
+def gains_alt_text() -> str:
+    """Returns the text alternative of the figure."""
+    parts = []
+    for code, metrics in results.metrics_by_language().items():
+        if genre := results.unseen_genre(metrics):
+            changes = metrics["summary"][genre]
+            parts.append(
+                f"{results.language_name(code)} {results.percent(changes['target']['percent'])} on the unseen genre, "
+                f"other languages {results.percent(changes['mean_of_others'])}"
+            )
+    return f"Dot plot of the change of perplexity, a row for each language: {'; '.join(parts)}."
 
 
 def methods() -> Figure | None:
-    """For the languages compared in full, a row a method: gain on both kinds of text, and what the others kept."""
-    found = compared.summary()
-    if found is None:
+    """Draws the gain on both genres and the change in other languages by method, for the languages compared in full."""
+    comparison = compared.summary()
+    if comparison is None:
         return None
-    languages = compared.leading(found)
-    names = [x for x in compared.METHODS if any(x in found["languages"][lang]["methods"] for lang in languages)]
+    languages = compared.languages_in_full(comparison)
+    names = [x for x in compared.METHODS if any(x in comparison["languages"][lang]["methods"] for lang in languages)]
     plots.style()
     height = 1.2 + len(languages) * (0.24 * len(names) + 0.7)
     figure, grid = plt.subplots(
@@ -121,36 +127,34 @@ def methods() -> Figure | None:
     )
     for (left, right), lang in zip(grid, languages, strict=True):
         for row, name in enumerate(names):
-            mine = found["languages"][lang]["methods"].get(name)
-            if mine:
-                (colour, marker), moved = LOOKS[name], mine["changes"]
-                dot(left, row + 0.2, moved["target, articles"], BEFORE, "s", 5, mfc="none", mew=1.5)
-                dot(left, row, moved["target, sentences"], colour, marker, 7)
-                dot(right, row, moved["others, sentences"], colour, marker, 7)
-        for axes, title in ((left, f"{results.name_of(lang)}: gain"), (right, "other languages")):
+            if method := comparison["languages"][lang]["methods"].get(name):
+                (colour, marker), changes = STYLES[name], method["changes"]
+                dot(left, row + 0.2, changes["target, articles"], BEFORE, "s", 5, mfc="none", mew=1.5)
+                dot(left, row, changes["target, sentences"], colour, marker, 7)
+                dot(right, row, changes["others, sentences"], colour, marker, 7)
+        for axes, title in ((left, f"{results.language_name(lang)}: gain"), (right, "other languages")):
             set_rows(axes, names, "change of perplexity (%)" if lang == languages[-1] else "")
             axes.set_title(title, fontsize=11)
     handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=RULE, label="filled: sentences, another kind"),
-        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="open: articles, trained kind"),
+        plt.Line2D([], [], marker="o", linestyle="", color=RULE, label="filled: sentences, unseen genre"),
+        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="open: articles, training genre"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
-def methods_in_words() -> str:
-    """Says what the figure shows, for those who do not see it."""
-    found = compared.summary()
-    said = []
-    for lang in compared.leading(found):
-        mine = found["languages"][lang]["methods"]
+def methods_alt_text() -> str:
+    """Returns the text alternative of the figure."""
+    comparison = compared.summary()
+    parts = []
+    for lang in compared.languages_in_full(comparison):
+        of_language = comparison["languages"][lang]
         values = [
-            f"{name} {results.percent(mine[name]['changes']['target, sentences']['value'])}"
-            for name in compared.methods_in(found["languages"][lang])
+            f"{name} {results.percent(of_language['methods'][name]['changes']['target, sentences']['value'])}"
+            for name in compared.methods_of(of_language)
         ]
-        said.append(f"{results.name_of(lang)}: {', '.join(values)}")
+        parts.append(f"{results.language_name(lang)}: {', '.join(values)}")
     return (
-        "Dot plot, a row a method, of the change of perplexity on sentences of another kind, with the numbers "
-        + "; ".join(said)
-        + ". Tables below hold the intervals, the trained kind and the other languages."
+        "Dot plot of the change of perplexity on sentences, an unseen genre, a row for each method: "
+        f"{'; '.join(parts)}. The tables below contain the intervals, the training genre and the other languages."
     )

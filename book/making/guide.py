@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from making.compared import as_change, benchmark, summary
-from making.results import in_cell, listed, measured, read, with_interval
+from making.results import join_words, metrics_by_language, read, table_cell, with_interval
 from ssetools.training.methods import METHODS
 
 MODEL_WEIGHTS = 268_098_176
@@ -48,7 +48,7 @@ def methods_on_average(found: dict) -> str:
     for name in sorted(over, key=lambda x: over[x][_GAIN]["value"]):
         sizes = [one["methods"][name]["parameters"] for one in found["languages"].values() if name in one["methods"]]
         share = 100 * sum(sizes) / len(sizes) / MODEL_WEIGHTS
-        cells = [in_cell(as_change(over[name][measure])) for measure in (_GAIN, _HARM)]
+        cells = [table_cell(as_change(over[name][measure])) for measure in (_GAIN, _HARM)]
         cells += [f"{over[name]['drift']['value']:.2f}", f"{share:.2g}%" if share < 99 else "100%"]
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -74,10 +74,10 @@ def _verdicts(found: dict, measure: str, start: str, better: str, worse: str) ->
         low, high = cells[measure]["low"], cells[measure]["high"]
         if low is not None:
             rivals[better if low > 0 else worse if high < 0 else ""].append(NAMES[name])
-    parts = [f"{word} than with {listed(rivals[word])}" for word in (better, worse) if rivals[word]]
+    parts = [f"{word} than with {join_words(rivals[word])}" for word in (better, worse) if rivals[word]]
     if not parts:
         return "every difference is inconclusive."
-    unclear = f"; the difference from {listed(rivals[''])} is inconclusive" if rivals[""] else ""
+    unclear = f"; the difference from {join_words(rivals[''])} is inconclusive" if rivals[""] else ""
     return f"{start} {', and '.join(parts)}{unclear}."
 
 
@@ -105,7 +105,7 @@ def amounts(found: dict) -> str:
             if run["max_tokens"] != DEFAULT_TOKENS:
                 rows.setdefault(run["max_tokens"], {})[run["method"]] = run["changes"][_GAIN]
         for tokens, cells in sorted(rows.items()) if len(rows) > 1 else ():
-            changes = " | ".join(in_cell(as_change(cells[x])) if x in cells else "" for x in ("lape", "random"))
+            changes = " | ".join(table_cell(as_change(cells[x])) if x in cells else "" for x in ("lape", "random"))
             lines.append(f"| {tokens:,} tokens | {one['name']} | {changes} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "Not measured yet.\n"
 
@@ -127,7 +127,7 @@ def predicted() -> str:
 
 def measured_runs() -> str:
     """Tabulates time and memory of the default runs of the embedded model, as they were measured."""
-    runs = [metrics["adapter"] for metrics in measured().values()]
+    runs = [metrics["adapter"] for metrics in metrics_by_language().values()]
     if not runs:
         return "Not measured yet.\n"
     minutes = sorted(run["seconds"] / 60 for run in runs)

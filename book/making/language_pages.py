@@ -11,17 +11,17 @@ from making.compared import as_change, summary
 from making.guide import NAMES
 from making.results import (
     BOOK,
-    in_cell,
-    listed,
-    measured,
-    name_of,
-    other_kind,
+    join_words,
+    language_name,
+    metrics_by_language,
     percent,
     percent_trained,
     read,
+    table_cell,
+    unseen_genre,
     with_interval,
 )
-from making.tables import in_words
+from making.tables import format_people
 from ssetools.languages import get_language
 
 PAGES = BOOK / "languages"
@@ -33,13 +33,13 @@ _REPEATED, _LONG = 5, 5
 
 def pages() -> dict[str, str]:
     """Returns the page of each measured language by its code."""
-    return {code: page(code, metrics) for code, metrics in measured().items()}
+    return {code: page(code, metrics) for code, metrics in metrics_by_language().items()}
 
 
 def pictures() -> dict[str, bytes]:
     """Returns the figures of the executed notebooks that the pages show, by file name."""
     found = {}
-    for code in measured():
+    for code in metrics_by_language():
         for name, call in (("gain", "plots.before_after"), ("others", "plots.retention")):
             for output, _ in _outputs(code, call):
                 if "image/png" in output.get("data", {}):
@@ -54,7 +54,7 @@ def page(code: str, metrics: dict) -> str:
     parts = [
         f"# {known.name}",
         f'<span class="own-name" lang="{code}">{known.own_name}</span>',
-        f"{known.family}, {in_words(speakers)} speakers, code `{code}`.",
+        f"{known.family}, {format_people(speakers)} speakers, code `{code}`.",
         f"{what_it_gained(code, metrics)} {how_methods_compare(code)}".strip(),
         "## Perplexity",
         perplexities(code, metrics),
@@ -74,12 +74,12 @@ def page(code: str, metrics: dict) -> str:
 
 def what_it_gained(code: str, metrics: dict) -> str:
     """Says in a sentence what was trained, what the language gained on the unseen genre, and what the others did."""
-    about, kind = metrics["adapter"], other_kind(metrics)
+    about, kind = metrics["adapter"], unseen_genre(metrics)
     moved = metrics["summary"][kind] if kind else next(iter(metrics["summary"].values()))
     target = moved["target"]
     unclear = target["low"] is not None and target["low"] <= 0 <= target["high"]
     return (
-        f"Training the {about['neurons']:,} neurons of {name_of(code)} ({percent_trained(about):.2f}% of the weights) on "
+        f"Training the {about['neurons']:,} neurons of {language_name(code)} ({percent_trained(about):.2f}% of the weights) on "
         f"{about['tokens']:,} tokens changes its perplexity on the {'unseen' if kind else 'seen'} genre by "
         f"{with_interval(target)}{', which is inconclusive' if unclear else ''}, and that of {len(moved['others'])} other "
         f"languages by {percent(moved['mean_of_others'])} on average."
@@ -104,7 +104,7 @@ def how_methods_compare(code: str) -> str:
 
 def perplexities(code: str, metrics: dict) -> str:
     """Tabulates perplexity before and after in the language and in English, the unseen genre first."""
-    unseen = other_kind(metrics)
+    unseen = unseen_genre(metrics)
     kinds = sorted(metrics["summary"], key=lambda kind: kind != unseen)
     lines = ["| text | change | before | after |", "|:--|--:|--:|--:|"]
     for kind in kinds:
@@ -112,20 +112,23 @@ def perplexities(code: str, metrics: dict) -> str:
         for lang, moved in ((code, metrics["summary"][kind]["target"]), ("en", metrics["summary"][kind]["english"])):
             if moved is not None:
                 scores = [f"{metrics[when][kind][lang]['perplexity']:.1f}" for when in ("before", "after")]
-                lines.append(f"| {name_of(lang)}, {kind} ({genre}) | {in_cell(moved)} | {' | '.join(scores)} |")
+                lines.append(
+                    f"| {language_name(lang)}, {kind} ({genre}) | {table_cell(moved)} | {' | '.join(scores)} |"
+                )
     return "\n".join(lines)
 
 
 def who_lost(metrics: dict) -> str:
     """Names the languages that lost and gained most on the unseen genre."""
-    moved = metrics["summary"][other_kind(metrics) or next(iter(metrics["summary"]))]["others"]
+    moved = metrics["summary"][unseen_genre(metrics) or next(iter(metrics["summary"]))]["others"]
     order = sorted(moved, key=lambda lang: moved[lang]["percent"])
     named = [
-        [f"{name_of(lang)} {percent(moved[lang]['percent'])}" for lang in part] for part in (order[:3], order[:-4:-1])
+        [f"{language_name(lang)} {percent(moved[lang]['percent'])}" for lang in part]
+        for part in (order[:3], order[:-4:-1])
     ]
     return (
-        f"On the unseen genre the largest decreases of perplexity are in {listed(named[0])}; the largest increases, or "
-        f"smallest decreases, in {listed(named[1])}. Each other language is a few sentences, so small changes are within chance."
+        f"On the unseen genre the largest decreases of perplexity are in {join_words(named[0])}; the largest increases, or "
+        f"smallest decreases, in {join_words(named[1])}. Each other language is a few sentences, so small changes are within chance."
     )
 
 
@@ -173,7 +176,7 @@ def do_it(code: str) -> str:
         for name, title in (("03_finetune", "fine-tuning"), ("04_evaluate", "evaluation"))
         if (PAGES / code / f"{name}.ipynb").is_file()
     ]
-    executed = f"The executed notebooks of this language: {listed(links)}. " if links else ""
+    executed = f"The executed notebooks of this language: {join_words(links)}. " if links else ""
     return (
         f"```bash\nmake finetune lang={code}\n```\n\n{executed}[Fine-tune](yo/03_finetune.ipynb) and "
         "[Evaluate](yo/04_evaluate.ipynb) explain every step. [Which method should I use?](../which_method.md) has the "

@@ -1,4 +1,4 @@
-"""MathJax, fetched from npm once and kept in the cache, so that a built book shows formulas without a network."""
+"""Fetches MathJax from npm into the cache, so that a built book displays formulas without a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTS = ("tex-mml-chtml.js", "output/chtml/fonts", "input/tex/extensions", "ui"
 
 
 def folder() -> Path:
-    """Returns the folder with `tex-mml-chtml.js`, its fonts and the extensions that it loads when a formula needs them.
+    """Returns the folder with `tex-mml-chtml.js`, its fonts and its extensions.
 
     Raises:
         RuntimeError: If npm is missing or cannot fetch the package.

@@ -1,4 +1,4 @@
-"""What the result files hold, and how their numbers are written on a page."""
+"""Reads the result files, and formats their numbers for a page."""
 
 from __future__ import annotations
 
@@ -13,89 +13,89 @@ BOOK = Path(__file__).resolve().parent.parent
 RESULTS = BOOK / "results"
 MODEL = "gemma-3-270m"
 PAGE_WIDTH = 6.4
-"""Inches of a figure: its lettering is as large as the page's text, and can still be read on a phone."""
+"""Width of a figure in inches, at which its lettering is as large as the page's text and legible on a phone."""
 
 
 def read(name: str) -> dict | None:
-    """Returns the content of `book/results/<name>`, or None when nothing has been measured yet."""
+    """Returns the content of `book/results/<name>`, or None if the file does not exist."""
     path = RESULTS / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def measured() -> dict[str, dict]:
-    """Returns the walk-through's metrics by language code, in the order of the languages; only those that are there."""
-    found = {code: read(f"{code}.json") for code in TARGET_LANGUAGES}
-    return {code: metrics for code, metrics in found.items() if metrics}
+def metrics_by_language() -> dict[str, dict]:
+    """Returns the metrics of the walk-through for the languages that have results, in the order of the languages."""
+    metrics = {code: read(f"{code}.json") for code in TARGET_LANGUAGES}
+    return {code: x for code, x in metrics.items() if x}
 
 
-def missing() -> list[str]:
+def languages_without_results() -> list[str]:
     """Returns the codes of the languages whose walk-through has not been run."""
-    return [code for code in TARGET_LANGUAGES if code not in measured()]
+    return [code for code in TARGET_LANGUAGES if code not in metrics_by_language()]
 
 
-def other_kind(metrics: dict) -> str | None:
-    """Returns the name of the kind of text that training never saw."""
-    return next((kind for kind in metrics["summary"] if kind not in metrics["same_kind"]), None)
+def unseen_genre(metrics: dict) -> str | None:
+    """Returns the name of the genre that was not in the training text; None if there is none."""
+    return next((genre for genre in metrics["summary"] if genre not in metrics["same_kind"]), None)
 
 
 def percent(value: float | None) -> str:
-    """Writes a change in percent, with a typographic minus: "−4.4%"."""
+    """Formats a change in percent, with a typographic minus: "−4.4%"."""
     return "" if value is None else intervals.percent(value).replace("-", "−")
 
 
-def with_interval(moved: dict | None, between: str = " ") -> str:
-    """Writes a change in percent with its 95% interval, where there is one: "−4.4% (−5.1 to −3.7)".
+def with_interval(change: dict | None, separator: str = " ") -> str:
+    """Formats a change in percent with its 95% interval, if it has one: "−4.4% (−5.1 to −3.7)".
 
     Args:
-        moved: `percent`, `low` and `high`.
-        between: What stands between the change and the interval, which itself is not broken over lines.
+        change: `percent`, `low` and `high`.
+        separator: Text between the change and the interval; the interval itself is not broken over lines.
     """
-    if moved is None:
+    if change is None:
         return ""
-    text = intervals.with_interval(moved["percent"], moved.get("low"), moved.get("high"))
-    return text.replace("-", "−").replace(" to ", "\u00a0to\u00a0").replace(" (", f"{between}(")
+    text = intervals.with_interval(change["percent"], change.get("low"), change.get("high"))
+    return text.replace("-", "−").replace(" to ", "\u00a0to\u00a0").replace(" (", f"{separator}(")
 
 
-def in_cell(moved: dict | None) -> str:
-    """Writes a change for a table: the interval on a line of its own, small, so that many columns fit beside each other."""
-    text = with_interval(moved, "<br><small>")
+def table_cell(change: dict | None) -> str:
+    """Formats a change for a table, with the interval on a second line in small print, so that columns stay narrow."""
+    text = with_interval(change, "<br><small>")
     return f"{text}</small>" if "<small>" in text else text
 
 
-def rate(value: float) -> str:
-    """Writes a learning rate: "1e-4", "2.7e-3"."""
+def format_rate(value: float) -> str:
+    """Formats a learning rate: "1e-4", "2.7e-3"."""
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
-def name_of(code: str) -> str:
+def language_name(code: str) -> str:
     """Returns a language's English name."""
     return get_language(code).name
 
 
-def listed(words: list[str], last: str = "and") -> str:
-    """Joins words as a sentence does: "a, b and c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
+def join_words(words: list[str]) -> str:
+    """Joins words as in a sentence: "a, b and c"."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def numbers() -> dict:
-    """Returns the numbers that sentences use, as MyST substitutions: `{{ yo.sentences }}`.
+def substitutions() -> dict:
+    """Returns the numbers that sentences of the pages use, as MyST substitutions: `{{ yo.sentences }}`.
 
-    Per measured language: neurons, share, weights, tokens, and the change on each kind of text for the target, with
-    interval (`sentences`), for English (`sentences_english`) and for the others in the mean (`sentences_others`).
+    For each language with results: neurons, share, weights, tokens, rate, and the change on each genre in the target with
+    its interval (`sentences`), in English (`sentences_english`) and in the other languages on average
+    (`sentences_others`).
     """
-    found: dict = {"languages_measured": str(len(measured()))}
-    for code, metrics in measured().items():
-        about = metrics["adapter"]
-        mine = {
-            "neurons": f"{about['neurons']:,}",
-            "weights": f"{about['parameters']:,}",
-            "share": f"{percent_trained(about):.2f}%",
-            "tokens": f"{about['tokens']:,}",
-            "rate": rate(about["settings"]["learning_rate"]),
+    values: dict = {"languages_measured": str(len(metrics_by_language()))}
+    for code, metrics in metrics_by_language().items():
+        adapter = metrics["adapter"]
+        values[code] = {
+            "neurons": f"{adapter['neurons']:,}",
+            "weights": f"{adapter['parameters']:,}",
+            "share": f"{percent_trained(adapter):.2f}%",
+            "tokens": f"{adapter['tokens']:,}",
+            "rate": format_rate(adapter["settings"]["learning_rate"]),
         }
-        for kind, moved in metrics["summary"].items():
-            mine[kind] = with_interval(moved["target"])
-            mine[f"{kind}_english"] = with_interval(moved["english"])
-            mine[f"{kind}_others"] = percent(moved["mean_of_others"])
-        found[code] = mine
-    return found
+        for genre, changes in metrics["summary"].items():
+            values[code][genre] = with_interval(changes["target"])
+            values[code][f"{genre}_english"] = with_interval(changes["english"])
+            values[code][f"{genre}_others"] = percent(changes["mean_of_others"])
+    return values

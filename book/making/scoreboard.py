@@ -13,16 +13,17 @@ from making.results import (
     BOOK,
     MODEL,
     RESULTS,
-    listed,
-    measured,
-    name_of,
-    other_kind,
+    join_words,
+    language_name,
+    metrics_by_language,
     percent,
     percent_trained,
     read,
+    unseen_genre,
     with_interval,
 )
 from ssetools.languages import get_language
+from study.compare.runs import read_run
 
 YES, NO, UNTESTED = "**confirmed**", "**not confirmed**", "**not testable here**"
 UNMEASURED = "not measured yet"
@@ -78,18 +79,20 @@ def against(rival: str) -> tuple[str, str]:
 
 def share() -> tuple[str, str]:
     """Says how large the largest share of the weights is over the measured languages."""
-    shares = {code: percent_trained(metrics["adapter"]) for code, metrics in measured().items()}
+    shares = {code: percent_trained(metrics["adapter"]) for code, metrics in metrics_by_language().items()}
     if not shares:
         return UNTESTED, UNMEASURED
     most = max(shares, key=shares.__getitem__)
-    number = f"at most {shares[most]:.2f}% ({name_of(most)}) in {len(shares)} languages"
+    number = f"at most {shares[most]:.2f}% ({language_name(most)}) in {len(shares)} languages"
     return (YES if shares[most] <= 1 else NO), number
 
 
 def kept() -> tuple[str, str]:
     """Says what other languages lost in the default run, and at worst at the rates of the comparison."""
     means = [
-        metrics["summary"][kind]["mean_of_others"] for metrics in measured().values() if (kind := other_kind(metrics))
+        metrics["summary"][kind]["mean_of_others"]
+        for metrics in metrics_by_language().values()
+        if (kind := unseen_genre(metrics))
     ]
     if not means:
         return UNTESTED, UNMEASURED
@@ -100,7 +103,7 @@ def kept() -> tuple[str, str]:
             lang: one["methods"]["lape"]["changes"]["others, sentences"] for lang, one in found["languages"].items()
         }
         worst = max(cells, key=lambda lang: cells[lang]["value"])
-        number += f"; {percent(cells[worst]['value'])} at the highest rate of the comparison ({name_of(worst)})"
+        number += f"; {percent(cells[worst]['value'])} at the highest rate of the comparison ({language_name(worst)})"
         if status == YES and cells[worst]["value"] > _FORGETTING:
             status = f"{YES} at low rates"
     return status, number
@@ -129,8 +132,8 @@ def _after_a_quarter(lang: str, methods: Mapping) -> dict[str, float]:
     for name, one in methods.items():
         found = []
         for path in (RESULTS / "compare" / MODEL / lang).glob(f"{name}-lr*-seed*.json"):
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["arm"]["learning_rate"] == one["learning_rate"]:
+            run = read_run(path)
+            if run["settings"]["learning_rate"] == one["learning_rate"]:
                 quarter = run["history"][-1]["tokens"] / 4
                 later = (x for x in run["history"] if x["tokens"] >= quarter and "validation_loss" in x)
                 found.append(next(later)["validation_loss"])
@@ -156,7 +159,9 @@ def weight_changes() -> tuple[str, str]:
     if len(rows) < len(projections):
         return UNTESTED, UNMEASURED
     sizes = {name: sum(row) / len(row) for name, row in rows.items()}
-    number = f"{listed([f'{name} {size:.1f}%' for name, size in sizes.items()])} of the base norm in Yoruba (one run)"
+    number = (
+        f"{join_words([f'{name} {size:.1f}%' for name, size in sizes.items()])} of the base norm in Yoruba (one run)"
+    )
     return (YES if max(sizes.values()) > 1.5 * min(sizes.values()) else NO), number
 
 

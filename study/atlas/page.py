@@ -1,4 +1,4 @@
-"""An interactive view of the atlas: one piece of HTML with its data and script inside, and nothing from elsewhere."""
+"""An interactive view of the atlas: one HTML fragment that contains its data and script and loads nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ssetools.languages import get_language
 
-# Colours of the page around it; the book marks its dark theme on <html>, Jupyter on <body>.
+# Follows the theme of the page: the book marks its dark theme on <html>, Jupyter on <body>.
 _STYLE = """
 .atlas { --ink: #1f2933; --paper: #ffffff; --quiet: #52606d; --line: #9aa5b1; --bar: #0b6e99; --link: #0b5a7d;
   font: 15px/1.5 sans-serif; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
@@ -57,57 +57,58 @@ _SCRIPT = """
     return svg;
   }
   function show(code) {
-    const one = data[code], facts = element("dl"), near = element("p", "Shares most with: ");
+    const language = data[code], facts = element("dl"), nearest = element("p", "Shares most neurons with: ");
     select.value = code;
-    const name = element("p", one.name, { className: "name" });
-    if (one.own !== one.name) name.append(" \\u00b7 ", element("bdi", one.own, { lang: code }));
-    const rows = [["code", code], ["script", one.script], ["family", one.family], ["neurons", one.neurons]];
+    const name = element("p", language.name, { className: "name" });
+    if (language.own !== language.name) name.append(" \\u00b7 ", element("bdi", language.own, { lang: code }));
+    const rows = [["code", code], ["script", language.script], ["family", language.family], ["neurons", language.neurons]];
     rows.forEach(([what, value]) => facts.append(element("dt", what), element("dd", value)));
     box.replaceChildren(name, facts);
-    box.append(one.neurons ? bars(one.layers) : element("p", "No neuron is this language's own in this selection."));
-    one.nearest.forEach(([other, jaccard]) => near.append(element("button",
+    const none = element("p", "This selection contains no neurons of this language.");
+    box.append(language.neurons ? bars(language.layers) : none);
+    language.nearest.forEach(([other, jaccard]) => nearest.append(element("button",
       data[other].name + " " + Math.round(100 * jaccard) + "%",
       { type: "button", onclick: () => { show(other); select.focus(); } })));
-    if (one.nearest.length) box.append(near);
-    box.append(element("a", one.name + " in Glottolog", { href: one.link }));
+    if (language.nearest.length) box.append(nearest);
+    box.append(element("a", language.name + " in Glottolog", { href: language.link }));
   }
   const named = Object.entries(data).sort((a, b) => a[1].name.localeCompare(b[1].name, "en"));
-  named.forEach(([code, one]) => select.append(element("option", one.name, { value: code })));
+  named.forEach(([code, language]) => select.append(element("option", language.name, { value: code })));
   select.onchange = () => show(select.value);
   show(box.dataset.first);
 })();
 """
 
 
-def interactive_atlas(about: Mapping, first: str = "yo") -> str:
-    """Returns HTML in which a reader picks a language and sees its neurons by layer and its nearest languages.
+def interactive_atlas(languages: Mapping, first: str = "yo") -> str:
+    """Returns HTML in which a reader selects a language and sees its neurons by layer and its nearest languages.
 
     Args:
-        about: `languages` of languages.json.
-        first: The language shown at first.
+        languages: `languages` of languages.json.
+        first: Code of the language that is shown first.
 
     Returns:
-        A fragment for one page: a style, the controls, the data as JSON and a script. It loads nothing.
+        An HTML fragment with a style, the controls, the data as JSON and a script. It loads nothing.
 
     Raises:
         ValueError: If `first` is not in the atlas.
     """
-    if first not in about:
-        raise ValueError(f"The atlas has no language {first!r}; it has {' '.join(about)}.")
+    if first not in languages:
+        raise ValueError(f"The atlas has no language {first!r}; it has {' '.join(languages)}.")
     rows = {}
-    for code, x in about.items():
+    for code, facts in languages.items():
         language = get_language(code)
         rows[code] = {
-            "name": x["name"],
+            "name": facts["name"],
             "own": language.own_name,
-            "script": x["script"],
-            "family": " \u203a ".join(dict.fromkeys((x["stock"], x["family"]))),
-            "neurons": x["neurons"]["5"],
-            "layers": x["layers"],
-            "nearest": list(x["nearest"].items()),
+            "script": facts["script"],
+            "family": " \u203a ".join(dict.fromkeys((facts["stock"], facts["family"]))),
+            "neurons": facts["neurons"]["5"],
+            "layers": facts["layers"],
+            "nearest": list(facts["nearest"].items()),
             "link": f"https://glottolog.org/resource/languoid/iso/{language.iso639_3}",
         }
-    # "</" would end the script element that the data stands in.
+    # "</" would end the script element that contains the data.
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return (
         f'<style>{_STYLE}</style><div class="atlas"><label for="atlas-select">Language</label> '

@@ -1,1 +1,1 @@
-"""All methods compared on equal terms."""
+"""Comparison of all training methods under equal conditions."""

@@ -1,8 +1,9 @@
-"""What lies in a folder of results: a comparison's runs by language, what is missing yet, and what a step costs."""
+"""Reads a folder of results: the runs of each language, what is missing, and what a training step costs."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,44 +11,45 @@ from pathlib import Path
 
 import pandas
 
+from ssetools.errors import InvalidInput
 from ssetools.files import model_dir, read_json
 from ssetools.languages import get_language
-from study.compare.comparison import TRACED
-from study.compare.effects import KINDS, by_method
-from study.compare.runs import METHODS, SEEDS, Arm, ablations_of
+from study.compare.comparison import SCORED_AT_EVERY_RATE, validation_loss
+from study.compare.effects import GENRES, by_method
+from study.compare.runs import METHODS, SEEDS, RunSettings, ablation_settings, read_run
 
 CONTROL = "random"
-_SEARCH = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]
+_SEARCH_COLUMNS = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The results of one language, as far as they are there.
+class LanguageResults:
+    """The results of one language, as far as they exist.
 
     Attributes:
         lang: Language code.
-        runs: Scored runs of the comparison, one for each method and seed, at the method's chosen rate.
-        bases: Scores of the bases by file name, as the runs name them.
-        search: A row for each rate tried: method, learning_rate, best_step, validation_loss, `chosen`, and `at_edge`
-            of the grid. Empty for a language that took its rates from others.
-        traced: By method of `TRACED`, scored runs of the seed of the search at two rates or more, lowest first. Any other
-            method may be scored at two rates as well, when its choice has moved: that is no line.
-        ablations: Scored runs of `lape` and its control at the rate chosen for `lape`, seed 0, which differ in one thing
-            from the comparison's own (that are among them).
-        missing: A sentence for what is not there yet, with the command that makes it.
+        runs: Scored runs at each method's chosen rate, one per method and seed.
+        bases: Scores of the base models, by the file name to which the runs refer.
+        search: A row for each rate tried: method, learning_rate, best_step, validation_loss, `chosen`, and `at_edge` (the
+            chosen rate is the lowest or highest of the grid). Empty for a language that uses the rates of others.
+        by_rate: By method of `SCORED_AT_EVERY_RATE`, scored runs of the first seed at two rates or more, in ascending
+            order of rate.
+        ablations: Scored runs of `lape` and its control at the rate chosen for `lape`, with seed 0, that differ from the
+            default settings in at most one field.
+        missing: A sentence for each part that has no results, with the command that makes them.
     """
 
     lang: str
     runs: list[dict]
     bases: dict[str, dict]
     search: pandas.DataFrame
-    traced: dict[str, list[dict]]
+    by_rate: dict[str, list[dict]]
     ablations: list[dict]
     missing: list[str]
 
     @property
-    def pair(self) -> tuple[list[dict], dict[str, dict]]:
-        """The runs and the bases' scores, as `effects.across_languages` takes them."""
+    def runs_and_bases(self) -> tuple[list[dict], dict[str, dict]]:
+        """The runs and the scores of the base models, the first arguments of the functions in `effects`."""
         return self.runs, self.bases
 
     @property
@@ -56,8 +58,8 @@ class Findings:
         return [method for method in METHODS if method in by_method(self.runs)]
 
 
-def read_findings(results: str | Path, model: str, lang: str) -> Findings:
-    """Reads the results of one language; nothing is run.
+def read_results(results: str | Path, model: str, lang: str) -> LanguageResults:
+    """Reads the results of one language, without running anything.
 
     Args:
         results: Folder of results, of all models.
@@ -65,193 +67,205 @@ def read_findings(results: str | Path, model: str, lang: str) -> Findings:
         lang: Language code.
 
     Returns:
-        What is there; without any run of it, all is empty but `missing`.
+        The results; without any run, everything is empty except `missing`.
 
     Raises:
-        ValueError: If runs were made by different protocols.
+        ValueError: If runs were made with different protocols.
     """
     folder = model_dir(model, results) / get_language(lang).code
-    every = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
-    if len({json.dumps(run["protocol"], sort_keys=True) for run in every}) > 1:
-        raise ValueError(f"The runs in {folder} were made by different protocols: delete the old ones, and run again.")
+    all_runs = [read_run(path) for path in sorted(folder.glob("*-seed*.json"))]
+    if len({json.dumps(run["protocol"], sort_keys=True) for run in all_runs}) > 1:
+        raise InvalidInput(
+            f"The runs in {folder} were made with different protocols: delete the old ones, and run again."
+        )
     bases = {
         path.name: read_json(path)["scores"] for path in sorted(folder.glob("base-*.json"), key=lambda path: path.stem)
     }
-    arms = [Arm(**run["arm"]) for run in every]
-    own = [run for run, arm in zip(every, arms, strict=True) if arm == Arm(arm.method, arm.learning_rate, arm.seed)]
-    rates = {method: _chosen(mine) for method, mine in by_method(own).items()}
-    runs = [run for run in own if "after" in run and run["arm"]["learning_rate"] == rates[run["arm"]["method"]]]
+    by_settings = {RunSettings(**run["settings"]): run for run in all_runs}
+    default = [run for x, run in by_settings.items() if x == RunSettings(x.method, x.learning_rate, x.seed)]
+    rates = {method: _chosen_rate(method, runs) for method, runs in by_method(default).items()}
+    scored = [run for run in default if "after" in run]
+    runs = [run for run in scored if run["settings"]["learning_rate"] == rates[run["settings"]["method"]]]
     order = list(METHODS)
-    runs.sort(key=lambda run: (order.index(run["arm"]["method"]), run["arm"]["seed"]))
-    wanted = [arm for method in ("lape", CONTROL) if "lape" in rates for arm in ablations_of(method, rates["lape"])]
-    scored = {arm: run for run, arm in zip(every, arms, strict=True) if "after" in run}
-    ablated = [scored[arm] for arm in wanted if arm in scored]
-    if all(run in own for run in ablated):
-        ablated = []
-    search = _search(own, rates)
-    traced = _traced([run for run in own if "after" in run])
-    missing = _missing(lang, runs, search, traced, [arm for arm in wanted if arm not in scored])
-    return Findings(lang, runs, bases, search, traced, ablated, missing)
+    runs.sort(key=lambda run: (order.index(run["settings"]["method"]), run["settings"]["seed"]))
+    wanted = [x for method in ("lape", CONTROL) if rates.get("lape") for x in ablation_settings(method, rates["lape"])]
+    ablations = [by_settings[x] for x in wanted if "after" in by_settings.get(x, {})]
+    if all(run in default for run in ablations):
+        ablations = []
+    search = _search_table(default, rates)
+    by_rate = _runs_by_rate(scored)
+    num_missing = sum("after" not in by_settings.get(x, {}) for x in wanted)
+    missing = _missing(lang, runs, search, by_rate, num_missing)
+    return LanguageResults(lang, runs, bases, search, by_rate, ablations, missing)
 
 
-def comparable(every: Iterable[Findings]) -> dict[str, Findings]:
+def comparable(results: Iterable[LanguageResults]) -> dict[str, LanguageResults]:
     """Returns, by language, the results in which `lape` and another method are scored.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are none.
     """
-    every = list(every)
-    found = {one.lang: one for one in every if "lape" in one.methods and len(one.methods) > 1}
-    if not found:
-        raise ValueError("There is nothing to compare yet: " + " ".join(line for one in every for line in one.missing))
-    return found
+    results = list(results)
+    by_language = {x.lang: x for x in results if "lape" in x.methods and len(x.methods) > 1}
+    if not by_language:
+        raise InvalidInput("There is nothing to compare yet: " + " ".join(line for x in results for line in x.missing))
+    return by_language
 
 
-def languages_found(results: str | Path, model: str) -> list[str]:
+def languages_with_results(results: str | Path, model: str) -> list[str]:
     """Returns the languages that have a folder of results, in alphabetical order of their codes."""
-    return sorted(path.parent.name for path in model_dir(model, results).glob("*/base-*.json"))
+    return sorted({path.parent.name for path in model_dir(model, results).glob("*/base-*.json")})
 
 
-def _chosen(runs: Sequence[Mapping]) -> float:
-    """The rate of one method's runs: of a whole grid the best on validation text, else the one that most were scored at."""
-    loss, scored = {}, {}
+def _chosen_rate(method: str, runs: Sequence[Mapping]) -> float | None:
+    """Returns the rate of a method's runs: the best on validation text if the whole grid was tried, otherwise the one at
+    which most runs were scored; None if every run diverged."""
+    loss, num_scored = {}, {}
     for run in runs:
-        rate = run["arm"]["learning_rate"]
-        scored[rate] = scored.get(rate, 0) + ("after" in run)
-        if run["arm"]["seed"] == 0:
-            loss[rate] = run["validation_loss"]
-    if set(METHODS[runs[0]["arm"]["method"]].search) <= set(loss):
-        return min(METHODS[runs[0]["arm"]["method"]].search, key=loss.get)
-    return max(scored, key=lambda rate: (scored[rate], -loss.get(rate, float("inf"))))
+        rate = run["settings"]["learning_rate"]
+        num_scored[rate] = num_scored.get(rate, 0) + ("after" in run)
+        if run["settings"]["seed"] == SEEDS[0]:
+            loss[rate] = validation_loss(run)
+    if loss and min(loss.values()) == math.inf:
+        return None
+    if set(METHODS[method].search) <= set(loss):
+        return min(METHODS[method].search, key=loss.__getitem__)
+    return max(num_scored, key=lambda rate: (num_scored[rate], -loss.get(rate, math.inf)))
 
 
-def _search(runs, rates) -> pandas.DataFrame:
+def _search_table(runs: Sequence[Mapping], rates: Mapping[str, float | None]) -> pandas.DataFrame:
     rows = []
+    first_seed = [run for run in runs if run["settings"]["seed"] == SEEDS[0]]
     for method in METHODS:
         grid = METHODS[method].search
-        mine = [run for run in runs if run["arm"]["method"] == method and run["arm"]["seed"] == 0]
-        for run in sorted(mine, key=lambda run: run["arm"]["learning_rate"]) if len(mine) > 1 else []:
-            rate = run["arm"]["learning_rate"]
+        tried = {run["settings"]["learning_rate"]: run for run in first_seed if run["settings"]["method"] == method}
+        for rate, run in sorted(tried.items()) if len(tried) > 1 else []:
             chosen = rate == rates[method]
-            rows.append(
-                [method, rate, run["best_step"], run["validation_loss"], chosen, chosen and rate in (grid[0], grid[-1])]
-            )
-    return pandas.DataFrame(rows, columns=_SEARCH)
+            at_edge = chosen and rate in (grid[0], grid[-1])
+            rows.append([method, rate, run["best_step"], validation_loss(run), chosen, at_edge])
+    return pandas.DataFrame(rows, columns=_SEARCH_COLUMNS)
 
 
-def _traced(scored) -> dict[str, list[dict]]:
-    first = [run for run in scored if run["arm"]["seed"] == 0]
-    found = by_method(sorted(first, key=lambda run: run["arm"]["learning_rate"]))
-    return {method: found[method] for method in METHODS if method in TRACED and len(found.get(method, [])) > 1}
+def _runs_by_rate(scored: Sequence[Mapping]) -> dict[str, list[dict]]:
+    # Other methods may also be scored at two rates, because their chosen rate has changed between runs.
+    first_seed = [run for run in scored if run["settings"]["seed"] == SEEDS[0]]
+    groups = by_method(sorted(first_seed, key=lambda run: run["settings"]["learning_rate"]))
+    return {x: groups[x] for x in METHODS if x in SCORED_AT_EVERY_RATE and len(groups.get(x, [])) > 1}
 
 
-def _missing(lang, runs, search, traced, ablations) -> list[str]:
+def _missing(
+    lang: str,
+    runs: Sequence[Mapping],
+    search: pandas.DataFrame,
+    by_rate: Mapping[str, Sequence[Mapping]],
+    num_ablations: int,
+) -> list[str]:
     name = get_language(lang).name
     if not runs:
         return [f"{name}: no scored run. `python -m study.compare {lang}` makes all, in about two hours on two cores."]
     searched = not search.empty
-    seeds = set(SEEDS) if searched else {run["arm"]["seed"] for run in runs}
-    have = {method: {run["arm"]["seed"] for run in mine} for method, mine in by_method(runs).items()}
-    lacks = [
-        method if method not in have else f"{method} (seeds {_listed(seeds - have[method])})"
+    expected = set(SEEDS) if searched else {run["settings"]["seed"] for run in runs}
+    seeds = {method: {run["settings"]["seed"] for run in group} for method, group in by_method(runs).items()}
+    unscored = [
+        f"{method} (seeds {', '.join(map(str, sorted(expected - seeds[method])))})" if method in seeds else method
         for method in METHODS
-        if seeds - have.get(method, set())
+        if expected - seeds.get(method, set())
     ]
-    tried = {(row.method, row.learning_rate) for row in search.itertuples()}
-    untried = [
-        f"{method} {rate:g}"
-        for method in METHODS
-        for rate in METHODS[method].search
-        if searched and (method, rate) not in tried and method in have
+    loss = {(row.method, row.learning_rate): row.validation_loss for row in search.itertuples()}
+    grids = [(method, rate) for method in METHODS if method in seeds and searched for rate in METHODS[method].search]
+    untried = [f"{method} {rate:g}" for method, rate in grids if (method, rate) not in loss]
+    to_score: dict[str, int] = {}
+    for method, rate in grids:
+        if method in SCORED_AT_EVERY_RATE:
+            to_score[method] = to_score.get(method, 0) + (loss.get((method, rate)) != math.inf)
+    partly = [method for method, rates in to_score.items() if len(by_rate.get(method, [])) < rates]
+    parts = [
+        f"{label}: {', '.join(names)}"
+        for label, names in (
+            ("not scored at every rate", partly),
+            ("not scored", unscored),
+            ("rates not tried", untried),
+        )
+        if names
     ]
-    short = [x for x in TRACED if searched and x in have and len(traced.get(x, [])) < len(METHODS[x].search)]
-    said = []
-    if short:
-        said.append(f"not scored at every rate: {', '.join(short)}")
-    if lacks:
-        said.append(f"not scored: {', '.join(lacks)}")
-    if untried:
-        said.append(f"rates not tried: {', '.join(untried)}")
-    goes_on = f"python -m study.compare {lang}" if searched else "make compare"
-    sentences = [f"{name} is not complete, {'; '.join(said)}. `{goes_on}` goes on."] if said else []
-    if searched and ablations:
-        makes = f"`python -m study.compare {lang} --ablations` makes those for which it has neurons."
-        sentences.append(f"{name} lacks {len(ablations)} ablations. {makes}")
+    command = f"python -m study.compare {lang}" if searched else "make compare"
+    sentences = [f"{name} is not complete, {'; '.join(parts)}. `{command}` resumes it."] if parts else []
+    if searched and num_ablations:
+        sentences.append(
+            f"{name} lacks {num_ablations} ablations. `python -m study.compare {lang} --ablations` makes those in which the "
+            "language has neurons."
+        )
     return sentences
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(str(x) for x in sorted(numbers))
-
-
 def step_costs(path: str | Path, model: str) -> pandas.DataFrame:
-    """Reads what a step of each method took in the benchmark, where all were measured in turn on a quiet machine.
+    """Reads the time and memory of a training step from the benchmark, which runs the methods in turn on an idle machine.
 
     Args:
         path: The file of `make bench`.
         model: Embedded name, hub id or local folder.
 
     Returns:
-        A row per method: seconds_per_token, seconds_per_step, peak_gib. "random-uniform" trains as many numbers as
-        "random" and takes its row. Empty, with a sentence printed, when the file or the model in it is missing.
+        A row per method: seconds_per_token, seconds_per_step, peak_gib. "random-uniform" trains as many parameters as
+        "random" and has the same row. Empty, with a sentence printed, when the file or the model in it is missing.
     """
     columns = ["seconds_per_token", "seconds_per_step", "peak_gib"]
     path = Path(path)
     if not path.is_file():
-        print(f"There is no {path}: time and memory of a step are left out. `make bench` measures them.")
+        print(f"There is no {path}: time and memory of a step are not shown. `make bench` measures them.")
         return pandas.DataFrame(columns=columns)
-    measured = read_json(path)
+    benchmark = read_json(path)
     name, rows = model_dir(model, "").name, {}
-    for row in measured["rows"]:
+    for row in benchmark["rows"]:
         method = row["variant"]
         if row["model"] == name and method in METHODS and (row["bits"] == 8) == METHODS[method].on_8bit:
-            rows[method] = [row["seconds"] / measured["tokens_per_step"], row["seconds"], row["peak_gib"]]
+            rows[method] = [row["seconds"] / benchmark["tokens_per_step"], row["seconds"], row["peak_gib"]]
     if not rows:
-        print(f"{path} has no {name}: time and memory of a step are left out.")
+        print(f"{path} has no rows of {name}: time and memory of a step are not shown.")
     elif "random" in rows:
         rows["random-uniform"] = rows["random"]
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def base_perplexities(found: Mapping[str, Findings]) -> pandas.DataFrame:
-    """Tabulates the perplexity of the bases in each language, and the tokens that all is measured on.
+def base_perplexities(results: Mapping[str, LanguageResults]) -> pandas.DataFrame:
+    """Tabulates the perplexity of the base models in each language, and the number of test tokens.
 
     Returns:
-        Rows language and kind of text; a column for each base, then the tokens of the language, of English, and the
-        median of those of each other language.
+        Rows are language and genre. Columns are the base models, then the tokens of the language, of English, and the
+        median of the other languages.
     """
     rows = {}
-    for lang, one in found.items():
-        for kind in KINDS:
-            texts = {name.removesuffix(".json"): base[kind] for name, base in one.bases.items()}
-            row = {name: round(text[lang]["perplexity"], 2) for name, text in texts.items()}
-            tokens = {code: sum(score["window_tokens"]) for code, score in next(iter(texts.values())).items()}
-            each = statistics.median_low(n for code, n in tokens.items() if code not in (lang, "en"))
-            row |= {"tokens": tokens[lang], "English": tokens["en"], "each other language": each}
-            rows[get_language(lang).name, kind] = row
+    for lang, of_language in results.items():
+        for genre in GENRES:
+            scores = {name.removesuffix(".json"): base[genre] for name, base in of_language.bases.items()}
+            row = {name: round(score[lang]["perplexity"], 2) for name, score in scores.items()}
+            tokens = {code: sum(score["window_tokens"]) for code, score in next(iter(scores.values())).items()}
+            median = statistics.median_low(n for code, n in tokens.items() if code not in (lang, "en"))
+            row |= {"tokens": tokens[lang], "English": tokens["en"], "each other language": median}
+            rows[get_language(lang).name, genre] = row
     return pandas.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-def costs(found: Findings, steps: pandas.DataFrame) -> pandas.DataFrame:
-    """Tabulates what each method takes.
+def costs(results: LanguageResults, steps: pandas.DataFrame) -> pandas.DataFrame:
+    """Tabulates the size, time and memory of each method.
 
     Args:
-        found: A language's results.
+        results: Results of one language.
         steps: From `step_costs`.
 
     Returns:
-        A row per method: numbers trained, rate chosen, steps kept (median over seeds), the optimiser's state and the
-        adapter's file in MB, and from the benchmark peak memory in GiB and seconds of a step.
+        A row per method: trained parameters, chosen rate, steps trained (median over seeds), optimiser state and adapter
+        file in MB, and from the benchmark the peak memory in GiB and the seconds of a step.
     """
     rows = {}
-    for method, mine in by_method(found.runs).items():
-        first, kept = mine[0], sorted(run["best_step"] for run in mine)
+    for method, runs in by_method(results.runs).items():
+        run = runs[0]
         rows[method] = {
-            "numbers trained": first["parameters"],
-            "rate": first["arm"]["learning_rate"],
-            "steps kept": kept[len(kept) // 2],
-            "optimiser (MB)": round(first["optimizer_bytes"] / 1e6, 1),
-            "adapter (MB)": round(first["adapter_bytes"] / 1e6, 1),
+            "parameters": run["parameters"],
+            "rate": run["settings"]["learning_rate"],
+            "steps": statistics.median_high(run["best_step"] for run in runs),
+            "optimiser (MB)": round(run["optimizer_bytes"] / 1e6, 1),
+            "adapter (MB)": round(run["adapter_bytes"] / 1e6, 1),
         }
         if method in steps.index:
             rows[method] |= {"peak (GiB)": steps.peak_gib[method], "seconds per step": steps.seconds_per_step[method]}

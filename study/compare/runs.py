@@ -1,9 +1,11 @@
-"""The runs that a comparison is made of: which method, at which rate, with which seed, and what ablations change."""
+"""Settings of the runs that the comparison consists of: methods, rates, seeds, and what the ablations change."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from ssetools.files import read_json
 from ssetools.languages import get_language
 from ssetools.training import methods
 
@@ -12,28 +14,28 @@ METHODS = {name: methods.METHODS[name] for name in COMPARED}
 """The methods that are compared, by name."""
 
 SEEDS = (0, 1, 2)
-"""Seeds of a language that searches for its own rates; the first is that of the search."""
+"""Seeds of a language with a rate search of its own; the first is the seed of the search."""
 
 ABLATIONS = {
     "top_rate": (0.01, 0.02, 0.05, 0.10),
     "max_tokens": (4096, 8192, 16_384, 32_768),
     "budget": (None, 0.01),
 }
-"""What the ablations change, one at a time: fields of `Arm`, and their values, the comparison's own among them."""
+"""The fields of `RunSettings` that the ablations vary one at a time, and their values, including the default."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One training run of the comparison.
+class RunSettings:
+    """Settings of one training run.
 
     Attributes:
-        method: A name of `METHODS`.
-        learning_rate: Peak rate.
-        seed: Of the order of the text, of LoRA's start, and of the random neurons.
+        method: Name of a method in `METHODS`.
+        learning_rate: Peak learning rate.
+        seed: Seed of the text order, of LoRA's initialisation, and of the random neurons.
         max_tokens: Training tokens.
-        top_rate: Share of all neurons selected, over all languages.
-        budget: None, or the share of all weights that the language's own lowest-entropy neurons make up, in place of
-            the pooled selection.
+        top_rate: Share of all neurons selected, over all languages together.
+        budget: None for this pooled selection; otherwise the share of all weights to which the language's neurons with
+            the lowest entropy are filled up.
     """
 
     method: str
@@ -45,23 +47,29 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """File name: method, what differs from the defaults, rate and seed."""
-        special = f"-{self.max_tokens}tokens" if self.max_tokens != Arm.max_tokens else ""
-        special += f"-top{self.top_rate:g}" if self.top_rate != Arm.top_rate else ""
-        special += f"-budget{self.budget:g}" if self.budget else ""
-        return f"{self.method}{special}-lr{self.learning_rate:.1e}-seed{self.seed}"
+        """Name of the result file: method, settings that differ from the defaults, rate and seed."""
+        changed = f"-{self.max_tokens}tokens" if self.max_tokens != RunSettings.max_tokens else ""
+        changed += f"-top{self.top_rate:g}" if self.top_rate != RunSettings.top_rate else ""
+        changed += f"-budget{self.budget:g}" if self.budget else ""
+        return f"{self.method}{changed}-lr{self.learning_rate:.1e}-seed{self.seed}"
 
 
-def ablations_of(method: str, learning_rate: float) -> list[Arm]:
-    """Returns the runs that differ from the comparison's own in one of `ABLATIONS`, and that one, each once."""
-    base = Arm(method, learning_rate)
-    return list(dict.fromkeys(replace(base, **{key: x}) for key, values in ABLATIONS.items() for x in values))
+def read_run(path: str | Path) -> dict:
+    """Reads the result of one run; files written before the settings were renamed have them under "arm"."""
+    run = read_json(path)
+    return {"settings": run.pop("arm"), **run} if "arm" in run else run
 
 
-def own_seed(lang: str) -> int:
+def ablation_settings(method: str, learning_rate: float) -> list[RunSettings]:
+    """Returns the default settings of a method, and those that differ from them in one field of `ABLATIONS`."""
+    default = RunSettings(method, learning_rate)
+    return list(dict.fromkeys(replace(default, **{key: x}) for key, values in ABLATIONS.items() for x in values))
+
+
+def seed_of(lang: str) -> int:
     """Returns the seed of a language that is run once: its code read as a number.
 
-    Random neurons are drawn by seed alone. With one seed for all, every language would meet the same random neurons, and
-    a mean over languages would take one draw for many.
+    Random neurons are determined by the seed. With one seed for all, every language would train the same random neurons,
+    and a mean over languages would depend on a single draw.
     """
     return int.from_bytes(get_language(lang).code.encode(), "big")

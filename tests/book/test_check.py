@@ -1,4 +1,4 @@
-"""The check of the built book: a small book that passes, and one broken thing at a time that does not."""
+"""The check of the built book: a small book that passes, and one fault at a time that is reported."""
 
 import subprocess
 
@@ -56,14 +56,14 @@ def problems(book):
     return check.check_book(book / "html", book)[0]
 
 
-def test_a_whole_book_passes(book):
+def test_a_complete_book_passes(book):
     assert check.check_book(book / "html", book) == ([], {"pages": 2, "notebooks": 1, "figures": 1})
 
 
-def test_missing_files_are_named(book):
+def test_missing_files_are_reported(book):
     for name, message in [
-        ("_images/a.svg", "book/intro.html: <img> ../_images/a.svg leads nowhere"),
-        ("index.html", "index.html: there is none"),
+        ("_images/a.svg", "book/intro.html: <img> ../_images/a.svg does not exist"),
+        ("index.html", "index.html: the page was not built"),
     ]:
         path = book / "html" / name
         text = path.read_text()
@@ -74,25 +74,30 @@ def test_missing_files_are_named(book):
     assert "book/walk.html: the page was not built" in problems(book)
 
 
-def test_a_front_door_that_leads_elsewhere_and_an_old_page_are_named(book):
+def test_a_wrong_redirect_and_a_stale_page_are_reported(book):
     (book / "html" / "index.html").write_text("")
     (book / "html" / "book" / "old.html").write_text("")
     assert problems(book) == [
-        "index.html: does not lead to book/intro.html",
-        "book/old.html: is not in the contents any more; run `make clean`",
+        "index.html: does not redirect to book/intro.html",
+        "book/old.html: is not in the table of contents; run `make clean`",
     ]
 
 
 @pytest.mark.parametrize(
     ("page", "old", "new", "message"),
     [
-        ("intro", "walk.html#run", "walks.html", "walks.html leads nowhere"),
-        ("intro", "walk.html#run", "walk.html#runs", "walk.html#runs names an anchor that the page does not have"),
-        ("intro", 'href="#top"', 'href="#bottom"', "#bottom names an anchor"),
-        ("intro", "walk.html#run", "/book/walk.html", "starts at the server's root"),
+        ("intro", "walk.html#run", "walks.html", "walks.html does not exist"),
+        ("intro", "walk.html#run", "walk.html#runs", "walk.html#runs refers to an anchor that the page does not have"),
+        ("intro", 'href="#top"', 'href="#bottom"', "#bottom refers to an anchor"),
+        ("intro", "walk.html#run", "/book/walk.html", "is relative to the server's root"),
         ("intro", 'alt="A line."', "", "a.svg has no text alternative"),
         ("intro", 'alt="A line."', 'alt="../_images/a.svg"', "a.svg has no text alternative"),
-        ("intro", "</h1>", '</h1><div class="system-message">Unknown role</div>', "a message of Sphinx: Unknown role"),
+        (
+            "intro",
+            "</h1>",
+            '</h1><div class="system-message">Unknown role</div>',
+            "a message from Sphinx: Unknown role",
+        ),
         ("intro", "blob/main/book/walk.ipynb", "blob/main/book/gone.ipynb", "book/gone.ipynb, which is not in git"),
         ("walk", COLAB, COLAB.replace("us/it", "me/it"), "is not an address of this repository in Colab"),
         (
@@ -104,16 +109,26 @@ def test_a_front_door_that_leads_elsewhere_and_an_old_page_are_named(book):
         ("walk", 'class="btn"', "", "the Colab button opens nothing, not book/walk.ipynb"),
         ("walk", '<div class="cell_output">1</div>', "", "the cell 'print(1)' lacks its output"),
         ("walk", ">1</div>", "> </div>", "the cell 'print(1)' lacks its output"),
-        ("walk", "install()</div>", 'install()</div><div class="cell_output">1</div>', "shows what it should not"),
-        ("walk", '<div class="cell"><div class="cell_input">import x</div></div>', "", "2 code cells of 3"),
+        (
+            "walk",
+            "install()</div>",
+            'install()</div><div class="cell_output">1</div>',
+            "shows an output that should be hidden",
+        ),
+        (
+            "walk",
+            '<div class="cell"><div class="cell_input">import x</div></div>',
+            "",
+            "the page has 2 of 3 code cells",
+        ),
         ("walk", ">1</div>", ">1<pre class='traceback'>KeyError</pre></div>", "an error or standard error"),
         ("walk", ">1</div>", ">Traceback (most recent call last)</div>", "an output shows a traceback"),
         ("walk", ">1</div>", ">x.py: UserWarning: no</div>", "an output shows a warning"),
         ("walk", ">1</div>", ">1<div class='jupyter-widgets'></div></div>", "an output shows a widget stub"),
-        ("walk", ">1</div>", ">0\r1</div>", "holds carriage returns"),
+        ("walk", ">1</div>", ">0\r1</div>", "contains carriage returns"),
     ],
 )
-def test_each_fault_of_a_page_is_named(book, page, old, new, message):
+def test_each_fault_of_a_page_is_reported(book, page, old, new, message):
     path = book / "html" / "book" / f"{page}.html"
     text = path.read_text()
     assert old in text
@@ -123,12 +138,12 @@ def test_each_fault_of_a_page_is_named(book, page, old, new, message):
     assert any(message in problem for problem in found), found
 
 
-def test_an_empty_figure_is_named(book):
+def test_an_empty_figure_is_reported(book):
     (book / "html" / "_images" / "a.svg").write_text("")
     assert problems(book) == ["book/intro.html: <img> ../_images/a.svg is an empty file"]
 
 
-def test_a_notebook_that_is_not_in_git_is_named(book):
+def test_a_notebook_that_is_not_in_git_is_reported(book):
     subprocess.run(["git", "-C", str(book), "rm", "-q", "--cached", "book/walk.ipynb"], check=True)
     assert any("book/walk.ipynb, which is not in git" in problem for problem in problems(book))
 
@@ -137,11 +152,11 @@ def test_a_notebook_that_is_not_in_git_is_named(book):
     ("change", "message"),
     [
         (lambda cell: cell.update(execution_count=None), "was not executed"),
-        (lambda cell: cell.update(outputs=[]), "has lost its output: text"),
-        (lambda cell: cell.update(source="print(2)"), "its code is not what was executed"),
+        (lambda cell: cell.update(outputs=[]), "lacks its output: text"),
+        (lambda cell: cell.update(source="print(2)"), "its code has changed since its execution"),
     ],
 )
-def test_a_notebook_that_was_not_executed_as_it_stands_is_named(book, change, message):
+def test_a_notebook_that_has_changed_since_its_execution_is_reported(book, change, message):
     path = book / "book" / "walk.ipynb"
     notebook = nbformat.read(path, as_version=4)
     change(notebook.cells[1])

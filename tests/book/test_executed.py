@@ -1,4 +1,4 @@
-"""Executed notebooks: noise is taken out, faults are named, and what is not current is found."""
+"""Executed notebooks: run-specific details are removed, faults are reported, and stale copies are found."""
 
 import re
 
@@ -25,7 +25,7 @@ def figure(**more):
     )
 
 
-def test_noise_is_taken_out():
+def test_run_details_are_removed():
     noisy = new_notebook(
         cells=[
             cell("lang = 'yo'", tags=["parameters"], papermill={"duration": 3.1}),
@@ -74,10 +74,10 @@ def test_noise_is_taken_out():
     ("broken", "named"),
     [
         (cell("import x", count=None), "'import x'.* was not executed"),
-        (cell("print(1)"), "lost its output: text"),
-        (cell("_ = plots.overlap(neurons)", printed("1")), "lost its output: figure"),
-        (cell("table"), "lost its output: value"),
-        (cell("for x in y:\n    with z:\n        print(x)"), "lost its output: text"),
+        (cell("print(1)"), "lacks its output: text"),
+        (cell("_ = plots.overlap(neurons)", printed("1")), "lacks its output: figure"),
+        (cell("table"), "lacks its output: value"),
+        (cell("for x in y:\n    with z:\n        print(x)"), "lacks its output: text"),
         (cell("f()", new_output("error", ename="KeyError", evalue="'yo'")), "ended in KeyError"),
         (cell("f()", printed("x", name="stderr")), "standard error"),
         (cell("f()", printed("a.py:3: FutureWarning: old")), "a warning"),
@@ -90,25 +90,25 @@ def test_noise_is_taken_out():
             cell("f()", new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})),
             "a widget stub",
         ),
-        (cell("f()", figure()), "stands for a figure"),
-        (cell("f()", printed("<function f at 0x7f01deadbeef>")), "address in memory"),
+        (cell("f()", figure()), "text representation of a figure"),
+        (cell("f()", printed("<function f at 0x7f01deadbeef>")), "memory address"),
         (cell("f()", new_output("execute_result", data={"text/plain": "'/home/me/runs'"})), "path of one machine"),
     ],
 )
-def test_each_fault_is_named(broken, named):
+def test_each_fault_is_reported(broken, named):
     good = cell("x = 1\nx.update()")
     assert noise.problems(new_notebook(cells=[good, new_markdown_cell("text")])) == []
     (problem,) = noise.problems(new_notebook(cells=[broken]))
     assert re.search(named, problem), problem
 
 
-def test_cells_that_ran_out_of_order_are_named():
+def test_cells_executed_out_of_order_are_reported():
     found = noise.problems(new_notebook(cells=[cell("a = 1", count=2), cell("b = 2", count=1)]))
     assert found == ["cell 1 ('b = 2') ran out of order: 1 after 2"]
 
 
 @pytest.mark.parametrize(
-    ("source", "owed"),
+    ("source", "expected"),
     [
         ("import x", set()),
         ("if quiet:\n    print(1)", set()),
@@ -117,11 +117,11 @@ def test_cells_that_ran_out_of_order_are_named():
         ("table;", set()),
         ('if "google.colab" in sys.modules:\n    %pip install -q x', set()),
         ("", set()),
-        ("_ = plots_atlas.kinds(found)\nprint(1)\nfound[1]", {"figure", "text", "value"}),
+        ("_ = plots.genres(found)\nprint(1)\nfound[1]", {"figure", "text", "value"}),
     ],
 )
-def test_what_a_cell_owes_is_read_off_its_code(source, owed):
-    assert noise.owed_outputs(source) == owed
+def test_expected_outputs_follow_from_the_code(source, expected):
+    assert noise.expected_outputs(source) == expected
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def project(tmp_path, monkeypatch):
         (tmp_path / "runs" / "gemma-3-270m" / "profile.safetensors").write_text("")
 
     monkeypatch.setattr(execute, "executed", run)
-    monkeypatch.setattr(execute, "keep_numbers", keep)
+    monkeypatch.setattr(execute, "save_metrics", keep)
     return tmp_path, executed
 
 
@@ -176,7 +176,7 @@ ALL = ["languages/yo/01_profile.ipynb", "languages/yo/03_finetune.ipynb", "langu
 ALL += ["languages/is/03_finetune.ipynb", "languages/is/04_evaluate.ipynb", "page.ipynb"]
 
 
-def test_everything_is_made_once(project):
+def test_every_notebook_is_executed_once(project):
     root, _ = project
     assert make(project)[0] == ALL
     copy = nbformat.read(root / "book" / "languages" / "is" / "03_finetune.ipynb", as_version=4)
@@ -184,7 +184,7 @@ def test_everything_is_made_once(project):
     assert make(project)[0] == []
 
 
-def test_it_goes_on_where_it_stopped(project, monkeypatch):
+def test_an_interrupted_execution_is_resumed(project, monkeypatch):
     root, _ = project
     run = execute.executed
 
@@ -200,7 +200,7 @@ def test_it_goes_on_where_it_stopped(project, monkeypatch):
     assert make(project)[0] == ALL[4:]
 
 
-def test_drift_is_found(project):
+def test_differences_from_the_source_are_found(project):
     root, executed = project
     make(project)
     source = root / "notebooks" / "04_evaluate.ipynb"
@@ -230,9 +230,9 @@ def test_drift_is_found(project):
     assert make(project)[0] == ["page.ipynb"], "a page is executed when its code is not what was executed"
 
 
-def test_new_prose_keeps_what_the_comparison_was_told_from(project, monkeypatch):
+def test_new_prose_keeps_the_digest_of_the_results(project, monkeypatch):
     root, _ = project
-    monkeypatch.setattr(execute, "compared", lambda: "digest")
+    monkeypatch.setattr(execute, "comparison_digest", lambda: "digest")
     source, copy = (root / folder / "06_compare.ipynb" for folder in ("notebooks", "book/compare"))
     notebook = new_notebook(cells=[new_markdown_cell("# Words"), cell("print(1)", count=None)])
     execute.write(notebook, source)
@@ -244,7 +244,7 @@ def test_new_prose_keeps_what_the_comparison_was_told_from(project, monkeypatch)
     assert make(project)[1][next(job for job in execute.jobs() if job.output == copy)] == "current"
 
 
-def test_numbers_on_other_kinds_of_text_are_not_kept(tmp_path, monkeypatch):
+def test_metrics_on_other_genres_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "BOOK", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "yo.json").write_text('{"summary": {"articles": 1, "sentences": 1}}')
@@ -252,11 +252,11 @@ def test_numbers_on_other_kinds_of_text_are_not_kept(tmp_path, monkeypatch):
     run.mkdir(parents=True)
     (run / "metrics.json").write_text('{"summary": {"articles": 1}}')
     with pytest.raises(ValueError, match="is measured on articles, and the other languages are not"):
-        execute.keep_numbers("is", str(tmp_path / "runs"))
+        execute.save_metrics("is", str(tmp_path / "runs"))
     assert not (tmp_path / "results" / "is.json").exists()
 
 
-def test_named_notebooks_are_made_anew_with_what_they_need(project):
+def test_named_notebooks_are_executed_again_with_their_dependencies(project):
     root, _ = project
     make(project)
     assert make(project, "is")[0] == ALL[3:5]
@@ -264,9 +264,11 @@ def test_named_notebooks_are_made_anew_with_what_they_need(project):
     assert make(project, "is")[0] == [ALL[0], *ALL[3:5]]
 
 
-def test_what_is_not_fit_for_the_book_is_not_kept(project, monkeypatch):
+def test_a_notebook_with_problems_is_not_saved(project, monkeypatch):
     root, _ = project
     monkeypatch.setattr(execute, "executed", lambda notebook, parameters: notebook)
-    with pytest.raises(ValueError, match=r"01_profile.ipynb ran, but is not fit for the book: .* was not executed"):
+    with pytest.raises(
+        ValueError, match=r"01_profile.ipynb was executed, but cannot be published: .* was not executed"
+    ):
         make(project)
     assert not (root / "book" / "languages").exists()

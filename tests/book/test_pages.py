@@ -1,4 +1,4 @@
-"""The pages of the book include what is made for them, say what the result files say, and do without what is not there."""
+"""The pages include every generated fragment, show the numbers of the result files, and build without results."""
 
 import json
 import re
@@ -40,10 +40,10 @@ def score(scale, windows=6):
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    """Results with numbers that can be told by eye, in the form in which the code writes them."""
+    """Results with easily recognised numbers, in the format of the result files."""
     cell = {"value": -10.0, "low": -12.0, "high": -8.0, "units": 9}
     apart = {"value": 3.0, "low": 1.0, "high": 5.0, "units": 9, "verdict": "better"}
-    measures = [*compared.TITLES, "others, articles"]
+    measures = [*compared.MEASURE_TITLES, "others, articles"]
     method = {
         "learning_rate": 1e-4,
         "parameters": 1000,
@@ -66,10 +66,10 @@ def made_up(tmp_path, monkeypatch):
             "lape": {**method, "minus_lape": None},
             "random": {**method, "minus_lape": {measure: apart for measure in measures}},
         },
-        "traced": {"lape": [{"learning_rate": x, "changes": method["changes"]} for x in (3e-5, 1e-4)]},
-        "verdict": {
+        "by_rate": {"lape": [{"learning_rate": x, "changes": method["changes"]} for x in (3e-5, 1e-4)]},
+        "sentences": {
             "lape_loses": ["Yoruba articles: lape loses to random."],
-            "cost_of_gain": ["Yoruba -3.0%, as lape: random drifts twice as far."],
+            "drift_at_equal_gain": ["Yoruba -3.0%, as lape: random drifts twice as far."],
         },
     }
     over = {"lape": {measure: cell for measure in measures}, "random": {measure: cell for measure in measures}}
@@ -127,28 +127,28 @@ def made_up(tmp_path, monkeypatch):
     )
 
 
-def test_numbers_are_written_as_a_reader_expects():
+def test_numbers_are_formatted():
     assert results.percent(-4.44) == "−4.4%"
     assert results.percent(0.04) == results.percent(-0.04) == "0.0%"
     assert results.percent(10.04) == "+10.0%"
     assert results.percent(170141.03) == "+170,141%"
-    assert results.rate(3e-5) == "3e-5"
-    assert results.rate(27e-4) == "2.7e-3"
+    assert results.format_rate(3e-5) == "3e-5"
+    assert results.format_rate(27e-4) == "2.7e-3"
     assert results.with_interval({"percent": 1.0, "low": -0.26, "high": 2.0}) == "+1.0% (−0.3\u00a0to\u00a0+2.0)"
     assert results.with_interval({"percent": 1.0, "low": None, "high": None}) == "+1.0%"
-    assert results.listed(["a", "b", "c"]) == "a, b and c"
-    assert tables.in_words(31_761_816) == "32 million"
-    assert tables.in_words(469_730) == "470,000"
+    assert results.join_words(["a", "b", "c"]) == "a, b and c"
+    assert tables.format_people(31_761_816) == "32 million"
+    assert tables.format_people(469_730) == "470,000"
 
 
-def test_pages_include_what_is_made_and_all_of_it():
+def test_pages_include_every_fragment():
     made = {*fragments(), *figures.draw_all()}
     included = {name for page in PAGES for name in re.findall(r"\{include\} _generated/(\S+)", page.read_text())}
     assert included == {name for name in made if name.endswith(".md")}
 
 
-def test_numbers_in_sentences_are_known():
-    numbers = {**results.numbers(), **contents.links()}
+def test_every_substitution_is_defined():
+    numbers = {**results.substitutions(), **contents.links()}
     for page in PAGES:
         for name in re.findall(r"\{\{ *([\w.]+) *\}\}", page.read_text(encoding="utf-8")):
             first, _, second = name.partition(".")
@@ -156,39 +156,40 @@ def test_numbers_in_sentences_are_known():
             assert isinstance(found, str), f"{page.name}: {name}"
 
 
-def test_a_book_without_results_says_so(tmp_path, monkeypatch):
+def test_pages_without_results_say_which_command_makes_them(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "read", lambda name: json.loads((BOOK / "speakers.json").read_text()))
     made = fragments()
-    assert "Not measured yet: Maltese" in made["not-yet.md"]
-    assert made["gallery.md"].count("Not measured yet") == 13
+    assert "No results yet: Maltese" in made["not-yet.md"]
+    assert made["gallery.md"].count("No results yet") == 13
     for name in ("bos", "memorised", "rates", "padding", "merging"):
         assert f"--only {name}`" in made[f"fooling-{name}.md"]
     assert "make compare" in made["compare-tables.md"]
     assert {text for name, text in figures.draw_all().items() if name == "figure-gains.md"} == {""}
 
 
-def test_tables_and_sentences_say_what_was_measured(made_up):
+def test_tables_and_sentences_show_the_results(made_up):
     made = fragments()
     assert "| lape | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> |" in made["compare-tables.md"]
     assert (
         "| random | 9 | −10.0%<br><small>(−12.0\u00a0to\u00a0−8.0)</small> | +3.0% worse |" in made["compare-mean.md"]
     )
     assert "| random neurons of the same layers | Yoruba | – | – |" in made["claim-beats.md"]
-    assert "in the mean over 9 languages" in made["claim-beats.md"]
-    assert "is random neurons of the same layers +3.0%" in made["claim-beats.md"]
+    assert "On average over 9 languages" in made["claim-beats.md"]
+    assert "is: random neurons of the same layers +3.0%" in made["claim-beats.md"]
     assert (
-        "the others' sentences by −10.0% (−12.0\u00a0to\u00a0−8.0) with Yoruba trained at 1e-4" in made["claim-kept.md"]
+        "the other languages' sentences by −10.0% (−12.0\u00a0to\u00a0−8.0) with Yoruba trained at 1e-4"
+        in made["claim-kept.md"]
     )
     assert "- Yoruba articles: lape loses to random." in made["compare-loses.md"]
-    assert made["compare-edges.md"].endswith("may lie beyond it, in Yoruba (lape).\n")
+    assert "at the edge of its grid in Yoruba (lape):" in made["compare-edges.md"]
     assert "| lora | LoRA of rank 32 on gate, up and down projections | 8-bit |" in made["compare-methods.md"]
     assert "3.00 seconds and 2.00 GiB" in made["clone.md"]
-    assert "Measured as it was trained, without BOS, 2 of 3 languages improve" in made["fooling-bos.md"]
-    assert "meant to be used: none of 3" in made["fooling-bos.md"]
+    assert "Measured without BOS, as it was trained, the model improves in 2 of 3 languages" in made["fooling-bos.md"]
+    assert "it improves in none of 3" in made["fooling-bos.md"]
     assert "40% of the tokens are padding" in made["fooling-padding.md"]
     assert "| gate | 1.0e-03 | 1.0e-04 | 90% |" in made["fooling-merging.md"]
-    assert "Not measured yet: Maltese, Afrikaans" in made["not-yet.md"]
+    assert "No results yet: Maltese, Afrikaans" in made["not-yet.md"]
     assert "| the language's neurons (LAPE) | −10.0%<br>" in made["front-methods.md"]
     assert "on average over 9 languages" in made["front-findings.md"]
     assert "This is better than with random neurons of the same layers." in made["front-findings.md"]
@@ -221,9 +222,9 @@ def test_every_language_is_listed_with_its_texts():
 
 def test_the_page_of_a_language_says_what_was_measured():
     pages = language_pages.pages()
-    assert pages.keys() == results.measured().keys()
+    assert pages.keys() == results.metrics_by_language().keys()
     maltese = pages["mt"]
-    moved = results.with_interval(results.measured()["mt"]["summary"]["sentences"]["target"])
+    moved = results.with_interval(results.metrics_by_language()["mt"]["summary"]["sentences"]["target"])
     assert maltese.startswith("# Maltese\n")
     assert f"changes its perplexity on the unseen genre by {moved}" in maltese
     assert "mt-gain.png" in maltese
@@ -257,7 +258,7 @@ def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
     assert "- file: book/languages/is\n" in toc
     monkeypatch.setattr(contents, "BOOK", tmp_path)
     assert contents.links()["link_atlas"] == "the atlas"
-    monkeypatch.setattr(contents, "measured", lambda: {"ka": {}})
+    monkeypatch.setattr(contents, "metrics_by_language", lambda: {"ka": {}})
     for name in ("compare/06_compare", "languages/yo/03_finetune", "atlas/07_atlas"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.ipynb").touch()
@@ -270,22 +271,29 @@ def test_the_contents_list_every_executed_notebook(tmp_path, monkeypatch):
     assert contents.links()["link_compare"] == "[every method compared](compare/06_compare.ipynb)"
 
 
-def test_the_readme_shows_the_diagram_as_it_is_drawn():
+def test_the_diagram_of_the_readme_is_current():
     drawn = (BOOK / "figures" / "pipeline.svg").read_text(encoding="utf-8")
     assert drawn == diagrams.pipeline(diagrams.PAPERS["readme"])
 
 
-def test_what_the_atlas_found_is_read_from_its_results(monkeypatch):
-    r, test = {"r": 0.3, "p": 0.001}, "overlaps against {} taken out"
+def test_the_description_of_the_atlas_has_its_results(monkeypatch):
+    r, test = {"r": 0.3, "p": 0.001}, "overlap and {}"
     files = {
-        "families": {"5": {"all languages": {test.format(x): r for x in ("genealogy, script", "script, genealogy")}}},
+        "families": {
+            "5": {
+                "all languages": {
+                    test.format(f"{x}, controlling for {y}"): r
+                    for x, y in (("genealogy", "script"), ("script", "genealogy"))
+                }
+            }
+        },
         "more_text": {"5": {"200": {"mean": {"jaccard": 0.4}}, "1600": {"mean": {"jaccard": 0.77}}}},
         "kinds": {"5": {"mean": {"share": 0.581}}},
         "deactivation": {"specificity": {"yo": {"fails": False}, "en": {"fails": True}, "is": {"fails": False}}},
     }
     monkeypatch.setattr(claims, "read", lambda name: files.get(name.removeprefix("atlas/").removesuffix(".json")))
-    said = claims.atlas_findings()
-    for part in ("2 of 3 sets", "1,600 tokens agree to a Jaccard index of 0.77", "58%", "r = 0.30, p = 0.001"):
+    said = claims.describe_atlas()
+    for part in ("2 of 3 sets", "1,600 tokens each agree with a Jaccard index of 0.77", "58%", "r = 0.30, p = 0.001"):
         assert part in said
     del files["more_text"]
-    assert claims.atlas_findings() == ""
+    assert claims.describe_atlas() == ""

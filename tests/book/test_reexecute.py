@@ -1,4 +1,4 @@
-"""The comparison of a run with the book: it passes itself, and fails on each number that is too far away."""
+"""The comparison of a run with the book: equal runs pass, and each number outside its tolerance is reported."""
 
 import copy
 import json
@@ -17,16 +17,16 @@ def here():
 
 
 def failed(here):
-    return [one.name for one in reexecute.hold_numbers(COMMITTED, here) if not one.holds]
+    return [number.name for number in reexecute.compare_numbers(COMMITTED, here) if not number.within_tolerance]
 
 
-def test_a_run_holds_against_itself(here):
-    held = reexecute.hold_numbers(COMMITTED, here)
-    assert len(held) == 1 + 3 * (22 + 3)
-    assert all(one.holds and one.difference == 0 for one in held)
+def test_a_run_agrees_with_itself(here):
+    numbers = reexecute.compare_numbers(COMMITTED, here)
+    assert len(numbers) == 1 + 3 * (22 + 3)
+    assert all(number.within_tolerance and number.difference == 0 for number in numbers)
 
 
-def test_a_machine_without_bfloat16_holds(here):
+def test_a_machine_without_bfloat16_is_within_tolerance(here):
     """What such a machine has given: fewer neurons, slightly other perplexities."""
     here["adapter"]["neurons"] = 429
     for kind, perplexity in (("articles", 61.49), ("messages", 90.88), ("sentences", 149.03)):
@@ -35,7 +35,7 @@ def test_a_machine_without_bfloat16_holds(here):
     assert failed(here) == []
 
 
-def test_each_number_that_is_too_far_is_named(here):
+def test_each_number_outside_its_tolerance_is_reported(here):
     here["adapter"]["neurons"] = 415
     here["before"]["articles"]["yo"]["perplexity"] *= 1.02
     here["before"]["messages"]["sk"]["perplexity"] *= 0.94
@@ -52,27 +52,27 @@ def test_each_number_that_is_too_far_is_named(here):
     ]
 
 
-def test_kinds_that_cannot_be_had_are_left_out(here):
+def test_genres_that_are_unavailable_are_left_out(here):
     for part in ("before", "after", "summary"):
         del here[part]["sentences"]
-    assert len(reexecute.hold_numbers(COMMITTED, here)) == 1 + 2 * (22 + 3)
+    assert len(reexecute.compare_numbers(COMMITTED, here)) == 1 + 2 * (22 + 3)
     here["summary"] = {}
-    with pytest.raises(ValueError, match="No kind of text in common"):
-        reexecute.hold_numbers(COMMITTED, here)
+    with pytest.raises(ValueError, match="no genre in common"):
+        reexecute.compare_numbers(COMMITTED, here)
 
 
-def test_a_run_on_other_text_is_not_compared(here):
+def test_a_run_on_other_text_is_refused(here):
     here["adapter"]["source"] = "mediawiki"
-    with pytest.raises(ValueError, match="trained otherwise: udhr\\+mediawiki"):
-        reexecute.hold_numbers(COMMITTED, here)
+    with pytest.raises(ValueError, match="trained differently: udhr\\+mediawiki"):
+        reexecute.compare_numbers(COMMITTED, here)
 
 
-def test_a_cell_that_shows_something_else_is_named():
+def test_a_cell_with_another_kind_of_output_is_reported():
     book = nbformat.read(execute.BOOK / "languages" / "yo" / "04_evaluate.ipynb", as_version=4)
-    assert reexecute.hold_outputs(book, book) == []
+    assert reexecute.compare_outputs(book, book) == []
     other = copy.deepcopy(book)
     drawn = next(c for c in other.cells if "plots.retention" in c.source)
     drawn.outputs = [nbformat.v4.new_output("stream", name="stdout", text="no figure")]
-    lost, shown = reexecute.hold_outputs(book, other)
-    assert "has lost its output: figure" in lost
+    lacking, shown = reexecute.compare_outputs(book, other)
+    assert "lacks its output: figure" in lacking
     assert shown.endswith("shows ['text'] where the book has ['figure']")

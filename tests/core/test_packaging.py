@@ -61,12 +61,12 @@ def test_public_names_are_documented():
 
 def test_the_readme_table_is_made_from_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert execute.with_results_table(readme) == readme
+    assert execute.with_results(readme) == readme
     assert "| Yoruba" in readme
     mixed = readme.replace("| Yoruba", "| Klingon").replace("kinship (r = ", "chance (r = ")
     mixed = mixed.replace("random neurons of the same layers", "no neurons")
     assert mixed.count("no neurons") == 1
-    assert execute.with_results_table(mixed) == readme, "the table, the comparison and what the atlas found"
+    assert execute.with_results(mixed) == readme, "the table, the comparison and what the atlas found"
 
 
 def test_a_clone_stays_small(tmp_path):

@@ -1,14 +1,15 @@
-"""The atlas: counts in shards, the files that ship, comparisons, and the statistics on cases with a known answer."""
+"""The atlas: counts by shard, the packaged neuron sets, comparisons, and statistics on cases with known results."""
 
 import families
 import numpy
 import pytest
 import torch
 
-from ssetools import NeuronSets, compare_neurons, get_language, load_atlas, profile_languages
+from ssetools import NeuronSets, compare_neurons, load_atlas, profile_languages
 from ssetools.neurons.sets import atlas_path
 from study.atlas import statistics
-from study.atlas.shards import ShardedProfile, load_shards, profile_atlas
+from study.atlas.make import RESULTS, languages_of
+from study.atlas.shards import ShardedProfile, load_results, load_shards, profile_atlas
 
 LANGS = ["yo", "is", "en", "ka"]
 
@@ -50,42 +51,42 @@ def test_counts_by_shard_add_up_to_the_profile(text, word_tokenizer, tmp_path):
     assert torch.equal(counts.profile().tokens, whole.tokens)
     halves = next(counts.halves(1, 2))
     assert torch.equal((halves[0] + halves[1]).counts, whole.counts)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="need 6 shards; there are 4"):
         next(counts.halves(1, 3))
 
 
-def test_a_stopped_count_goes_on(text, word_tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_count_is_resumed(text, word_tokenizer, tmp_path, monkeypatch):
     model = families.tiny_model("llama")
-    left = profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20, seconds=-1)
-    assert left == LANGS
+    remaining = profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20, seconds=-1)
+    assert remaining == LANGS
     profile_atlas(model, word_tokenizer, LANGS[:2], tmp_path, shards=4, shard_tokens=20)
     asked = []
     monkeypatch.setattr("study.atlas.shards.atlas_texts", lambda source, lang: asked.append(lang) or words(lang))
     profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
-    assert asked == LANGS[2:], "what is counted is not counted again"
+    assert asked == LANGS[2:], "languages that are counted are not counted again"
 
 
 def test_counts_of_another_model_are_refused(text, word_tokenizer, tmp_path):
     model = families.tiny_model("llama")
     profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
     model.ssetools_source = {"model": "another", "revision": None, "load_in_8bit": False}
-    with pytest.raises(ValueError, match=r"counted with other model LlamaForCausalLM \(now another\)"):
+    with pytest.raises(ValueError, match="model: 'LlamaForCausalLM', wanted 'another'"):
         profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
 
 
-def test_too_little_text_and_mixed_files_are_named(text, word_tokenizer, tmp_path):
+def test_too_little_text_and_inconsistent_files_are_refused(text, word_tokenizer, tmp_path):
     model = families.tiny_model("llama")
-    with pytest.raises(ValueError, match="'yo' has .* windows of 100 tokens, not 8"):
+    with pytest.raises(ValueError, match="'yo' has .* windows of 100 tokens; 8 are needed"):
         profile_atlas(model, word_tokenizer, ["yo"], tmp_path, shard_tokens=100)
     profile_atlas(model, word_tokenizer, ["yo"], tmp_path, shards=4, shard_tokens=20)
     profile_atlas(model, word_tokenizer, ["is"], tmp_path, shards=3, shard_tokens=20)
-    with pytest.raises(ValueError, match="at most 255 tokens"):
+    with pytest.raises(ValueError, match="shard_tokens is 256; a byte counts at most 255"):
         profile_atlas(model, word_tokenizer, ["en"], tmp_path, shards=1, shard_tokens=256)
     with pytest.raises(ValueError, match="is.safetensors was made with"):
         load_shards(tmp_path, ["yo", "is"])
 
 
-def test_a_shard_may_come_twice_and_differ_by_language(counts):
+def test_shards_may_repeat_and_differ_by_language(counts):
     picks = torch.zeros(12, 8, dtype=torch.long)
     picks[3] = 5
     drawn = counts.profile(picks)
@@ -94,25 +95,42 @@ def test_a_shard_may_come_twice_and_differ_by_language(counts):
     assert torch.equal(drawn.counts[3], 8 * counts.counts[3, 5].long())
 
 
-# Until `make atlas` has run for the first time, there is nothing to ship.
+# Before the first `make atlas` the package has no atlas.
 shipped = pytest.mark.skipif(not atlas_path("gemma-3-270m", 0.05).is_file(), reason="run `make atlas` first")
 
 
 @shipped
 @pytest.mark.parametrize("top_rate", [0.01, 0.05])
-def test_the_atlas_ships(top_rate):
+def test_the_packaged_atlas_has_every_language_of_the_declaration(top_rate):
     sets = load_atlas("gemma-3-270m", top_rate)
-    assert len(sets) >= 150
+    assert sets.languages == languages_of("udhr", "all")
     assert sets.metadata["profiled_languages"] == sets.languages
     assert (sets.num_layers, sets.num_neurons) == (18, 2048)
     assert sets.metadata["top_rate"] == top_rate
-    assert all(get_language(code).code == code for code in sets)
-    assert sum(sets.count(code) > 0 for code in sets) > 100
+    facts = load_results(RESULTS)["languages"]["languages"]
+    assert {code: sets.count(code) for code in sets} == {
+        code: x["neurons"][f"{100 * top_rate:g}"] for code, x in facts.items()
+    }
     assert atlas_path("gemma-3-270m", top_rate).stat().st_size < 1_000_000
 
 
 @shipped
-def test_an_atlas_that_does_not_ship_is_named():
+def test_the_map_and_the_family_tests_are_those_of_the_packaged_atlas():
+    results = load_results(RESULTS)
+    sets = load_atlas("gemma-3-270m", 0.05)
+    coordinates, share = statistics.classical_scaling(statistics.jaccard_distances(sets))
+    assert results["languages"]["map_share"] == pytest.approx(share, abs=1e-4)
+    committed = [results["languages"]["languages"][code]["map"] for code in sets]
+    numpy.testing.assert_allclose(committed, coordinates, atol=1e-4)
+    codes = [code for code in sets if sets.count(code)]
+    rows = [sets.languages.index(code) for code in codes]
+    overlap = statistics.jaccard_distances(sets)[numpy.ix_(rows, rows)]
+    found = statistics.mantel_test(overlap, statistics.family_distances(codes), permutations=9)
+    assert results["families"]["5"]["all languages"]["overlap and genealogy"]["r"] == found["r"]
+
+
+@shipped
+def test_an_atlas_that_is_not_packaged_is_an_error():
     with pytest.raises(ValueError, match=r"No atlas of 'gpt-9'.*gemma-3-270m-5"):
         load_atlas("gpt-9")
 
@@ -133,20 +151,20 @@ def test_comparison_by_language_and_layer(tmp_path):
 
 
 def test_stable_sets_are_stable_and_noise_is_not(counts):
-    found = statistics.split_half_stability(counts, 0.2, times=3)
+    found = statistics.split_half_stability(counts, 0.2, splits=3)
     assert list(found) == ["50", "100", "200"]
     assert found["200"]["mean"]["jaccard"] > 0.9
     for part in found.values():
         assert part["mean"]["low"] <= part["mean"]["jaccard"] <= part["mean"]["high"]
     noise = ShardedProfile(torch.randint(0, 20, (6, 8, 4, 120)).to(torch.uint8), list("abcdef"), 50)
-    assert statistics.split_half_stability(noise, 0.05, times=3)["50"]["mean"]["jaccard"] < 0.5
+    assert statistics.split_half_stability(noise, 0.05, splits=3)["50"]["mean"]["jaccard"] < 0.5
 
 
-def test_a_language_with_neurons_in_one_split_does_not_weigh_as_much_as_one_with_neurons_in_all(monkeypatch, counts):
+def test_the_mean_stability_is_the_mean_over_splits_of_the_mean_over_languages(monkeypatch, counts):
     few = ShardedProfile(counts.counts[:2, :2], counts.languages[:2], 50)
     drawn = iter([[0.9, numpy.nan], [0.8, numpy.nan], [0.7, 0.0]])
-    monkeypatch.setattr(statistics, "jaccard", lambda *sets: numpy.array(next(drawn)))
-    found = statistics.split_half_stability(few, 0.2, times=3)["50"]
+    monkeypatch.setattr(statistics, "jaccard_by_language", lambda *sets: numpy.array(next(drawn)))
+    found = statistics.split_half_stability(few, 0.2, splits=3)["50"]
     assert found["l0"]["jaccard"] == pytest.approx(0.8)
     assert found["l1"]["jaccard"] == 0
     assert found["mean"]["jaccard"] == pytest.approx((0.9 + 0.8 + 0.35) / 3, abs=1e-4)
@@ -154,76 +172,102 @@ def test_a_language_with_neurons_in_one_split_does_not_weigh_as_much_as_one_with
 
 def test_selections_of_few_and_many_languages(counts):
     groups = {"4": counts.languages[::3], "12": counts.languages}
-    found = statistics.overlap_by_languages(counts, groups, 0.2, times=4)["4/12"]
+    found = statistics.overlap_between_selections(counts, groups, 0.2, resamples=4)["4/12"]
     assert set(found) == {*groups["4"], "mean"}
     assert 0 < found["l0"]["low"] <= found["l0"]["high"] <= 1
-    same = statistics.overlap_by_languages(counts, {"a": counts.languages, "b": counts.languages}, 0.2, times=2)
+    same = statistics.overlap_between_selections(counts, dict.fromkeys("ab", counts.languages), 0.2, resamples=2)
     assert same["a/b"]["mean"] == {"jaccard": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_kinds_of_text_against_their_ceiling(counts):
+def test_agreement_across_genres_is_compared_with_its_ceiling(counts):
     other = ShardedProfile(counts.counts.flip(2), counts.languages, 50)
-    found = statistics.across_kinds(counts, other, 0.2, times=3)["mean"]
+    found = statistics.agreement_across_genres(counts, other, 0.2, splits=3)["mean"]
     assert found["across"] < found["within_first"]
     assert found["low"] <= found["share"] <= found["high"] < 1
-    same = statistics.across_kinds(counts, counts, 0.2, times=3)["mean"]
+    same = statistics.agreement_across_genres(counts, counts, 0.2, splits=3)["mean"]
     assert same["within_first"] == same["within_second"]
+
+
+def test_the_interval_of_the_share_is_over_languages():
+    equal = statistics.share_of_ceiling([0.8] * 6, [0.2] * 6, [0.3] * 6)
+    assert (equal["share"], equal["low"], equal["high"]) == (0.75, 0.75, 0.75)
+    ceiling, across = [0.8, 0.6, numpy.nan, 0.7, 0.9, 0.5, 0.8], [0.4, 0.1, 0.9, 0.3, 0.8, 0.4, 0.2]
+    mixed = statistics.share_of_ceiling(ceiling, ceiling, across)
+    assert mixed["share"] == pytest.approx(
+        numpy.mean([0.4, 0.1, 0.3, 0.8, 0.4, 0.2]) / numpy.mean([8, 6, 7, 9, 5, 8]) * 10, abs=1e-4
+    )
+    assert mixed["low"] < mixed["share"] - 0.05
+    assert mixed["high"] > mixed["share"] + 0.05
 
 
 def test_average_linkage_of_a_known_case():
     points = numpy.array([0.0, 1.0, 2.5, 10.0])
-    merges = statistics.average_linkage(abs(points[:, None] - points))
-    numpy.testing.assert_allclose(merges, [[0, 1, 1, 2], [2, 4, 2, 3], [3, 5, 26.5 / 3, 4]])
-    heights = statistics.cophenetic(merges)
+    linkage = statistics.average_linkage(abs(points[:, None] - points))
+    numpy.testing.assert_allclose(linkage[:, 2:], [[1, 2], [2, 3], [26.5 / 3, 4]])
+    heights = statistics.cophenetic_distances(linkage)
     assert heights[0, 1] == 1
     assert heights[0, 2] == heights[1, 2] == 2
     assert heights[3, 0] == heights[2, 3] == pytest.approx(26.5 / 3)
-    assert statistics.leaf_order(merges) == [3, 2, 0, 1]
+    assert heights.trace() == 0
 
 
-def test_the_map_keeps_distances_of_a_plane():
+def test_classical_scaling_recovers_the_distances_of_a_plane():
     places = numpy.random.default_rng(0).normal(size=(9, 2))
     table = numpy.linalg.norm(places[:, None] - places, axis=2)
-    found, share = statistics.classical_map(table)
+    coordinates, share = statistics.classical_scaling(table)
     assert share == pytest.approx(1)
-    numpy.testing.assert_allclose(numpy.linalg.norm(found[:, None] - found, axis=2), table, atol=1e-9)
+    numpy.testing.assert_allclose(numpy.linalg.norm(coordinates[:, None] - coordinates, axis=2), table, atol=1e-9)
+    assert statistics.classical_scaling(table, 1)[1] == pytest.approx(
+        (coordinates[:, 0] ** 2).sum() / (coordinates**2).sum()
+    )
 
 
-def test_families_and_their_tests(counts):
-    assert statistics.family_distances(["sk", "sl", "de", "ka"])[0].tolist() == sorted(
-        statistics.family_distances(["sk", "sl", "de", "ka"])[0]
-    ), "Slovenian is nearer to Slovak than German, and Georgian is not related"
-    assert statistics.family_distances(["sk", "ka"])[0, 1] == 1
-    labels = [str(k // 4) for k in range(12)]
-    table = statistics.distances(statistics.select_neurons(counts.profile(), 0.2))
-    found = statistics.silhouette(table, labels, times=99)
+def test_distances_between_languages_by_family():
+    row = statistics.family_distances(["sk", "sl", "de", "ka"])[0].tolist()
+    assert row[0] == 0 < row[1] < row[2] < row[3] == 1, "nearest is Slovenian, then German; Georgian is unrelated"
+
+
+def test_permutation_tests_detect_groups_and_nothing_else(counts):
+    labels, shuffled = [str(k // 4) for k in range(12)], [*"abc"] * 4
+    table = statistics.jaccard_distances(statistics.select_neurons(counts.profile(), 0.2))
+    found = statistics.silhouette_test(table, labels, permutations=99)
     assert found["silhouette"] > 0.5
+    assert found["p"] == 0.01, "the observed order counts as one permutation"
+    assert statistics.silhouette_test(table, shuffled, permutations=99)["p"] > 0.05
+    found = statistics.mantel_test(table, statistics.label_distances(labels), permutations=99)
+    assert found["r"] > 0.9
     assert found["p"] == 0.01
-    assert statistics.silhouette(table, [*"abc"] * 4, times=99)["p"] > 0.05
-    followed = statistics.matrix_correlation(table, statistics.label_distances(labels), times=99)
-    assert followed["r"] > 0.9
-    assert followed["p"] == 0.01, "the table itself counts as one shuffling"
-    shuffled = statistics.label_distances([*"abc"] * 4)
-    assert statistics.matrix_correlation(table, shuffled, times=99)["p"] > 0.05
+    assert statistics.mantel_test(table, statistics.label_distances(shuffled), permutations=99)["p"] > 0.05
 
 
-def test_what_a_third_table_explains_is_taken_out():
+def test_labels_of_fewer_than_three_points_are_left_out_of_a_silhouette():
+    places = numpy.array([0, 1, 2, 10, 11, 12, 5, 6], dtype=float)
+    found = statistics.silhouette_test(abs(places[:, None] - places), [*"aaabbbcc"], permutations=9)
+    assert (found["points"], found["labels"]) == (6, 2)
+    assert found["silhouette"] == pytest.approx(0.8625, abs=0.01)
+
+
+def test_the_partial_mantel_test_removes_the_effect_of_a_third_matrix():
     rng = numpy.random.default_rng(0)
-    first, second, given = (statistics.label_distances(rng.integers(3, size=30)) for _ in range(3))
-    mixed = first + given
-    plain = statistics.matrix_correlation(mixed, given, times=99)
-    assert plain["p"] == 0.01
-    assert statistics.matrix_correlation(mixed, second + given, times=99)["p"] == 0.01, "only because of the third"
-    assert statistics.matrix_correlation(mixed, second + given, given, times=99)["p"] > 0.05
-    kept = statistics.matrix_correlation(mixed, first + given, given, times=99)
+    first, second, control = (statistics.label_distances(rng.integers(3, size=30)) for _ in range(3))
+    mixed = first + control
+    assert statistics.mantel_test(mixed, control, permutations=99)["p"] == 0.01
+    assert statistics.mantel_test(mixed, second + control, permutations=99)["p"] == 0.01, "only through the control"
+    assert statistics.mantel_test(mixed, second + control, control, permutations=99)["p"] > 0.05
+    kept = statistics.mantel_test(mixed, first + control, control, permutations=99)
     assert kept["r"] == pytest.approx(1)
     assert kept["p"] == 0.01
 
 
-def test_rank_correlation():
-    found = statistics.rank_correlation([1, 2, 3, 4, 5, 6, None], [1, 4, 9, 16, 25, 36, 2], times=50)
-    assert found["rho"] == 1
-    assert found["languages"] == 6
-    assert found["p"] < 0.1
-    tied = statistics.rank_correlation([1, 1, 2, 2], [1, 2, 3, 4], times=20)
+def test_rank_correlation_with_interval_and_test():
+    squares = [float(x * x) for x in range(1, 21)]
+    found = statistics.spearman_test([*range(1, 21), None], [*squares, 2.0], resamples=99)
+    assert (found["rho"], found["low"], found["high"]) == (1, 1, 1)
+    assert found["languages"] == 20
+    assert found["p"] == 0.02, "two-sided"
+    tied = statistics.spearman_test([1, 1, 2, 2] * 5, [1, 2, 3, 4] * 5, resamples=99)
     assert tied["rho"] == pytest.approx(0.8944, abs=1e-4)
+    noise = numpy.random.default_rng(0).normal(size=(2, 20))
+    found = statistics.spearman_test(*noise.tolist(), resamples=99)
+    assert found["low"] < 0 < found["high"]
+    assert found["p"] > 0.05

@@ -1,4 +1,4 @@
-"""The comparison on a tiny model: same terms, resumed and not redone, alone or beside another process."""
+"""The comparison on a tiny model: equal conditions, resumed without repeating runs, alone or beside another process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 
 from ssetools import profile_languages
 from study.compare import comparison as comparison_module
+from study.compare import plots
 from study.compare.__main__ import main
 from study.compare.comparison import Comparison
-from study.compare.effects import differences, effects, values_of
-from study.compare.runs import METHODS, SEEDS, Arm, own_seed
+from study.compare.effects import changes, paired_differences, values_by_unit
+from study.compare.results import read_results
+from study.compare.runs import METHODS, SEEDS, RunSettings, read_run, seed_of
+from study.compare.summary import write_summary
 
 LANGS = ["yo", "is", "en"]
 
@@ -62,40 +65,40 @@ def test_every_method_may_try_as_many_rates():
     assert {round(method.search[3] / method.search[0]) for method in METHODS.values()} == {27}
 
 
-def test_a_comparison_is_made_once_on_equal_terms_and_told_apart(comparison, tmp_path, monkeypatch):
-    runs = comparison.language("yo", ["full", "lape", "random"], seeds=(0, 1))
-    assert [(run["arm"]["method"], run["arm"]["seed"]) for run in runs] == [
+def test_every_method_is_run_once_under_equal_conditions(comparison, tmp_path, monkeypatch):
+    runs = comparison.run_language("yo", ["full", "lape", "random"], seeds=(0, 1))
+    assert [(run["settings"]["method"], run["settings"]["seed"]) for run in runs] == [
         *[("lape", 0), ("lape", 1), ("random", 0), ("random", 1)],
         *[("full", 0), ("full", 1)],
     ]
     assert comparison.loads == [True, False], "each base is loaded once"
-    assert len({run["history"][-1]["tokens"] for run in runs}) == 1, "as much text for each"
-    assert {run["load_in_8bit"] for run in runs if run["arm"]["method"] == "full"} == {False}
-    assert not list((tmp_path / "runs").rglob("adapter.json")), "scored adapters are cleared away"
+    assert len({run["history"][-1]["tokens"] for run in runs}) == 1, "the same amount of text for each"
+    assert {run["load_in_8bit"] for run in runs if run["settings"]["method"] == "full"} == {False}
+    assert not list((tmp_path / "runs").rglob("adapter.json")), "adapters are deleted once they are scored"
     scored = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("*-seed0.json")]
-    assert sum("after" in run for run in scored) == 3 * 6, "every rate of the search, to set gain against harm"
+    assert sum("after" in run for run in scored) == 3 * 6, "every rate of the search"
     assert "folder" not in next((tmp_path / "results").rglob("lape-*.json")).read_text(), "no paths in results"
 
     monkeypatch.setattr("study.compare.comparison.finetune", lambda *a, **k: pytest.fail("trained twice"))
     again = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
-    assert again.language("yo", ["full", "lape", "random"], seeds=(0, 1)) == runs
+    assert again.run_language("yo", ["full", "lape", "random"], seeds=(0, 1)) == runs
 
-    bases = comparison.bases("yo")
-    table = effects(runs, bases, "yo")
+    bases = comparison.base_scores("yo")
+    table = changes(runs, bases, "yo")
     assert set(table.method) == {"lape", "random", "full"}
     assert set(table.measure) >= {"target, sentences", "drift"}
     assert (table[table.measure == "drift"].value >= 0).all()
-    paired = differences(runs, bases, "yo")
+    paired = paired_differences(runs, bases, "yo")
     assert set(paired.method) == {"random", "full"}
-    one = paired.set_index(["method", "measure"]).loc[("full", "target, sentences")]
-    own = table.set_index(["method", "measure"]).value
-    ratio = (1 + own["full", "target, sentences"] / 100) / (1 + own["lape", "target, sentences"] / 100)
-    assert one.value == pytest.approx(100 * (ratio - 1))
-    with pytest.raises(ValueError, match="lora was not run in 'yo'"):
-        differences(runs, bases, "yo", to="lora")
+    difference = paired.set_index(["method", "measure"]).loc[("full", "target, sentences")]
+    value = table.set_index(["method", "measure"]).value
+    ratio = (1 + value["full", "target, sentences"] / 100) / (1 + value["lape", "target, sentences"] / 100)
+    assert difference.value == pytest.approx(100 * (ratio - 1))
+    with pytest.raises(ValueError, match="There is no run of lora in 'yo'"):
+        paired_differences(runs, bases, "yo", reference="lora")
 
 
-def test_a_rate_that_diverges_is_the_worst_of_its_search_and_stops_nothing(comparison, monkeypatch, capsys):
+def test_a_rate_that_diverges_is_recorded_and_not_chosen(comparison, tmp_path, monkeypatch, capsys):
     train = comparison_module.finetune
 
     def diverging(*args, learning_rate, **options):
@@ -104,55 +107,85 @@ def test_a_rate_that_diverges_is_the_worst_of_its_search_and_stops_nothing(compa
         return train(*args, learning_rate=learning_rate, **options)
 
     monkeypatch.setattr(comparison_module, "finetune", diverging)
-    runs = comparison.language("yo", ["lape"])
+    runs = comparison.run_language("yo", ["lape"])
     assert len(runs) == len(SEEDS)
     assert "The loss is nan at step 3" in capsys.readouterr().out
-    assert comparison.searched("yo", ["lape"]).validation_loss.iloc[-1] == float("inf")
-    assert len(comparison.traced("yo", "lape")) == len(METHODS["lape"].search) - 1
+    assert comparison.search_table("yo", ["lape"]).validation_loss.iloc[-1] == float("inf")
+    assert len(comparison.score_every_rate("yo", "lape")) == len(METHODS["lape"].search) - 1
     with pytest.raises(FloatingPointError):
-        comparison.trained("yo", Arm("lape", METHODS["lape"].search[-1], seed=1))
+        comparison.train("yo", RunSettings("lape", METHODS["lape"].search[-1], seed=1))
+    summary = write_summary(comparison.results.parent, "tiny")
+    for path in (tmp_path / "results").rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    search = json.loads(summary.read_text())["languages"]["yo"]["search"]
+    assert [row["validation_loss"] is None for row in search] == [False] * 5 + [True]
+    results = read_results(comparison.results.parent, "tiny", "yo")
+    assert "not scored at every rate" not in results.missing[0], "the rate that diverged cannot be scored"
+    assert results.search.validation_loss.iloc[-1] == float("inf")
+    plots.rate_search({"yo": results})
 
 
-def test_another_protocol_is_not_mixed_in(comparison, monkeypatch):
-    arm = Arm("lape", 1e-3, max_tokens=320)
-    comparison.trained("yo", arm)
+def test_a_method_that_diverges_at_every_rate_is_an_error_with_a_remedy(comparison, monkeypatch):
+    def diverging(*args, **options):
+        raise FloatingPointError("The loss is nan at step 3")
+
+    monkeypatch.setattr(comparison_module, "finetune", diverging)
+    for _ in range(2):  # also when the result files exist
+        with pytest.raises(FloatingPointError, match=r"lape diverged in yo at every rate .*Add lower rates"):
+            comparison.run_language("yo", ["lape"])
+    with pytest.raises(FloatingPointError, match="cannot be scored: The loss is nan"):
+        comparison.score("yo", RunSettings("lape", METHODS["lape"].search[0]))
+    results = read_results(comparison.results.parent, "tiny", "yo")
+    assert not results.search.chosen.any()
+    assert results.runs == []
+
+
+def test_results_saved_under_the_former_name_of_the_settings_are_read(tmp_path):
+    path = tmp_path / "lape-lr1.0e-03-seed0.json"
+    path.write_text('{"arm": {"method": "lape", "learning_rate": 0.001}, "best_step": 8}')
+    assert read_run(path) == {"settings": {"method": "lape", "learning_rate": 0.001}, "best_step": 8}
+
+
+def test_results_of_another_protocol_are_refused(comparison, monkeypatch):
+    settings = RunSettings("lape", 1e-3, max_tokens=320)
+    comparison.train("yo", settings)
     monkeypatch.setattr("study.compare.comparison.default_source", lambda: "other text")
-    with pytest.raises(ValueError, match="another protocol"):
-        comparison.trained("yo", arm)
+    with pytest.raises(ValueError, match="protocol.train: .made up., wanted .other text."):
+        comparison.train("yo", settings)
 
 
-def test_a_run_on_another_machine_is_held_against_a_base_of_that_machine(comparison, monkeypatch):
-    here = comparison.scored("yo", Arm("lape", 1e-3, seed=0, max_tokens=160))
+def test_a_run_on_other_hardware_is_compared_with_a_base_scored_there(comparison, monkeypatch):
+    here = comparison.score("yo", RunSettings("lape", 1e-3, seed=0, max_tokens=160))
     other = comparison_module.provenance() | {"hardware": "another"}
     monkeypatch.setattr("study.compare.comparison.provenance", lambda: other)
-    runs = [here, *(comparison.scored("yo", Arm("lape", 1e-3, seed, max_tokens=160)) for seed in (1, 2))]
+    runs = [here, *(comparison.score("yo", RunSettings("lape", 1e-3, seed, max_tokens=160)) for seed in (1, 2))]
     assert [run["base"] for run in runs] == ["base-8bit.json", "base-8bit-2.json", "base-8bit-2.json"]
-    bases = comparison.bases("yo")
+    bases = comparison.base_scores("yo")
     losses = bases["base-8bit-2.json"]["sentences"]["yo"]["window_losses"]
     losses[:] = [window + 50 for window in losses]
-    values, _ = values_of(runs, bases, "yo", "target, sentences")
-    assert values[1:].max() < values[0].min() - 0.1, "each run is held against its own base"
+    values, _ = values_by_unit(runs, bases, "yo", "target, sentences")
+    assert values[1:].max() < values[0].min() - 0.1, "each run is compared with its own base"
 
 
 def test_a_lost_adapter_is_trained_again_to_the_same_loss(comparison):
-    arm = Arm("lape", 1e-2, max_tokens=320)
-    first = comparison.trained("yo", arm)
-    comparison._folder("yo", arm).rename(comparison._folder("yo", arm).with_name("gone"))
-    assert comparison.scored("yo", arm)["validation_loss"] == first["validation_loss"]
+    settings = RunSettings("lape", 1e-2, max_tokens=320)
+    first = comparison.train("yo", settings)
+    comparison._adapter_folder("yo", settings).rename(comparison._adapter_folder("yo", settings).with_name("gone"))
+    assert comparison.score("yo", settings)["validation_loss"] == first["validation_loss"]
 
 
 def test_ablations_train_other_neurons_under_other_names(comparison):
-    arms = [
-        Arm("lape", 1e-3, max_tokens=160),
-        Arm("lape", 1e-3, max_tokens=160, top_rate=0.3),
-        Arm("lape", 1e-3, max_tokens=160, budget=0.2),
+    all_settings = [
+        RunSettings("lape", 1e-3, max_tokens=160),
+        RunSettings("lape", 1e-3, max_tokens=160, top_rate=0.3),
+        RunSettings("lape", 1e-3, max_tokens=160, budget=0.2),
     ]
-    assert len({arm.name for arm in arms}) == 3
-    sizes = [comparison.trained("yo", arm)["parameters"] for arm in arms]
+    assert len({settings.name for settings in all_settings}) == 3
+    sizes = [comparison.train("yo", settings)["parameters"] for settings in all_settings]
     assert len(set(sizes)) == 3
 
 
-def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison, tmp_path, monkeypatch, capsys):
+def test_the_command_makes_every_run_once_and_prints_what_it_skips(comparison, tmp_path, monkeypatch, capsys):
     few = {"top_rate": (0.01, 0.05), "max_tokens": (16_384,), "budget": (None, 0.01)}
     monkeypatch.setattr("study.compare.runs.ABLATIONS", few)
     folders = ["--model", "tiny", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
@@ -161,11 +194,11 @@ def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison,
     assert main(["is", "--like", "yo", *folders, *methods]) is None
     said = capsys.readouterr().out
     assert "top0.01-lr" in said
-    assert "left out, no neuron of 'yo'" in said
+    assert "skipped, the selection has no neurons of 'yo'" in said
     files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
     assert sum("budget0.01" in path.name for path in files) == 2
     assert len({path.name for path in files if path.parent.name == "is"}) == 2 + 1, "a run of each method, and the base"
-    assert own_seed("is") not in (*SEEDS, own_seed("mt")), "else every language would meet the same random neurons"
+    assert seed_of("is") not in (*SEEDS, seed_of("mt")), "otherwise every language would train the same random neurons"
     assert {path.name for path in (tmp_path / "runs" / "tiny" / "yo" / "compare").iterdir()} == set()
 
     monkeypatch.setattr("study.compare.comparison.finetune", lambda *a, **k: pytest.fail("trained twice"))
@@ -177,10 +210,10 @@ def test_the_command_makes_everything_once_and_says_what_it_left_out(comparison,
     assert set(summary["languages"]) == {"yo", "is"}
     assert summary["languages"]["is"]["search"] == []
     assert summary["languages"]["yo"]["methods"]["random"]["seeds"] == [0, 1]
-    assert summary["languages"]["is"]["methods"]["random"]["seeds"] == [own_seed("is")]
+    assert summary["languages"]["is"]["methods"]["random"]["seeds"] == [seed_of("is")]
 
 
-def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeypatch):
+def test_two_processes_that_need_the_same_run_train_it_once(comparison, tmp_path, monkeypatch):
     trained, real = [], comparison_module.finetune
 
     def finetune(*args, **kwargs):
@@ -189,28 +222,30 @@ def test_processes_that_meet_at_a_run_make_it_once(comparison, tmp_path, monkeyp
         return real(*args, **kwargs)
 
     monkeypatch.setattr("study.compare.comparison.finetune", finetune)
-    arm = Arm("lape", 1e-3, max_tokens=160)
+    settings = RunSettings("lape", 1e-3, max_tokens=160)
     second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
-    other = threading.Thread(target=second.trained, args=("yo", arm))
+    other = threading.Thread(target=second.train, args=("yo", settings))
     other.start()
-    found = comparison.trained("yo", arm)
+    run = comparison.train("yo", settings)
     other.join()
     assert trained == [0]
-    assert found["arm"] == second.trained("yo", arm)["arm"]
+    assert run["settings"] == second.train("yo", settings)["settings"]
 
 
-def test_another_state_of_the_model_does_not_go_on_with_what_is_there(comparison, tmp_path, monkeypatch):
-    made = comparison.scored("yo", Arm("lape", 1e-3, max_tokens=160))
+def test_results_of_another_revision_of_the_model_are_refused(comparison, tmp_path, monkeypatch):
+    made = comparison.score("yo", RunSettings("lape", 1e-3, max_tokens=160))
     assert (made["model"], made["revision"]) == ("tiny", "one")
     monkeypatch.setattr("study.compare.comparison.model_revision", lambda name: "two")
     again = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
-    with pytest.raises(ValueError, match="made with revision one of tiny, and this is two: name another folder"):
-        again.scored("yo", Arm("lape", 1e-3, max_tokens=160))
-    other = again.scored("yo", Arm("lape", 1e-4, max_tokens=160))
-    assert (made["base"], other["base"]) == ("base-8bit.json", "base-8bit-2.json"), "each is told apart from its own"
+    with pytest.raises(ValueError, match="revision: 'one', wanted 'two'.*Name another folder with --results"):
+        again.score("yo", RunSettings("lape", 1e-3, max_tokens=160))
+    other = again.score("yo", RunSettings("lape", 1e-4, max_tokens=160))
+    assert (made["base"], other["base"]) == ("base-8bit.json", "base-8bit-2.json"), (
+        "each run has a base of its own revision"
+    )
 
 
-def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path, monkeypatch):
+def test_processes_with_different_runs_of_a_language_do_not_wait_for_each_other(comparison, tmp_path, monkeypatch):
     both, met, real = threading.Barrier(2, timeout=30), [], comparison_module.finetune
 
     def finetune(*args, **kwargs):
@@ -220,10 +255,10 @@ def test_processes_on_other_runs_of_a_language_do_not_wait(comparison, tmp_path,
 
     monkeypatch.setattr("study.compare.comparison.finetune", finetune)
     second = Comparison("tiny", tmp_path / "results", tmp_path / "runs", other_text="sib200:folder")
-    for one in (comparison, second):  # two threads drawing weights from one generator would draw other weights
-        one._load(True)
-    other = threading.Thread(target=second.trained, args=("yo", Arm("random", 1e-3, max_tokens=160)))
+    for each in (comparison, second):  # loading in two threads would interleave their random weights
+        each._load(True)
+    other = threading.Thread(target=second.train, args=("yo", RunSettings("random", 1e-3, max_tokens=160)))
     other.start()
-    comparison.trained("yo", Arm("lape", 1e-3, max_tokens=160))
+    comparison.train("yo", RunSettings("lape", 1e-3, max_tokens=160))
     other.join()
     assert met == [True, True]

@@ -1,8 +1,6 @@
-"""The five experiments of `study/fooling.py` on a tiny model: what is measured, and that it is made once."""
+"""The five experiments of `study.fooling` on a tiny model: what is measured, and that saved ones are not repeated."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import families
 import pytest
@@ -11,17 +9,13 @@ import torch
 from ssetools import select_neurons
 from ssetools.loss import IGNORED
 from ssetools.neurons import counts as profiling
+from study import fooling
 
-SCRIPT = Path(__file__).resolve().parents[2] / "study" / "fooling.py"
 LANGS = ["yo", "is", "en"]
 
 
 @pytest.fixture
-def script(monkeypatch, word_tokenizer):
-    spec = importlib.util.spec_from_file_location("fool_yourself", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
+def small(monkeypatch, word_tokenizer):
     def load_texts(source, lang, split):
         start = 3 + 30 * LANGS.index(lang) + 7 * ["train", "validation", "test"].index(split)
         return [" ".join(f"w{start + (i * i + 3 * k) % 19}" for k in range(5 + i % 4)) for i in range(160)]
@@ -49,20 +43,19 @@ def script(monkeypatch, word_tokenizer):
         "PADDED_STEPS": 4,
         "PADDED_TEST": 12,
     }.items():
-        monkeypatch.setattr(module, name, value)
-    return module
+        monkeypatch.setattr(fooling, name, value)
 
 
 @pytest.fixture
-def bench(script):
-    return script.Bench("yo", "tiny", "runs", "sib200:folder")
+def setup(small):
+    return fooling.Setup("yo", "tiny", "runs", "sib200:folder")
 
 
-def test_bos_is_left_out_everywhere_or_nowhere(script, bench, word_tokenizer):
-    bare = script.without_bos(word_tokenizer)
+def test_training_and_scoring_with_and_without_bos(setup, word_tokenizer):
+    bare = fooling.without_bos(word_tokenizer)
     assert word_tokenizer.bos_token_id == 2
-    assert script.pack_tokens(bare, ["w5 w6"], 16)[0].tolist() == [5, 6, 1]
-    found = script.missing_bos(bench)
+    assert fooling.pack_tokens(bare, ["w5 w6"], 16)[0].tolist() == [5, 6, 1]
+    found = fooling.missing_bos(setup)
     assert set(found) == {"base", "trained with", "trained without"}
     for ways in found.values():
         assert set(ways["with"]) == set(LANGS)
@@ -70,16 +63,16 @@ def test_bos_is_left_out_everywhere_or_nowhere(script, bench, word_tokenizer):
     assert found["base"]["with"] != found["trained with"]["with"] != found["trained without"]["with"]
 
 
-def test_a_document_is_passed_over_more_and_more_often(script, bench):
-    passes = script.memorised(bench)["passes"]
+def test_more_passes_lower_the_loss_of_the_training_document(setup):
+    passes = fooling.memorised(setup)["passes"]
     assert list(passes) == ["0", "1", "4"]
     seen = [passes[x]["trained on"]["perplexity"] for x in passes]
-    assert seen == sorted(seen, reverse=True), "the text it is trained on gets easier with each pass"
+    assert seen == sorted(seen, reverse=True), "the perplexity of the training text falls with each pass"
     assert set(passes["0"]) == {"trained on", "same document", "messages", "sentences"}
 
 
-def test_two_methods_at_two_rates(script, bench):
-    found = script.unequal_rates(bench)
+def test_two_methods_at_two_rates(setup):
+    found = fooling.unequal_rates(setup)
     assert [(r["method"], r["learning_rate"]) for r in found["runs"]] == [
         *[("lape", 3e-4), ("lape", 3e-5)],
         *[("random", 3e-4), ("random", 3e-5)],
@@ -87,43 +80,43 @@ def test_two_methods_at_two_rates(script, bench):
     assert len({r["scores"]["perplexity"] for r in found["runs"]}) == 4
 
 
-def test_padding_is_counted_or_ignored(script, bench, word_tokenizer):
-    ids, labels = script.padded(word_tokenizer, ["w5 w6", "w7 " * 20], 2)
+def test_padding_is_included_in_the_loss_or_excluded(setup, word_tokenizer):
+    ids, labels = fooling.padded(word_tokenizer, ["w5 w6", "w7 " * 20], 2)
     assert ids[0].tolist() == [2, 5, 6, 1] + [0] * 8
     assert labels[0].tolist() == [2, 5, 6, 1] + [IGNORED] * 8
     assert (labels[1] == ids[1]).all()
-    model = bench.model[0]
+    model = setup.model[0]
     with torch.no_grad():
         logits = model(ids[:1]).logits[0].log_softmax(-1)
     each = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)
-    assert script.padded_loss(model, ids[:1], labels[:1], True) == pytest.approx(each.mean().item(), rel=0.02)
-    assert script.padded_loss(model, ids[:1], labels[:1], False) == pytest.approx(each[:3].mean().item(), rel=0.02)
-    found = script.padding(bench)
+    assert fooling.padded_loss(model, ids[:1], labels[:1], True) == pytest.approx(each.mean().item(), rel=0.02)
+    assert fooling.padded_loss(model, ids[:1], labels[:1], False) == pytest.approx(each[:3].mean().item(), rel=0.02)
+    found = fooling.padding(setup)
     assert 0.2 < found["padding share"] < 0.6
     runs = found["runs"]
     assert len(runs["counted"]["history"]) == len(runs["ignored"]["history"]) == 4
     assert runs["counted"]["after"] != runs["ignored"]["after"]
 
 
-def test_merging_into_int8_is_compared_with_16_bits(script, bench, monkeypatch):
-    monkeypatch.setattr(script, "TOKENS", 1600)
-    found = script.merging(bench)
+def test_merging_into_int8_is_compared_with_16_bits(setup, monkeypatch):
+    monkeypatch.setattr(fooling, "TOKENS", 1600)
+    found = fooling.merging(setup)
     losses = {name: math.log(score["perplexity"]) for name, score in found.items() if name != "projections"}
     gained = losses["8-bit base"] - losses["delta beside 8-bit"]
     assert gained > 0
     assert losses["16-bit base"] - losses["merged into 16-bit"] == pytest.approx(gained, rel=0.3)
     assert [row["projection"] for row in found["projections"]] == ["gate", "up", "down"]
     for row in found["projections"]:
-        assert row["delta"] < row["step"], "the deltas are smaller than a step"
-        assert 0.1 < row["error"] < 2, "so that rounding changes them"
+        assert row["delta"] < row["step"], "the deltas are smaller than an int8 step"
+        assert 0.1 < row["error"] < 2, "rounding changes them"
 
 
-def test_what_is_done_is_kept_and_not_done_again(script, bench, tmp_path, monkeypatch):
+def test_saved_experiments_are_not_repeated(setup, tmp_path, monkeypatch):
     path = tmp_path / "fooling.json"
-    made = script.run(bench, ["padding"], path)
+    made = fooling.run(setup, ["padding"], path)
     assert "folder" not in path.read_text(), "no paths in results"
     assert made["experiments"]["padding"]["versions"]["torch"]
-    monkeypatch.setitem(script.EXPERIMENTS, "padding", lambda bench: pytest.fail("done twice"))
-    assert set(script.run(bench, ["padding", "rates"], path)["experiments"]) == {"padding", "rates"}
-    with pytest.raises(ValueError, match="delete it"):
-        script.run(script.Bench("is", "tiny", "runs", "sib200"), ["rates"], path)
+    monkeypatch.setitem(fooling.EXPERIMENTS, "padding", lambda setup: pytest.fail("repeated"))
+    assert set(fooling.run(setup, ["padding", "rates"], path)["experiments"]) == {"padding", "rates"}
+    with pytest.raises(ValueError, match="Delete it"):
+        fooling.run(fooling.Setup("is", "tiny", "runs", "sib200"), ["rates"], path)
