@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Proves the notebooks as Colab runs them: from the built wheel alone, in an empty folder, beside packages that are there
-# already and must stay as they are.
+# Tests the notebooks as Colab runs them: from the built wheel, in an empty folder, in an environment whose installed
+# packages must not be replaced.
 #
-# Run: scripts/colab_proof.sh [FOLDER]    (`make colab`; 10 GB in FOLDER, a temporary one without it)
-# Colab is not to be had in a registry, so its Python and the packages that matter are named here: Python 3.13 (August
-# 2026), a torch that is not the newest, and the oldest numpy and pandas that there are for this Python: whatever would
-# replace them would do so here.
+# Run: scripts/colab_proof.sh [FOLDER]    (`make colab`; needs 10 GB in FOLDER, by default a temporary folder)
+# Colab's image is in no registry, so its Python and the relevant packages are pinned here: Python 3.13 (August 2026), a torch
+# that is not the newest, and the oldest numpy and pandas for this Python. A dependency that would replace them in Colab also
+# replaces them here.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 python="${COLAB_PYTHON:-3.13}"
-there=(torch==2.12.1 numpy==2.1.3 pandas==2.2.3 matplotlib==3.10.0 "ipykernel<7" pip)
+preinstalled=(torch==2.12.1 numpy==2.1.3 pandas==2.2.3 matplotlib==3.10.0 "ipykernel<7" pip)
 papermill="${PAPERMILL:-$root/.venv/bin/papermill}"
 work="${1:-$(mktemp -d)}"
 uv python find -q "$python" >/dev/null || {
-  echo "There is no Python $python: \`uv python install $python\`, or name one in COLAB_PYTHON." >&2
+  echo "Python $python is not installed: run \`uv python install $python\`, or set COLAB_PYTHON to another version." >&2
   exit 1
 }
 mkdir -p "$work/empty"
@@ -28,23 +28,23 @@ echo "$(basename "$wheel"), $(stat -c %s "$wheel") bytes"
 
 echo "== an environment like Colab's"
 uv venv -q --clear --python "$python" "$work/venv"
-uv pip install -q --python "$work/venv/bin/python" "${there[@]}"
+uv pip install -q --python "$work/venv/bin/python" "${preinstalled[@]}"
 "$work/venv/bin/python" -m ipykernel install --prefix "$work/kernel" --name colab >/dev/null 2>&1
 "$work/venv/bin/pip" freeze >"$work/before.txt"
 "$work/venv/bin/python" --version
 
-echo "== what the first cell does"
+echo "== the installation of the first cell"
 "$work/venv/bin/pip" install -q --disable-pip-version-check "$wheel[notebooks]"
 "$work/venv/bin/pip" freeze | grep -v "^ssetools @" >"$work/after.txt"
 changed="$(grep -vxFf "$work/after.txt" "$work/before.txt" || true)"
 echo "replaced: ${changed:-nothing}; added: $(grep -cvxFf "$work/before.txt" "$work/after.txt") packages"
 if grep -E "^(torch|numpy|nvidia-|triton)" <<<"$changed"; then
-  echo "Installing ssetools replaced what Colab has loaded already (above)." >&2
+  echo "Installing ssetools replaced packages that Colab has already imported (above)." >&2
   exit 1
 fi
 "$work/venv/bin/pip" check
 
-echo "== 01 to 04, reduced"
+echo "== notebooks 01 to 04, with reduced settings"
 cp "$root"/notebooks/0[1-4]_*.ipynb "$work/"
 cd "$work/empty"
 rm -rf runs ./*.ipynb
@@ -54,7 +54,7 @@ from pathlib import Path
 
 import ssetools
 
-assert Path(ssetools.__file__).is_relative_to(sys.argv[1]), f"{ssetools.__file__} is not the wheel's"
+assert Path(ssetools.__file__).is_relative_to(sys.argv[1]), f"{ssetools.__file__} is not from the wheel"
 PY
 export JUPYTER_PATH="$work/kernel/share/jupyter"
 run() {

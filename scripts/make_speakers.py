@@ -1,7 +1,7 @@
-"""Writes book/speakers.json: how many people speak each language of the gallery, from CLDR as packaged for langcodes.
+"""Writes book/speakers.json: the number of speakers of each language in the gallery, from CLDR as packaged for langcodes.
 
 Run once: pip install --target DIR --no-deps langcodes language-data marisa-trie, then PYTHONPATH=.:DIR python scripts/make_speakers.py
-The numbers are CLDR's: populations of territories times the share that speaks the language, first and second language alike.
+CLDR's numbers are populations of territories times the share that speaks the language as a first or second language.
 """
 
 from __future__ import annotations

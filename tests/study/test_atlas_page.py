@@ -1,4 +1,4 @@
-"""The atlas's interactive section in the built book, in a browser: by keyboard, in both themes, on a narrow screen."""
+"""The interactive atlas in the built book, in a browser: by keyboard, and on a narrow screen."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def page(built):
         browser.close()
 
 
-def test_a_language_is_picked_by_keyboard(page):
+def test_a_language_is_selected_by_keyboard(page):
     atlas, name = load_atlas(), page.locator(".atlas .name")
     assert page.locator("#atlas-select option").count() == len(atlas)
     assert name.inner_text().startswith("Yoruba")
@@ -57,10 +57,10 @@ def test_a_language_is_picked_by_keyboard(page):
     assert layers == [len(ids) for ids in atlas["cy"]]
     page.keyboard.press("Tab")
     label = page.evaluate("document.activeElement.innerText")
-    assert label == page.locator(".atlas button").first.inner_text(), "after the list comes the nearest language"
+    assert label == page.locator(".atlas button").first.inner_text(), "Tab moves from the list to the nearest language"
     page.keyboard.press("Enter")
     assert name.inner_text().split(" \u00b7 ")[0] == re.sub(r" \d+%$", "", label)
-    assert page.evaluate("document.activeElement.id") == "atlas-select", "the keyboard is not lost on a removed button"
+    assert page.evaluate("document.activeElement.id") == "atlas-select", "the focus does not stay on a removed button"
     assert page.locator(".atlas a").first.get_attribute("href").startswith("https://glottolog.org/")
 
 

@@ -1,4 +1,4 @@
-"""The study as a workflow: every run of the configuration, in order, and nothing twice."""
+"""The Snakemake workflow: every run of the configuration, in order, and none repeated."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def plan(*options):
 
 
 @pytest.mark.slow
-def test_the_study_plans_every_run_once_and_nothing_that_is_there(tmp_path):
+def test_every_run_is_planned_once_and_finished_steps_are_not(tmp_path):
     folder = tmp_path / "runs" / "gemma-3-270m"
     for name in ("profile.safetensors", "neurons.safetensors", "yo/lape-seed0/adapter.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ output.write_text("done")
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_and_redoes_nothing(tmp_path):
+def test_a_killed_workflow_is_resumed_without_repeating_finished_steps(tmp_path):
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     for name in ("ssetools", "papermill"):
         stub = tmp_path / "bin" / name
@@ -97,7 +97,7 @@ def test_a_killed_study_goes_on_and_redoes_nothing(tmp_path):
     assert sum(line.startswith("papermill") for line in counts) == 4
     twice = [line for line, count in counts.items() if count > 1]
     assert len(twice) == 1
-    assert twice[0].startswith("ssetools finetune is"), "only what was cut off"
+    assert twice[0].startswith("ssetools finetune is"), "only the interrupted step is repeated"
 
 
 def test_runs_are_collected_into_one_table(tmp_path, capsys):
