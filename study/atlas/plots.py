@@ -284,6 +284,6 @@ def specificity(results: Mapping) -> Axes:
         for code, x in rows
     ]
     axes.set_yticks(range(len(rows)), names, fontsize=9)
-    axes.set_xlabel("loss added in its own language minus the median of the others (nats per token)")
+    axes.set_xlabel("added loss: own language minus median of others (nats per token)")
     axes.set_title("Specificity of each language's set; hollow: fails the test")
     return axes
