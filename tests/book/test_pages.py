@@ -238,16 +238,28 @@ def test_a_sample_that_repeats_a_word_is_named():
     assert language_pages.repetitions("base: " + "the " * 9) == "", "short words are frequent in any text"
 
 
-def test_every_figure_is_drawn_for_both_themes_with_a_description(made_up):
+def test_every_figure_is_drawn_for_both_themes_with_its_values_as_text(made_up):
     made = figures.draw_all()
     drawn = {name.removesuffix(".md").removeprefix("figure-") for name in made if name.endswith(".md")}
-    assert {"gains", "methods", "same-text", "layers", "pipeline", "fooling-bos", "fooling-merging"} <= drawn
+    assert drawn == {
+        *("pipeline", "subnetwork", "beside", "gains", "methods", "same-text", "layers"),
+        *(f"fooling-{name}" for name in ("bos", "memorised", "rates", "padding", "merging")),
+    }
+    alternatives = {}
     for name in drawn:
         for theme in figures.THEMES:
             assert made[f"{name}-{theme}.svg"].startswith(("<svg", "<?xml"))
-        alternatives = re.findall(r"^:alt: (.+)$", made[f"figure-{name}.md"], re.MULTILINE)
-        assert len(alternatives) == 2
-        assert all(len(text) > 40 for text in alternatives), name
+        light, dark = re.findall(r"^:alt: (.+)$", made[f"figure-{name}.md"], re.MULTILINE)
+        assert light == dark
+        alternatives[name] = light
+    values = results.metrics_by_language()["yo"]["summary"]["sentences"]
+    assert f"Yoruba {results.percent(values['target']['percent'])} on the unseen genre" in alternatives["gains"]
+    assert "Yoruba: lape −10.0%, random −10.0%" in alternatives["methods"]
+    assert "Icelandic 2.0 and 2.0; Yoruba 3.0 and 3.0" in alternatives["same-text"]
+    assert "below 3.0 in layer 0, 2.0 in layer 1, 1.0 in layer 2" in alternatives["layers"]
+    assert "Yoruba −" in alternatives["fooling-bos"]
+    assert "without, 0.0% with" in alternatives["fooling-bos"]
+    assert "merged into int8" in alternatives["fooling-merging"]
     assert made["gains-light.svg"] != made["gains-dark.svg"]
     assert figures.draw_all() == made, "the same results draw the same files"
 
