@@ -189,7 +189,9 @@ class Reader:
         height = await page.evaluate("document.documentElement.scrollHeight")
         self.heights.setdefault(name, {})[width] = height
         if height > TALLEST[width] and name not in TALL:
-            self.record(name, width, "light", "layout", f"the page is {height} pixels tall; {TALLEST[width]} are allowed")
+            self.record(
+                name, width, "light", "layout", f"the page is {height} pixels tall; {TALLEST[width]} are allowed"
+            )
         for theme in ("light", "dark"):
             await page.emulate_media(color_scheme=theme)
             await page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")

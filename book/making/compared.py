@@ -7,7 +7,7 @@ from study.compare.runs import METHODS
 
 MEASURE_TITLES = {
     "target, sentences": "sentences, unseen genre",
-    "target, articles": "articles, training genre",
+    "target, articles": "articles, seen genre",
     "English, sentences": "English sentences",
     "others, sentences": "others' sentences",
     "drift": "drift (nats)",

@@ -67,7 +67,7 @@ def _files(name: str, drawn: dict[str, str], alt: str) -> dict[str, str]:
 
 
 def gains() -> Figure | None:
-    """Draws the change of perplexity in each language on the training genres, on the unseen genre, and in the others."""
+    """Draws the change of perplexity in each language on the seen genres, on the unseen genre, and in the others."""
     metrics = {code: x for code, x in results.metrics_by_language().items() if results.unseen_genre(x)}
     if not metrics:
         return None
@@ -86,7 +86,7 @@ def gains() -> Figure | None:
             mec=BEFORE,
             mew=1.8,
             ms=8,
-            label="trained language, training genres",
+            label="trained language, seen genres",
         )
         dot(axes, row, unseen[code]["target"], AFTER, size=9, label="trained language, unseen genre")
         axes.plot(unseen[code]["mean_of_others"], row, "D", color=ACCENT, ms=6, label="other languages, unseen genre")
@@ -137,7 +137,7 @@ def methods() -> Figure | None:
             axes.set_title(title, fontsize=11)
     handles = [
         plt.Line2D([], [], marker="o", linestyle="", color=RULE, label="filled: sentences, unseen genre"),
-        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="open: articles, training genre"),
+        plt.Line2D([], [], marker="s", linestyle="", mfc="none", mec=BEFORE, label="open: articles, seen genre"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=10)
     return figure
@@ -156,5 +156,5 @@ def methods_alt_text() -> str:
         parts.append(f"{results.language_name(lang)}: {', '.join(values)}")
     return (
         "Dot plot of the change of perplexity on sentences, an unseen genre, a row for each method: "
-        f"{'; '.join(parts)}. The tables below contain the intervals, the training genre and the other languages."
+        f"{'; '.join(parts)}. The tables below contain the intervals, the seen genre and the other languages."
     )

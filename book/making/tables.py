@@ -88,7 +88,7 @@ def _card_facts(metrics: dict) -> list[str]:
     adapter, summary = metrics["adapter"], metrics["summary"]
     lines = [f"- {adapter['neurons']:,} neurons, {percent_trained(adapter):.2f}% of the weights"]
     seen = [f"{x} {percent(summary[x]['target']['percent'])}" for x in metrics["same_kind"] if x in summary]
-    lines.append(f"- training genres: {', '.join(seen)}")
+    lines.append(f"- seen genres: {', '.join(seen)}")
     if genre := unseen_genre(metrics):
         changes = summary[genre]
         lines.append(f"- **unseen genre: {with_interval(changes['target'])}**")

@@ -9,8 +9,13 @@ SCRIPTS = sorted((Path(__file__).resolve().parents[2] / "scripts").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_imports_from_the_library_exist(path):
-    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+def test_what_a_script_uses_of_the_library_exists(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imports = [ast.unparse(node) for node in nodes if node.module.startswith("ssetools")]
     assert imports
-    exec("\n".join(imports), {})
+    names = {}
+    exec("\n".join(imports), names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in names:
+            assert hasattr(names[ast.unparse(node.value)], node.attr), ast.unparse(node)
