@@ -4,6 +4,7 @@ from .evaluation.drift import drift as drift
 from .evaluation.drift import sample_from_base as sample_from_base
 from .evaluation.inside import Alignment as Alignment
 from .evaluation.inside import alignment as alignment
+from .evaluation.inside import compare_neurons as compare_neurons
 from .evaluation.inside import weight_change as weight_change
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.perplexity import score_languages as score_languages
@@ -30,7 +31,6 @@ from .neurons.selection import select_neurons as select_neurons
 from .neurons.selection import select_specific as select_specific
 from .neurons.sets import NeuronSets as NeuronSets
 from .neurons.sets import amplified as amplified
-from .neurons.sets import compare_neurons as compare_neurons
 from .neurons.sets import deactivated as deactivated
 from .neurons.sets import load_atlas as load_atlas
 from .text.sources import load_parallel as load_parallel

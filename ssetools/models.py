@@ -18,7 +18,7 @@ from ssetools import processes
 from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.errors import InvalidInput
 from ssetools.files import digest_of_files, digest_of_weights
-from ssetools.text.hub import hub_reachable, quiet
+from ssetools.text.hub import hub_reachable, on_hub, quiet
 
 # bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with
 # AVX-512 advises a kernel for 4-bit weights.
@@ -64,13 +64,13 @@ def load_model(
     if name == EMBEDDED_MODEL:
         with processes.main_first():
             folder = str(gemma_folder())
-    if not Path(folder).is_dir() and not _on_hub(folder):
+    if not Path(folder).is_dir() and not on_hub(folder):
         raise InvalidInput(
             f"Unknown model {name!r}: use {EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
     wanted = as_dtype(dtype) if dtype else None
-    options: dict[str, Any] = {"device_map": {"": _device()} if device_map is None else device_map}
+    options: dict[str, Any] = {"device_map": device_map or {"": _device(None)}}
     with quiet("transformers"):
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
@@ -80,7 +80,7 @@ def load_model(
                 raise ValueError(
                     f"its weights are stored in {kind}. Load the 16-bit model that it was made from{other}."
                 )
-            options["dtype"] = wanted or choose_dtype(config, _first_device(options["device_map"]))
+            options["dtype"] = wanted or choose_dtype(config, _device(device_map))
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
             text_only = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -291,17 +291,14 @@ def _copy_out_of_the_file(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _device() -> str:
+def _device(device_map: str | dict | None) -> str:
+    """Returns the device that a device map names first; where it names none, this process's GPU, else the CPU."""
+    named = str(next(iter(device_map.values())) if isinstance(device_map, dict) else device_map)
+    if named.isdigit() or named.split(":")[0] in ("cpu", "cuda", "mps"):
+        return f"cuda:{named}" if named.isdigit() else named
     if torch.cuda.is_available():
         return f"cuda:{processes.local_rank()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _first_device(device_map: str | dict) -> str:
-    found = str(next(iter(device_map.values()))) if isinstance(device_map, dict) else device_map
-    if found.isdigit():
-        return f"cuda:{found}"
-    return found if found.split(":")[0] in ("cpu", "cuda", "mps") else _device()  # "auto" and its like
 
 
 def _check_one_device(model: nn.Module) -> None:
@@ -329,17 +326,6 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InvalidInput(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
     return found
-
-
-def _on_hub(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return False
-    return cached or ("/" in name and hub_reachable())
 
 
 def model_revision(name: str, config: Any = None) -> str | None:
@@ -383,7 +369,7 @@ def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> st
     weights of one of the two are unknown, and the name where nothing else is known.
 
     Args:
-        recorded: `model`, `revision` and `weights` of the file, where they are known.
+        recorded: `model`, `revision` and `weights` of the file, as far as they are known.
         source: Those of the model at hand, from `model_source`.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -357,3 +357,42 @@ def deactivation_matrix(
         table[name] = {lang: (losses.sum() / tokens.sum()).item() for lang, (losses, tokens) in measured}
     changes = pandas.DataFrame(table).T
     return (changes - changes.loc["none"]).drop(index="none")
+
+
+# --- neuron sets ------------------------------------------------------------------------------------------------
+
+
+def compare_neurons(
+    first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None
+) -> pandas.DataFrame:
+    """Compares two files of neuron sets, by language and layer.
+
+    Args:
+        first: Neuron sets, for instance of this package.
+        second: Sets of the same model, for instance from `NeuronSets.from_reference`.
+        languages: Code in `second` by code in `first`, where they are named differently; None takes all common codes.
+
+    Returns:
+        DataFrame with a row for each language and layer, and one for all layers together (layer "all"): `language`,
+        `layer`, `first` and `second` (neurons), `shared`, and `jaccard`, NaN where both are empty.
+
+    Raises:
+        ValueError: If the sets are of models of different shape, or have no language in common.
+    """
+    import pandas
+
+    if first.num_layers != second.num_layers:
+        raise InvalidInput(f"These sets have {first.num_layers} and {second.num_layers} layers: not the same model.")
+    pairs = dict(languages) if languages else {lang: lang for lang in first if lang in second}
+    if not pairs:
+        raise InvalidInput(f"No language is in both: {' '.join(first)} | {' '.join(second)}. Pass languages={{...}}.")
+    tables = []
+    for lang, other in pairs.items():
+        layers = zip(first[lang], second[other], strict=True)
+        sizes = [(len(a), len(b), int(torch.isin(a, b).sum())) for a, b in layers]
+        table = pandas.DataFrame(sizes, columns=["first", "second", "shared"])
+        table = pandas.concat([table, table.sum().to_frame().T], ignore_index=True)
+        table.insert(0, "language", lang)
+        table.insert(1, "layer", [*range(first.num_layers), "all"])
+        tables.append(table.assign(jaccard=table.shared / (table["first"] + table.second - table.shared)))
+    return pandas.concat(tables, ignore_index=True)

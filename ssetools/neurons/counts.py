@@ -78,21 +78,23 @@ class ActivationProfile:
 
     def __add__(self, other: ActivationProfile) -> ActivationProfile:
         """Merges shards of the same languages, or joins different languages of the same model."""
-        if self.counts.shape[1:] != other.counts.shape[1:]:
-            shapes = f"{list(self.counts.shape[1:])} and {list(other.counts.shape[1:])}"
-            raise InvalidInput(f"These profiles are of different models: [layers, neurons] are {shapes}.")
+        shapes = list(self.counts.shape[1:]), list(other.counts.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise InvalidInput(
+                f"These profiles are of different models: [layers, neurons] are {shapes[0]} and {shapes[1]}."
+            )
         if differs := model_mismatch(self.metadata, other.metadata):
             raise InvalidInput(f"These profiles are of different models: {differs}.")
-        if set(self.languages) == set(other.languages):
-            same = other.subset(self.languages)
-            return ActivationProfile(
-                self.counts + same.counts, self.tokens + same.tokens, self.languages, dict(self.metadata)
-            )
-        shared = [language for language in self.languages if language in other.languages]
-        if shared:
+        languages, shared = self.languages, [x for x in self.languages if x in other.languages]
+        if set(languages) == set(other.languages):
+            other = other.subset(languages)
+            counts, tokens = self.counts + other.counts, self.tokens + other.tokens
+        elif shared:
             raise InvalidInput(f"Profiles add when they have the same languages or none in common; both have {shared}.")
-        counts, tokens = torch.cat([self.counts, other.counts]), torch.cat([self.tokens, other.tokens])
-        return ActivationProfile(counts, tokens, self.languages + other.languages, dict(self.metadata))
+        else:
+            languages = languages + other.languages
+            counts, tokens = torch.cat([self.counts, other.counts]), torch.cat([self.tokens, other.tokens])
+        return ActivationProfile(counts, tokens, languages, dict(self.metadata))
 
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file, atomically."""
@@ -230,16 +232,15 @@ def _count_true(fired: torch.Tensor) -> torch.Tensor:
 
 def _spread(windows: list[torch.Tensor], budget: int, opening: int) -> list[torch.Tensor]:
     """Takes windows at even distances, `budget` tokens in total without the opening ones; the last is cut to fit."""
-    size = len(windows[0]) - opening
-    needed = min(len(windows), -(-budget // size))
-    chosen = [windows[i * len(windows) // needed] for i in range(needed)]
-    used = {i * len(windows) // needed for i in range(needed)}
-    rest = iter([w for i, w in enumerate(windows) if i not in used])
-    taken, left = [], budget
-    while left:
-        window = chosen.pop(0) if chosen else next(rest)
-        taken.append(window[: left + opening])
-        left -= len(taken[-1]) - opening
+    needed = min(len(windows), -(-budget // (len(windows[0]) - opening)))
+    spread = [number * len(windows) // needed for number in range(needed)]
+    others = sorted({*range(len(windows))}.difference(spread))  # needed where the last window, a short one, is chosen
+    taken = []
+    for number in spread + others:
+        taken.append(windows[number][: budget + opening])
+        budget -= len(taken[-1]) - opening
+        if not budget:
+            break
     return taken
 
 

@@ -16,9 +16,7 @@ from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets
 
-EPSILON = 1e-4
-"""Added to both rates of a specificity score, so that a neuron that rarely fires anywhere has a low score."""
-
+_EPSILON = 1e-4
 _ROUNDING = 1e-12  # specificity scores nearer to 0 come from the rounding of equal rates
 
 
@@ -63,7 +61,7 @@ def select_neurons(
     """
     rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
     _check_shares(**rates)
-    _check_languages(profile)
+    _check_profile(profile)
     probabilities = profile.probabilities()
     entropy = lape_entropy(profile)
     never_active = (probabilities <= _quantile(probabilities, filter_rate)).all(0)
@@ -78,8 +76,6 @@ def select_neurons(
 def select_budget(profile: ActivationProfile, neurons_per_language: int, activation_bar: float = 0.90) -> NeuronSets:
     """Selects the same number of neurons for every language: the lowest in entropy among those that it activates.
 
-    `select_neurons`, in contrast, gives some languages ten times the neurons of others, and some none.
-
     Args:
         profile: Activation counts of two or more languages.
         neurons_per_language: Neurons to take for each language, fewer where it activates fewer.
@@ -91,9 +87,8 @@ def select_budget(profile: ActivationProfile, neurons_per_language: int, activat
     Raises:
         ValueError: If `neurons_per_language` is not positive, or `activation_bar` not in (0, 1].
     """
-    _check_count(neurons_per_language=neurons_per_language)
     _check_shares(activation_bar=activation_bar)
-    _check_languages(profile)
+    _check_profile(profile, neurons_per_language=neurons_per_language)
     probabilities = profile.probabilities()
     active = probabilities > _quantile(probabilities, activation_bar)
     entropy = lape_entropy(profile).expand_as(active).masked_fill(~active, torch.inf)
@@ -102,29 +97,44 @@ def select_budget(profile: ActivationProfile, neurons_per_language: int, activat
     return _neuron_sets(profile, chosen, "budget", parameters)
 
 
-def specificity(profile: ActivationProfile, against: Literal["top 3", "mean"] = "top 3") -> torch.Tensor:
-    """Scores how much more often each neuron fires for a language than for others.
+def select_specific(
+    profile: ActivationProfile, per_layer: int, against: Literal["top 3", "mean"] = "top 3"
+) -> NeuronSets:
+    """Selects for every language the neurons that fire more often for it than for others, equally many in each layer.
 
-    With p = counts / tokens of the language, the score is s = p ln((p + 1e-4) / (r + 1e-4)), where r is the mean rate of
-    the same neuron in the three other languages in which it fires most, or in all others. It is positive where the
-    neuron fires more often than there, and grows with how often it fires.
+    With p the share of a language's tokens on which a neuron fires, its score is s = p ln((p + 1e-4) / (r + 1e-4)), where
+    r is the mean of its shares in the three other languages in which it fires most, or in all others. Each layer gives
+    the neurons with the highest scores, none with a score of 0 or less. What layers cannot give is filled with the
+    highest positive scores that remain in the whole model. Of equal scores, the lower layer and neuron come first.
 
     Args:
         profile: Activation counts of two or more languages.
-        against: "top 3" for the three other languages with the highest rate (all others where there are fewer), "mean"
+        per_layer: Neurons to take in each layer; `neurons_per_layer` gives the number within a budget.
+        against: "top 3" for the three other languages with the highest share (all others if there are fewer), "mean"
             for all other languages.
 
     Returns:
-        FloatTensor [languages, layers, neurons] in float64, in nats.
+        One set per language, in the profile's order: `per_layer` * layers neurons, or all that have a positive score.
 
     Raises:
-        ValueError: For a profile of fewer than two languages, or another value of `against`.
+        ValueError: If `per_layer` is not positive, for another value of `against`, or for a single language.
     """
     if against not in ("top 3", "mean"):
         raise InvalidInput(f'against is "top 3" or "mean", got {against!r}.')
-    _check_languages(profile)
+    _check_profile(profile, per_layer=per_layer)
+    scores = _specificity(profile, len(profile.languages) - 1 if against == "mean" else 3)
+    chosen = _highest(scores, per_layer) & (scores > 0)
+    for own, taken in zip(scores.flatten(1), chosen.flatten(1), strict=True):  # views: `chosen` is filled in place
+        left = per_layer * scores.shape[1] - int(taken.sum())
+        taken |= _highest(own.masked_fill(taken, 0.0), left) & (own > 0)
+    parameters = {"per_layer": per_layer, "against": against, "epsilon": _EPSILON}
+    return _neuron_sets(profile, chosen, "specific", parameters)
+
+
+def _specificity(profile: ActivationProfile, others: int) -> torch.Tensor:
+    """Returns the scores of `select_specific` against so many others, float64 [languages, layers, neurons]."""
     rates = profile.counts.double() / profile.tokens.double()[:, None, None]
-    others = len(rates) - 1 if against == "mean" else min(3, len(rates) - 1)
+    others = min(others, len(rates) - 1)
     highest, languages = rates.topk(others + 1, dim=0)
     scores = torch.empty_like(rates)
     for number, own in enumerate(rates):
@@ -132,38 +142,8 @@ def specificity(profile: ActivationProfile, against: Literal["top 3", "mean"] = 
         left_out = languages == number
         left_out[-1] |= ~left_out.any(0)
         reference = highest.masked_fill(left_out, 0.0).sum(0) / others
-        scores[number] = own * ((own + EPSILON) / (reference + EPSILON)).log()
+        scores[number] = own * ((own + _EPSILON) / (reference + _EPSILON)).log()
     return scores.masked_fill(scores.abs() < _ROUNDING, 0.0)
-
-
-def select_specific(
-    profile: ActivationProfile, per_layer: int, against: Literal["top 3", "mean"] = "top 3"
-) -> NeuronSets:
-    """Selects the most specific neurons of every language, equally many in all layers as far as they are specific.
-
-    Each layer gives its `per_layer` neurons with the highest `specificity`, none with a score of 0 or less. What layers
-    cannot give is filled with the highest positive scores that remain in the whole model. So a language has
-    `per_layer` * layers neurons, or fewer if it has fewer with positive scores. Of equal scores, the lower layer and
-    the lower neuron come first.
-
-    Args:
-        profile: Activation counts of two or more languages.
-        per_layer: Neurons to take in each layer; `neurons_per_layer` gives the number within a budget.
-        against: The other languages that a neuron's rate is compared with, as in `specificity`.
-
-    Returns:
-        One set per language, in the profile's order.
-
-    Raises:
-        ValueError: If `per_layer` is not positive; else as `specificity`.
-    """
-    _check_count(per_layer=per_layer)
-    scores = specificity(profile, against)
-    chosen = _highest(scores, per_layer) & (scores > 0)
-    for own, taken in zip(scores.flatten(1), chosen.flatten(1), strict=True):  # views: `chosen` is filled in place
-        left = per_layer * scores.shape[1] - int(taken.sum())
-        taken |= _highest(own.masked_fill(taken, 0.0), left) & (own > 0)
-    return _neuron_sets(profile, chosen, "specific", {"per_layer": per_layer, "against": against, "epsilon": EPSILON})
 
 
 def neurons_per_layer(model: nn.Module, share: float = 0.01) -> int:
@@ -219,14 +199,11 @@ def _check_shares(**shares: float) -> None:
             raise InvalidInput(f"{name} is a share above 0 and at most 1, got {share}.")
 
 
-def _check_count(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise InvalidInput(f"{name} must be at least 1, got {count}.")
-
-
-def _check_languages(profile: ActivationProfile) -> None:
+def _check_profile(profile: ActivationProfile, **counts: int) -> None:
     if len(profile.languages) < 2:
         raise InvalidInput(
             f"A selection compares languages; this profile has only {profile.languages}. Profile two or more."
         )
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidInput(f"{name} must be at least 1, got {count}.")

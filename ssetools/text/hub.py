@@ -304,6 +304,18 @@ def hub_reachable() -> bool:
     return True
 
 
+def on_hub(name: str) -> bool:
+    """Says whether a model is in the hub's cache, or may be found on the hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
+    return cached or ("/" in name and hub_reachable())
+
+
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
     """Silences the progress bars and advice of "transformers" or "datasets"; errors still raise."""

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ssetools import Subnetwork, finetune, load_model, perplexity, profile_languages, weight_change
 from ssetools.models import (
-    _first_device,
+    _device,
     choose_dtype,
     has_8bit_layers,
     model_mismatch,
@@ -61,15 +61,17 @@ def test_a_model_on_several_devices_is_refused(word_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("device_map", "device"), [({"": "cpu"}, "cpu"), ({"": 1}, "cuda:1"), ("cpu", "cpu"), ("auto", "here")]
+    ("device_map", "device"),
+    [({"": "cpu"}, "cpu"), ({"": 1}, "cuda:1"), ("cpu", "cpu"), ("auto", "cuda:3"), (None, "cuda:3")],
 )
-def test_the_dtype_is_that_of_the_device_that_is_named(monkeypatch, device_map, device):
-    monkeypatch.setattr("ssetools.models._device", lambda: "here")
-    assert _first_device(device_map) == device
+def test_the_dtype_is_chosen_for_the_named_device(monkeypatch, device_map, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ssetools.processes.local_rank", lambda: 3)
+    assert _device(device_map) == device
 
 
 def test_unknown_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("ssetools.models.hub_reachable", lambda: False)
+    monkeypatch.setattr("ssetools.text.hub.hub_reachable", lambda: False)
     with pytest.raises(ValueError, match="Unknown model 'gemma-3-720m': use 'gemma-3-270m'"):
         load_model("gemma-3-720m")
     with pytest.raises(ValueError, match="cannot be loaded"):

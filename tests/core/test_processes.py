@@ -98,4 +98,4 @@ def test_what_cannot_be_sharded_is_refused(capsys, monkeypatch):
 def test_each_process_takes_the_gpu_of_its_place(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(processes, "local_rank", lambda: 3)
-    assert models._device() == "cuda:3"
+    assert models._device(None) == "cuda:3"
