@@ -118,7 +118,7 @@ class NeuronSets:
                 where = f"layer {layer}" if depth_matched else "the model"
                 raise InvalidInput(
                     f"{language!r} has {int((~row).sum())} of the {len(row)} neurons of {where}: the others are too few for a "
-                    "control of the same size. Select fewer (a lower top_rate)."
+                    "control of the same size. Select fewer (a lower top_rate or per_layer)."
                 )
         order = torch.rand(free.shape, generator=generator).masked_fill(~free, 2.0)
         if depth_matched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def write_gguf_lora(model: nn.Module, pairs: Mapping[str, tuple[torch.Tensor, to
     except ModuleNotFoundError as error:
         raise MissingPackage('GGUF needs the package "gguf": pip install "ssetools[embedded]"') from error
 
-    family = model.config.model_type
+    family = model.config.get_text_config().model_type
     name = _FAMILIES.get(family, family)
     known = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
     if name not in known:
@@ -144,7 +145,7 @@ def write_gguf_lora(model: nn.Module, pairs: Mapping[str, tuple[torch.Tensor, to
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
         for module, pair in pairs.items():
-            tensor = names.get_name(module)
+            tensor = names.get_name(re.sub("(language|text)_model\\.", "", module))  # of a multimodal wrapper
             if tensor is None:
                 raise InvalidInput(
                     f"llama.cpp has no name for {module} of {family}: export with --format peft or merged."

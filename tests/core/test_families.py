@@ -4,6 +4,7 @@ import contextlib
 import json
 
 import families
+import gguf
 import pytest
 import torch
 import transformers
@@ -144,8 +145,6 @@ GGUF_NAMES = {  # what llama.cpp calls the gate, up and down projections of thes
 
 @pytest.mark.parametrize("family", GGUF_NAMES)
 def test_a_gguf_adapter_holds_the_same_change_of_every_matrix(family, tmp_path):
-    import gguf
-
     model = families.tiny_model(family)
     before = tensors(model)
     subnet = Subnetwork.attach(model, families.some_neurons(model))
@@ -327,6 +326,10 @@ def test_a_multimodal_wrapper_is_trained_in_its_text_decoder(name, tmp_path, wor
     train_a_little(model, subnet)
     attached = logits(model)
     assert perplexity(model, tokenizer, text, window=9) != score
+    adapter = gguf.GGUFReader(subnet.to_gguf_lora(tmp_path / "adapter.gguf"))
+    assert {tensor.name.rpartition(".weight")[0] for tensor in adapter.tensors} == {
+        f"blk.{layer}.ffn_{projection}" for layer in range(2) for projection in ("gate", "up", "down")
+    }
     subnet.merge()
     torch.testing.assert_close(logits(model), attached, rtol=1e-4, atol=1e-4)
     changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
