@@ -39,7 +39,7 @@ CONFIGS = {
         {
             **_GATED,
             "head_dim": 8,
-            "activation_sparsity_pattern": [0.6, 0.0],
+            "activation_sparsity_pattern": [0.8, 0.0],
             "layer_types": ["sliding_attention", "full_attention"],
             "num_kv_shared_layers": 0,
             "vocab_size_per_layer_input": 97,

@@ -288,7 +288,7 @@ def test_sparse_layers_count_what_enters_the_down_projection(word_tokenizer):
     with recorded_down_inputs(model) as entering, torch.no_grad():
         model(input_ids=families.tokens(batch=8, length=24), use_cache=False)
     shares = [(hidden != 0).float().mean().item() for _, hidden in entering]
-    assert shares[0] < 0.35, "60% of the gate's outputs are set to zero"
+    assert shares[0] < 0.3, "80% of the gate's outputs are set to zero"
     counted = (profile.counts[0] / profile.tokens[0]).mean(1)
     assert counted[0] == pytest.approx(shares[0], abs=0.05)
 

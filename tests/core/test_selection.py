@@ -151,10 +151,13 @@ def test_the_specific_selection_defaults_to_the_three_highest_others():
 
 
 def test_equal_rates_have_no_specific_neurons():
-    counts = torch.tensor([7, 14, 21])[:, None, None].expand(3, 2, 5)
-    profile = ActivationProfile(counts, torch.tensor([10, 20, 30]), ["a", "b", "c"])
-    assert _specificity(profile, 2).abs().max() == 0
-    assert select_specific(profile, 2).count("a") == 0
+    codes = "a b c d e f g h i j k".split()
+    counts = torch.full((11, 2, 5), 13)  # the mean of ten times 0.13 is less than 0.13 in floating point
+    profile = ActivationProfile(counts, torch.full((11,), 100), codes)
+    for others, against in ((3, "top 3"), (10, "mean")):
+        assert _specificity(profile, others).abs().max() == 0
+        neurons = select_specific(profile, 2, against)
+        assert [neurons.count(code) for code in codes] == [0] * 11
 
 
 def test_two_languages_and_ties_in_the_specific_selection():
