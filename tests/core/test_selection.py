@@ -151,7 +151,7 @@ def test_the_specific_selection_defaults_to_the_three_highest_others():
 
 
 def test_equal_rates_have_no_specific_neurons():
-    codes = "a b c d e f g h i j k".split()
+    codes = list("abcdefghijk")
     counts = torch.full((11, 2, 5), 13)  # the mean of ten times 0.13 is less than 0.13 in floating point
     profile = ActivationProfile(counts, torch.full((11,), 100), codes)
     for others, against in ((3, "top 3"), (10, "mean")):
