@@ -1,4 +1,4 @@
-"""Every language that ssetools knows, as one table: its code, what text there is of it, and its neurons in the atlas."""
+"""A table of all languages of ssetools: code, available texts, and number of neurons in the atlas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fragments() -> dict[str, str]:
 
 
 def table() -> str:
-    """Writes a row a language, sorted by name: name, code, family and script, texts beside the declaration, neurons."""
+    """Returns a row for each language, sorted by name: name, code, family and script, other texts, neurons."""
     atlas = (read("atlas/languages.json") or {"languages": {}})["languages"]
     lines = ["| language | code | family, script | texts beside the declaration | neurons |", "|:--|:--|:--|:--|--:|"]
     for language in sorted(LANGUAGES, key=lambda x: x.name):
@@ -26,7 +26,7 @@ def table() -> str:
 
 
 def _name(language: Language) -> str:
-    """Returns the name with the language's own name; of a language with a page, as a link to it."""
+    """Returns the English name and the language's own name; the name is a link if the language has a page."""
     name = language.name.replace("|", "/")
     page = BOOK / "languages" / f"{language.code}.md"
     shown = f"[{name}](languages/{page.name})" if language.code in TARGET_LANGUAGES and page.is_file() else name

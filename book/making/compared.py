@@ -13,15 +13,16 @@ MEASURE_TITLES = {
     "drift": "drift (nats)",
 }
 METHOD_TITLES = {
-    "full": "all weights",
-    "ffn": "all FFN weights",
-    "lora": "LoRA",
-    "lora-equal": "LoRA of equal size",
+    "lape": "the language's neurons (LAPE)",
     "random": "random neurons of the same layers",
     "random-uniform": "random neurons of any layer",
+    "lora": "LoRA of rank 32",
+    "lora-equal": "LoRA of equal size",
     "ia3": "IA3",
+    "ffn": "all FFN weights",
+    "full": "all weights",
 }
-"""The methods that are compared with the language's neurons."""
+"""Names of the methods for a reader."""
 
 _MEASURES_BY_RATE = ("target, sentences", "others, sentences", "drift")
 _NO_COMPARISON = "```{note}\nThe comparison has not been run yet: `make compare` runs it.\n```\n"

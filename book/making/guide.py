@@ -1,79 +1,69 @@
-"""What the front page and the pages that help to choose say: methods on average, costs, amounts of text, hours."""
+"""Tables of the front page and of the pages on choosing a method: gain, cost, amounts of text, predicted memory and time."""
 
 from __future__ import annotations
 
-from making.compared import as_change, benchmark, summary
+from making.compared import METHOD_TITLES, as_change, benchmark, summary
 from making.results import join_words, metrics_by_language, read, table_cell, with_interval
 from ssetools.training.methods import METHODS
 
 MODEL_WEIGHTS = 268_098_176
 """Weights of the embedded model."""
 DEFAULT_TOKENS = 16_384
-"""Tokens on which a run of the comparison trains unless it says otherwise."""
+"""Default number of training tokens in the comparison."""
 
-NAMES = {
-    "lape": "the language's neurons (LAPE)",
-    "random": "random neurons of the same layers",
-    "random-uniform": "random neurons of any layer",
-    "lora": "LoRA of rank 32",
-    "lora-equal": "LoRA of equal size",
-    "ia3": "IA3",
-    "ffn": "all FFN weights",
-    "full": "all weights",
-}
 _GAIN, _HARM = "target, sentences", "others, sentences"
 _TOKENS = 2_000_000
 _SPEED = 65e12 / 4
-"""Operations a second that hours are predicted with: a quarter of what a T4's data sheet gives for float16."""
-_TODO = "```{note}\nNot measured yet: `make compare` measures it.\n```\n"
+"""Assumed operations per second: a quarter of the float16 rate in the data sheet of a T4."""
+_NO_COMPARISON = "```{note}\nNo results yet: `make compare` runs the comparison.\n```\n"
 
 
 def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that pages include."""
-    found = summary()
+    comparison = summary()
     return {
-        "front-methods": methods_on_average(found) if found else _TODO,
-        "front-findings": findings(found) if found else "",
-        "which-costs": costs(found) if found else _TODO,
-        "which-amounts": amounts(found) if found else _TODO,
+        "front-methods": methods_on_average(comparison) if comparison else _NO_COMPARISON,
+        "front-findings": findings(comparison) if comparison else "",
+        "which-costs": costs(comparison) if comparison else _NO_COMPARISON,
+        "which-amounts": amounts(comparison) if comparison else _NO_COMPARISON,
         "bigger-predicted": predicted(),
         "bigger-measured": measured_runs(),
     }
 
 
-def methods_on_average(found: dict) -> str:
-    """Writes a row a method, the largest gain first: gain, change of the other languages, drift, share of the weights."""
-    over = found["over_languages"]
+def methods_on_average(comparison: dict) -> str:
+    """Returns a row for each method in descending order of gain: gain, change in other languages, drift, share of weights."""
+    means = comparison["over_languages"]
     lines = ["| trained | the language | other languages | drift | weights |", "|:--|--:|--:|--:|--:|"]
-    for name in sorted(over, key=lambda x: over[x][_GAIN]["value"]):
-        sizes = [one["methods"][name]["parameters"] for one in found["languages"].values() if name in one["methods"]]
+    for name in sorted(means, key=lambda x: means[x][_GAIN]["value"]):
+        sizes = [x["methods"][name]["parameters"] for x in comparison["languages"].values() if name in x["methods"]]
         share = 100 * sum(sizes) / len(sizes) / MODEL_WEIGHTS
-        cells = [table_cell(as_change(over[name][measure])) for measure in (_GAIN, _HARM)]
-        cells += [f"{over[name]['drift']['value']:.2f}", f"{share:.2g}%" if share < 99 else "100%"]
-        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+        cells = [table_cell(as_change(means[name][measure])) for measure in (_GAIN, _HARM)]
+        cells += [f"{means[name]['drift']['value']:.2f}", f"{share:.2g}%" if share < 99 else "100%"]
+        lines.append(f"| {METHOD_TITLES[name]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def findings(found: dict) -> str:
-    """Says which methods the language's neurons are better or worse than, on average over languages."""
-    languages = found["over_languages"]["lape"][_GAIN]["units"]
-    gain = with_interval(as_change(found["over_languages"]["lape"][_GAIN]))
+def findings(comparison: dict) -> str:
+    """States which methods the language's neurons are better or worse than, on average over languages."""
+    languages = comparison["over_languages"]["lape"][_GAIN]["units"]
+    gain = with_interval(as_change(comparison["over_languages"]["lape"][_GAIN]))
     lines = [
         f"- **Gain**: on average over {languages} languages, training the language's neurons changes the perplexity of the "
-        f"unseen genre by {gain}. {_verdicts(found, _GAIN, 'This is', 'better', 'worse')}",
-        f"- **Other languages**: {_verdicts(found, _HARM, 'it is', 'better', 'worse')}",
-        f"- **Drift** from the base: {_verdicts(found, 'drift', 'it is', 'smaller', 'larger')}",
+        f"unseen genre by {gain}. {_verdicts(comparison, _GAIN, 'This is', 'better', 'worse')}",
+        f"- **Other languages**: {_verdicts(comparison, _HARM, 'it is', 'better', 'worse')}",
+        f"- **Drift** from the base: {_verdicts(comparison, 'drift', 'it is', 'smaller', 'larger')}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _verdicts(found: dict, measure: str, start: str, better: str, worse: str) -> str:
-    """Sorts the methods by the verdict of their difference to `lape`: clear of zero on either side, or not."""
+def _verdicts(comparison: dict, measure: str, start: str, better: str, worse: str) -> str:
+    """Lists the methods by whether the interval of their difference from `lape` is above zero, below, or includes it."""
     rivals: dict[str, list[str]] = {better: [], worse: [], "": []}
-    for name, cells in found["over_languages_minus_lape"].items():
+    for name, cells in comparison["over_languages_minus_lape"].items():
         low, high = cells[measure]["low"], cells[measure]["high"]
         if low is not None:
-            rivals[better if low > 0 else worse if high < 0 else ""].append(NAMES[name])
+            rivals[better if low > 0 else worse if high < 0 else ""].append(METHOD_TITLES[name])
     parts = [f"{word} than with {join_words(rivals[word])}" for word in (better, worse) if rivals[word]]
     if not parts:
         return "every difference is inconclusive."
@@ -81,40 +71,40 @@ def _verdicts(found: dict, measure: str, start: str, better: str, worse: str) ->
     return f"{start} {', and '.join(parts)}{unclear}."
 
 
-def costs(found: dict) -> str:
-    """Tabulates what a method costs on the embedded model: what is trained, base, memory, time of a step, file."""
+def costs(comparison: dict) -> str:
+    """Tabulates the methods on the embedded model: trained weights, base, memory and time of a step, size of the file."""
     lines = ["| method | trains | base | peak memory | a step | file |", "|:--|:--|:--|--:|--:|--:|"]
     steps = benchmark()
-    sized = [one["methods"] for one in found["languages"].values()]
-    for name, title in NAMES.items():
-        files = [methods[name]["adapter_bytes"] for methods in sized if name in methods]
-        size = f"{sum(files) / len(files) / 1e6:.1f} MB" if files else "not measured yet"
+    methods_by_language = [x["methods"] for x in comparison["languages"].values()]
+    for name, title in METHOD_TITLES.items():
+        files = [methods[name]["adapter_bytes"] for methods in methods_by_language if name in methods]
+        size = f"{sum(files) / len(files) / 1e6:.1f} MB" if files else "no results yet"
         step = steps.get(name)
-        cells = [f"{step['peak_gib']:.1f} GiB", f"{step['seconds']:.1f} s"] if step else ["not measured yet"] * 2
+        cells = [f"{step['peak_gib']:.1f} GiB", f"{step['seconds']:.1f} s"] if step else ["no results yet"] * 2
         base = "8-bit" if METHODS[name].on_8bit else "16-bit"
         lines.append(f"| `{name}` | {title} | {base} | {' | '.join(cells)} | {size} |")
     return "\n".join(lines) + "\n"
 
 
-def amounts(found: dict) -> str:
-    """Tabulates gain by amount of training text, for the languages in which it was varied."""
+def amounts(comparison: dict) -> str:
+    """Tabulates the gain by amount of training text, for the languages in which it was varied."""
     lines = ["| training text | language | the language's neurons | random neurons |", "|--:|:--|--:|--:|"]
-    for one in found["languages"].values():
-        rows = {DEFAULT_TOKENS: {name: one["methods"][name]["changes"][_GAIN] for name in ("lape", "random")}}
-        for run in one["ablations"]:
+    for of_language in comparison["languages"].values():
+        rows = {DEFAULT_TOKENS: {name: of_language["methods"][name]["changes"][_GAIN] for name in ("lape", "random")}}
+        for run in of_language["ablations"]:
             if run["max_tokens"] != DEFAULT_TOKENS:
                 rows.setdefault(run["max_tokens"], {})[run["method"]] = run["changes"][_GAIN]
         for tokens, cells in sorted(rows.items()) if len(rows) > 1 else ():
             changes = " | ".join(table_cell(as_change(cells[x])) if x in cells else "" for x in ("lape", "random"))
-            lines.append(f"| {tokens:,} tokens | {one['name']} | {changes} |")
-    return "\n".join(lines) + "\n" if len(lines) > 2 else "Not measured yet.\n"
+            lines.append(f"| {tokens:,} tokens | {of_language['name']} | {changes} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else "No results yet.\n"
 
 
 def predicted() -> str:
-    """Tabulates predicted memory, and hours for two million tokens at the speeds that are assumed."""
+    """Tabulates the predicted memory, and the hours for two million tokens at the assumed speed."""
     plan = read("benchmarks/plan.json")
     if plan is None:
-        return "```{note}\nNot predicted yet: `make bench` writes it.\n```\n"
+        return "```{note}\nNo results yet: `make bench` makes the predictions.\n```\n"
     lines = [f"| model | neurons | peak memory | on 16 GB | hours at {_SPEED / 1e12:.0f} TFLOP/s |"]
     lines.append("|:--|--:|--:|:--|--:|")
     for row in plan["planned"]:
@@ -126,10 +116,10 @@ def predicted() -> str:
 
 
 def measured_runs() -> str:
-    """Tabulates time and memory of the default runs of the embedded model, as they were measured."""
+    """Tabulates the measured time and memory of the default runs of the embedded model."""
     runs = [metrics["adapter"] for metrics in metrics_by_language().values()]
     if not runs:
-        return "Not measured yet.\n"
+        return "No results yet.\n"
     minutes = sorted(run["seconds"] / 60 for run in runs)
     speeds = sorted(run["tokens"] / run["seconds"] for run in runs)
     peak = max(run["peak_memory_gib"] for run in runs)

@@ -1,4 +1,4 @@
-"""A page for each language that was trained: two sentences about it, its numbers, and what its executed notebooks show."""
+"""A page for each trained language: two sentences about it, its results, and outputs of its executed notebooks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import re
 from collections import Counter
 
-from making.compared import as_change, summary
-from making.guide import NAMES
+from making.compared import METHOD_TITLES, as_change, summary
 from making.results import (
     BOOK,
     join_words,
@@ -28,33 +27,33 @@ PAGES = BOOK / "languages"
 _REPOSITORY = "https://github.com/ssetools/ssetools/blob/main"
 _GAIN = "target, sentences"
 _REPEATED, _LONG = 5, 5
-"""A word of so many letters that a sample has so often is said to be repeated; short words are frequent in any text."""
+"""How often a word must occur in a sample to be reported as repeated, and how many letters it must have."""
 
 
 def pages() -> dict[str, str]:
-    """Returns the page of each measured language by its code."""
+    """Returns the page of each language with results, by code."""
     return {code: page(code, metrics) for code, metrics in metrics_by_language().items()}
 
 
 def pictures() -> dict[str, bytes]:
     """Returns the figures of the executed notebooks that the pages show, by file name."""
-    found = {}
+    files = {}
     for code in metrics_by_language():
         for name, call in (("gain", "plots.before_after"), ("others", "plots.retention")):
             for output, _ in _outputs(code, call):
                 if "image/png" in output.get("data", {}):
-                    found[f"{code}-{name}.png"] = base64.b64decode("".join(output["data"]["image/png"]))
-    return found
+                    files[f"{code}-{name}.png"] = base64.b64decode("".join(output["data"]["image/png"]))
+    return files
 
 
 def page(code: str, metrics: dict) -> str:
-    """Writes the page of one language."""
-    known = get_language(code)
+    """Returns the page of one language."""
+    language = get_language(code)
     speakers = read("../speakers.json")["speakers"][code]
     parts = [
-        f"# {known.name}",
-        f'<span class="own-name" lang="{code}">{known.own_name}</span>',
-        f"{known.family}, {format_people(speakers)} speakers, code `{code}`.",
+        f"# {language.name}",
+        f'<span class="own-name" lang="{code}">{language.own_name}</span>',
+        f"{language.family}, {format_people(speakers)} speakers, code `{code}`.",
         f"{what_it_gained(code, metrics)} {how_methods_compare(code)}".strip(),
         "## Perplexity",
         perplexities(code, metrics),
@@ -73,57 +72,57 @@ def page(code: str, metrics: dict) -> str:
 
 
 def what_it_gained(code: str, metrics: dict) -> str:
-    """Says in a sentence what was trained, what the language gained on the unseen genre, and what the others did."""
-    about, kind = metrics["adapter"], unseen_genre(metrics)
-    moved = metrics["summary"][kind] if kind else next(iter(metrics["summary"].values()))
-    target = moved["target"]
-    unclear = target["low"] is not None and target["low"] <= 0 <= target["high"]
+    """States what was trained, and the changes in the language and in the others on the unseen genre."""
+    adapter, genre = metrics["adapter"], unseen_genre(metrics)
+    changes = metrics["summary"][genre] if genre else next(iter(metrics["summary"].values()))
+    target = changes["target"]
+    inconclusive = target["low"] is not None and target["low"] <= 0 <= target["high"]
     return (
-        f"Training the {about['neurons']:,} neurons of {language_name(code)} ({percent_trained(about):.2f}% of the weights) on "
-        f"{about['tokens']:,} tokens changes its perplexity on the {'unseen' if kind else 'seen'} genre by "
-        f"{with_interval(target)}{', which is inconclusive' if unclear else ''}, and that of {len(moved['others'])} other "
-        f"languages by {percent(moved['mean_of_others'])} on average."
+        f"Training the {adapter['neurons']:,} neurons of {language_name(code)} ({percent_trained(adapter):.2f}% of the weights) on "
+        f"{adapter['tokens']:,} tokens changes its perplexity on the {'unseen' if genre else 'seen'} genre by "
+        f"{with_interval(target)}{', which is inconclusive' if inconclusive else ''}, and that of {len(changes['others'])} other "
+        f"languages by {percent(changes['mean_of_others'])} on average."
     )
 
 
 def how_methods_compare(code: str) -> str:
-    """Says in a sentence which method of the comparison gained most in this language; empty where none was run."""
-    found = summary()
-    if not found or code not in found["languages"]:
+    """States which method of the comparison gained most in this language; empty if none was run."""
+    comparison = summary()
+    if not comparison or code not in comparison["languages"]:
         return ""
-    methods = found["languages"][code]["methods"]
-    gains = {name: one["changes"][_GAIN] for name, one in methods.items() if _GAIN in one["changes"]}
+    methods = comparison["languages"][code]["methods"]
+    gains = {name: x["changes"][_GAIN] for name, x in methods.items() if _GAIN in x["changes"]}
     best = min(gains, key=lambda name: gains[name]["value"])
     seeds = len(methods[best]["seeds"])
-    said = f"Of {len(gains)} methods in the comparison ({seeds} seed{'s' if seeds > 1 else ''}), "
+    opening = f"Of {len(gains)} methods in the comparison ({seeds} seed{'s' if seeds > 1 else ''}), "
     if best == "lape":
-        return f"{said}the largest gain is with the language's neurons: {with_interval(as_change(gains[best]))}."
+        return f"{opening}the largest gain is with the language's neurons: {with_interval(as_change(gains[best]))}."
     own = with_interval(as_change(gains["lape"]))
-    return f"{said}the largest gain is with {NAMES[best]}: {with_interval(as_change(gains[best]))}; its neurons: {own}."
+    return f"{opening}the largest gain is with {METHOD_TITLES[best]}: {with_interval(as_change(gains[best]))}; its neurons: {own}."
 
 
 def perplexities(code: str, metrics: dict) -> str:
     """Tabulates perplexity before and after in the language and in English, the unseen genre first."""
     unseen = unseen_genre(metrics)
-    kinds = sorted(metrics["summary"], key=lambda kind: kind != unseen)
+    genres = sorted(metrics["summary"], key=lambda genre: genre != unseen)
     lines = ["| text | change | before | after |", "|:--|--:|--:|--:|"]
-    for kind in kinds:
-        genre = "unseen genre" if kind == unseen else "seen genre"
-        for lang, moved in ((code, metrics["summary"][kind]["target"]), ("en", metrics["summary"][kind]["english"])):
-            if moved is not None:
-                scores = [f"{metrics[when][kind][lang]['perplexity']:.1f}" for when in ("before", "after")]
+    for genre in genres:
+        label = "unseen genre" if genre == unseen else "seen genre"
+        for lang, change in ((code, metrics["summary"][genre]["target"]), ("en", metrics["summary"][genre]["english"])):
+            if change is not None:
+                scores = [f"{metrics[when][genre][lang]['perplexity']:.1f}" for when in ("before", "after")]
                 lines.append(
-                    f"| {language_name(lang)}, {kind} ({genre}) | {table_cell(moved)} | {' | '.join(scores)} |"
+                    f"| {language_name(lang)}, {genre} ({label}) | {table_cell(change)} | {' | '.join(scores)} |"
                 )
     return "\n".join(lines)
 
 
 def who_lost(metrics: dict) -> str:
-    """Names the languages that lost and gained most on the unseen genre."""
-    moved = metrics["summary"][unseen_genre(metrics) or next(iter(metrics["summary"]))]["others"]
-    order = sorted(moved, key=lambda lang: moved[lang]["percent"])
+    """Names the other languages with the largest changes on the unseen genre."""
+    changes = metrics["summary"][unseen_genre(metrics) or next(iter(metrics["summary"]))]["others"]
+    order = sorted(changes, key=lambda lang: changes[lang]["percent"])
     named = [
-        [f"{language_name(lang)} {percent(moved[lang]['percent'])}" for lang in part]
+        [f"{language_name(lang)} {percent(changes[lang]['percent'])}" for lang in part]
         for part in (order[:3], order[:-4:-1])
     ]
     return (
@@ -133,31 +132,31 @@ def who_lost(metrics: dict) -> str:
 
 
 def samples(code: str) -> list[str]:
-    """Shows how the base and the tuned model continue a test text, and says what they repeat."""
+    """Returns continuations of a test text by the base and the tuned model, and which words they repeat."""
     for output, _ in _outputs(code, "continue_text"):
         text = "".join(output.get("text", [])).rstrip()
-        about = (
+        explanation = (
             "A test text, continued by always taking the most probable next word. A model of this size does not write well in "
             "this language, before or after training."
         )
-        return [f"{about} {repetitions(text)}".strip(), f"```text\n{text}\n```"]
+        return [f"{explanation} {repetitions(text)}".strip(), f"```text\n{text}\n```"]
     return ["Not executed yet."]
 
 
 def repetitions(text: str) -> str:
-    """Says of each line of a sample, "who: words", which word it repeats; empty when none does."""
-    said = []
+    """States which word each line of a sample ("model: text") repeats; empty if none does."""
+    sentences = []
     for line in text.splitlines():
         who, _, words = line.partition(":")
         counts = Counter(word for word in re.findall(r"[^\s.,:;!?]+", words) if len(word) >= _LONG)
         for word, times in counts.most_common(1):
             if times >= _REPEATED:
-                said.append(f"The output of *{who.strip()}* has the word *{word}* {times} times.")
-    return " ".join(said)
+                sentences.append(f"The output of *{who.strip()}* has the word *{word}* {times} times.")
+    return " ".join(sentences)
 
 
 def tasks(code: str) -> list[str]:
-    """Shows the scores of the tasks, as the notebook does."""
+    """Returns the table of task scores of the notebook."""
     for output, _ in _outputs(code, "task_table"):
         if html := "".join(output.get("data", {}).get("text/html", [])):
             words = "Base and tuned model on a few questions and translations. Compare with *chance* before reading the change."
@@ -170,7 +169,7 @@ def tasks(code: str) -> list[str]:
 
 
 def do_it(code: str) -> str:
-    """Gives the command, and links to the executed notebooks."""
+    """Returns the command, and links to the executed notebooks."""
     links = [
         f"[{title}]({_REPOSITORY}/book/languages/{code}/{name}.ipynb)"
         for name, title in (("03_finetune", "fine-tuning"), ("04_evaluate", "evaluation"))

@@ -1,4 +1,4 @@
-"""The paper's claims in one table: confirmed, not confirmed or not testable here, with one number and a link each."""
+"""A table of the paper's claims: whether each is confirmed, with a number and a link."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from bs4 import BeautifulSoup
 
-from making.compared import as_change, summary
-from making.guide import NAMES
+from making.compared import METHOD_TITLES, as_change, summary
 from making.results import (
     BOOK,
     MODEL,
@@ -26,11 +25,11 @@ from ssetools.languages import get_language
 from study.compare.runs import read_run
 
 YES, NO, UNTESTED = "**confirmed**", "**not confirmed**", "**not testable here**"
-UNMEASURED = "not measured yet"
+UNMEASURED = "no results yet"
 _RIVALS = ("full", "ffn", "lora", "random-uniform", "random")
 _GAIN = "target, sentences"
 _FORGETTING = 5
-"""Percent by which the perplexity of the other languages must rise to count as forgetting."""
+"""Increase of the other languages' perplexity, in percent, that counts as forgetting."""
 _ANALYSIS = BOOK / "languages" / "yo" / "05_analyze.ipynb"
 
 
@@ -45,11 +44,11 @@ def fragments() -> dict[str, str]:
 
 
 def scoreboard() -> str:
-    """Writes a row a claim: the claim, its status, the number behind it, and where to read more."""
-    rows = [(f"Better than {NAMES[rival]}", *against(rival), "claim-beats") for rival in _RIVALS]
+    """Returns a row for each claim: the claim with a link to its section, its status, and a number."""
+    rows = [(f"Better than {METHOD_TITLES[rival]}", *against(rival), "claim-beats") for rival in _RIVALS]
     rows += [
         ("At most 1% of the weights", *share(), "claim-share"),
-        ("No catastrophic forgetting", *kept(), "claim-kept"),
+        ("No catastrophic forgetting", *retention(), "claim-kept"),
         ("Favourable training dynamics", *dynamics(), "claim-dynamics"),
         ("Better alignment between languages", *alignment(), "claim-alignment"),
         ("Weight changes differ between gate, up and down", *weight_changes(), "claim-weights"),
@@ -68,9 +67,9 @@ def scoreboard() -> str:
 
 
 def against(rival: str) -> tuple[str, str]:
-    """Says whether the language's neurons gain more than a method, on average over languages."""
-    found = summary()
-    cell = found and found["over_languages_minus_lape"].get(rival, {}).get(_GAIN)
+    """States whether the language's neurons gain more than a method, on average over languages."""
+    comparison = summary()
+    cell = comparison and comparison["over_languages_minus_lape"].get(rival, {}).get(_GAIN)
     if not cell:
         return UNTESTED, UNMEASURED
     number = f"perplexity {with_interval(as_change(cell))} relative to the neurons, {cell['units']} languages"
@@ -78,7 +77,7 @@ def against(rival: str) -> tuple[str, str]:
 
 
 def share() -> tuple[str, str]:
-    """Says how large the largest share of the weights is over the measured languages."""
+    """States how large the largest share of the weights is over the measured languages."""
     shares = {code: percent_trained(metrics["adapter"]) for code, metrics in metrics_by_language().items()}
     if not shares:
         return UNTESTED, UNMEASURED
@@ -87,20 +86,20 @@ def share() -> tuple[str, str]:
     return (YES if shares[most] <= 1 else NO), number
 
 
-def kept() -> tuple[str, str]:
-    """Says what other languages lost in the default run, and at worst at the rates of the comparison."""
+def retention() -> tuple[str, str]:
+    """States the change in other languages in the default run, and the largest in the comparison."""
     means = [
-        metrics["summary"][kind]["mean_of_others"]
+        metrics["summary"][genre]["mean_of_others"]
         for metrics in metrics_by_language().values()
-        if (kind := unseen_genre(metrics))
+        if (genre := unseen_genre(metrics))
     ]
     if not means:
         return UNTESTED, UNMEASURED
     number = f"other languages {percent(sum(means) / len(means))} on average in the default run"
-    found, status = summary(), YES if max(means) < _FORGETTING else NO
-    if found:
+    comparison, status = summary(), YES if max(means) < _FORGETTING else NO
+    if comparison:
         cells = {
-            lang: one["methods"]["lape"]["changes"]["others, sentences"] for lang, one in found["languages"].items()
+            lang: x["methods"]["lape"]["changes"]["others, sentences"] for lang, x in comparison["languages"].items()
         }
         worst = max(cells, key=lambda lang: cells[lang]["value"])
         number += f"; {percent(cells[worst]['value'])} at the highest rate of the comparison ({language_name(worst)})"
@@ -110,11 +109,11 @@ def kept() -> tuple[str, str]:
 
 
 def dynamics() -> tuple[str, str]:
-    """Says in how many languages `lape` has the lowest validation loss of all methods, a quarter into the run."""
-    found = summary()
-    if not found:
+    """States in how many languages `lape` has the lowest validation loss of all methods, a quarter into the run."""
+    comparison = summary()
+    if not comparison:
         return UNTESTED, UNMEASURED
-    losses = {lang: _after_a_quarter(lang, one["methods"]) for lang, one in found["languages"].items()}
+    losses = {lang: _loss_after_a_quarter(lang, x["methods"]) for lang, x in comparison["languages"].items()}
     losses = {lang: by_method for lang, by_method in losses.items() if len(by_method) > 1 and "lape" in by_method}
     if not losses:
         return UNTESTED, UNMEASURED
@@ -126,24 +125,24 @@ def dynamics() -> tuple[str, str]:
     return (YES if 2 * len(lowest) > len(losses) else NO), number
 
 
-def _after_a_quarter(lang: str, methods: Mapping) -> dict[str, float]:
+def _loss_after_a_quarter(lang: str, methods: Mapping) -> dict[str, float]:
     """Returns the validation loss of each method at its chosen rate, the mean over seeds, a quarter into the run."""
     losses = {}
-    for name, one in methods.items():
-        found = []
+    for name, method in methods.items():
+        of_method = []
         for path in (RESULTS / "compare" / MODEL / lang).glob(f"{name}-lr*-seed*.json"):
             run = read_run(path)
-            if run["settings"]["learning_rate"] == one["learning_rate"]:
+            if run["settings"]["learning_rate"] == method["learning_rate"]:
                 quarter = run["history"][-1]["tokens"] / 4
                 later = (x for x in run["history"] if x["tokens"] >= quarter and "validation_loss" in x)
-                found.append(next(later)["validation_loss"])
-        if found:
-            losses[name] = sum(found) / len(found)
+                of_method.append(next(later)["validation_loss"])
+        if of_method:
+            losses[name] = sum(of_method) / len(of_method)
     return losses
 
 
 def alignment() -> tuple[str, str]:
-    """Says how the margin of right over wrong pairs changed in the last layer of the analysed run."""
+    """States how the margin of right over wrong pairs changed in the last layer of the analysed run."""
     rows = [row for row in _output("tuned.table(base=base)") if "margin" in row]
     if not rows:
         return UNTESTED, UNMEASURED
@@ -153,7 +152,7 @@ def alignment() -> tuple[str, str]:
 
 
 def weight_changes() -> tuple[str, str]:
-    """Says how large the change of each projection is in the analysed run, relative to its base weights."""
+    """States how large the change of each projection is in the analysed run, relative to its base weights."""
     projections = ("gate", "up", "down")
     rows = {row[0]: list(map(float, row[1:])) for row in _output("change_by_depth(changes") if row[0] in projections}
     if len(rows) < len(projections):
@@ -166,17 +165,17 @@ def weight_changes() -> tuple[str, str]:
 
 
 def atlas() -> tuple[str, str]:
-    """Says for how many languages there are neuron sets."""
-    found = read("atlas/selections.json")
-    if found is None:
+    """States for how many languages there are neuron sets."""
+    selections = read("atlas/selections.json")
+    if selections is None:
         return UNTESTED, UNMEASURED
-    codes = found["groups"]["all"].split()
+    codes = selections["groups"]["all"].split()
     families = {get_language(code).lineage[0] for code in codes}
     return (YES if len(codes) > 100 else NO), f"{len(codes)} languages of {len(families)} families, one model"
 
 
 def _output(code: str) -> list[list[str]]:
-    """Returns the rows of the table that a cell of the executed analysis shows, found by what its code holds."""
+    """Returns the rows of the table that a cell of the executed analysis shows; the cell is identified by its code."""
     for cell in json.loads(_ANALYSIS.read_text(encoding="utf-8"))["cells"] if _ANALYSIS.is_file() else ():
         if code in "".join(cell["source"]):
             for output in cell.get("outputs", []):
