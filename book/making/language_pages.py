@@ -139,7 +139,7 @@ def samples(code: str) -> list[str]:
             "A test text, continued by always taking the most probable next word. A model of this size does not write well in "
             "this language, before or after training."
         )
-        return [f"{explanation} {repetitions(text)}".strip(), f"```text\n{text}\n```"]
+        return [f"{explanation} {repetitions(text)}".strip(), f"```{{code-block}} text\n:class: sample\n{text}\n```"]
     return ["Not executed yet."]
 
 
