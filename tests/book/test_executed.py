@@ -272,3 +272,33 @@ def test_a_notebook_with_problems_is_not_saved(project, monkeypatch):
     ):
         make(project)
     assert not (root / "book" / "languages").exists()
+
+
+NOTEBOOKS = [*sorted(execute.SOURCES.glob("*.ipynb")), *sorted(execute.BOOK.glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_that_a_page_shows_fits_its_width(path):
+    notebook = nbformat.read(path, as_version=4)
+    shown = [c for c in notebook.cells if c.cell_type == "code" and "remove-cell" not in c.metadata.get("tags", [])]
+    assert [line for c in shown for line in c.source.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_two_exercises_with_folded_solutions_and_a_take_away(path):
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    exercises = text.split("## Exercises")[1]
+    assert [len(re.findall(mark, exercises, re.MULTILINE)) for mark in (r"^\*\*\d\. ", "<details>", "</details>")] == [
+        2,
+        2,
+        2,
+    ]
+    assert "**Take-away**:" in exercises
+
+
+def test_links_of_a_source_lead_to_pages_of_the_book_in_its_copy():
+    for job in execute.jobs():
+        if job.source != job.output:
+            text = "\n".join(c.source for c in job.wanted().cells if c.cell_type == "markdown")
+            for link in re.findall(r"\]\(([^):]+)\)", text):
+                assert (job.output.parent / link).is_file(), f"{job.output}: {link}"
