@@ -304,7 +304,9 @@ def _device(device_map: str | dict | None) -> str:
 def _check_one_device(model: nn.Module) -> None:
     """Refuses offloaded layers and several devices: trained slices need a layer's weights on the device of its input."""
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
-    if len(devices) > 1 or devices == ["meta"]:
+    # Without accelerate's hooks, a model on "meta" was built without data, to plan its memory.
+    offloaded = devices == ["meta"] and any(hasattr(module, "_hf_hook") for module in model.modules())
+    if len(devices) > 1 or offloaded:
         raise InvalidInput(
             f"The model is spread over several devices: {', '.join(devices)} (meta: offloaded). Name one device that can "
             'hold it, as in device_map={"": "cuda:0"}, load it in 8 bits, or spread it with `--shard`.'
