@@ -338,8 +338,7 @@ def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
     """Finds a file of a finished run, of results at the scale that is asked for."""
     from ssetools.files import run_dir
     from ssetools.languages import get_language
-    from ssetools.training.adapter import results_at_scale
-    from ssetools.training.finetune import scale_of_run
+    from ssetools.steps import results_at_scale, scale_of_run
 
     get_language(arguments.lang)
     method, _ = _method_and_selection(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput
@@ -13,10 +14,10 @@ from ssetools.files import read_json, whole_file
 from ssetools.languages import get_language
 from ssetools.models import load_model
 from ssetools.report import percent_trained
+from ssetools.steps import results_at_scale, scale_of_run
 from ssetools.text.hub import hub_reachable
 from ssetools.text.sources import load_texts
-from ssetools.training.adapter import Adapter, results_at_scale
-from ssetools.training.finetune import scale_of_run
+from ssetools.training.adapter import Adapter
 from ssetools.training.methods import METHODS, load_adapter
 
 FORMATS = ("peft", "gguf-lora", "merged")
@@ -92,7 +93,7 @@ def _merge(adapter: Adapter, tokenizer, about: Mapping, metrics: Mapping | None,
     model = adapter.merge()
     after = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
     with whole_file(output) as scratch:
-        model.save_pretrained(scratch)
+        cast(Any, model).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     return {kind: (before[kind], after[kind]) for kind in before}
 
@@ -175,7 +176,7 @@ def licence_of(base: str) -> str | None:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
         print(f"The card of {base} cannot be read ({type(error).__name__}); its licence is not named.", flush=True)
         return None
-    return card.data.license
+    return cast(Any, card.data).license
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:

@@ -25,7 +25,7 @@ from ssetools.models import as_dtype, body_of, choose_dtype
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.sets import LayerNeurons
 from ssetools.text.hub import hub_reachable, quiet
-from ssetools.training.loop import TrainingSettings, check_optimizer, checkpointed_activations
+from ssetools.training.loop import TrainingSettings, checkpointed_activations
 from ssetools.training.methods import METHODS, attach_method, check_method
 
 GIB = 2**30
@@ -134,7 +134,6 @@ def plan_memory(
     """
     check_method(method)
     training = TrainingSettings(**settings)
-    check_optimizer(training.optimizer)
     in_place = not METHODS[method].on_8bit
     if load_in_8bit and in_place:
         raise InvalidInput(f"Method {method!r} cannot train 8-bit weights: plan it with load_in_8bit=False.")

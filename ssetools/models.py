@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +28,6 @@ _QUANTIZED = ("int8", "nf4", "fp4")  # the kinds that can be read; others replac
 _LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
-ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 """The `ssetools.training.adapter.Adapter` of each model that carries one."""
 
 
@@ -161,7 +159,8 @@ def check_base_model(model: nn.Module, use: str) -> None:
         ValueError: If an adapter is attached and switched on, if the model has layers of PEFT or quantised layers that
             are not of `bitsandbytes`, or if it is spread over several devices.
     """
-    adapter, kind = ATTACHED.get(model), quantization_of(model)
+    adapter: Any = getattr(model, "ssetools_adapter", None)
+    kind = quantization_of(model)
     if adapter is not None and adapter.active:
         raise InvalidInput(
             f"{use} needs the base model, and an adapter is attached to it: detach() it first, or use "
@@ -228,7 +227,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def num_parameters(model: nn.Module) -> int:
     """Counts the model's weights, in whatever number of bits they are stored; tied weights once."""
-    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]  # 4-bit weights are stored in pairs
+    own = [p for name, p in model.named_parameters() if not name.startswith("ssetools_adapter.")]
+    states = [(p, getattr(p, "quant_state", None)) for p in own]  # 4-bit weights are stored in pairs
     return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 

@@ -19,7 +19,8 @@ from ssetools.evaluation.tasks.translation import compare_translations
 from ssetools.files import kept, read_json, whole_file, write_json
 from ssetools.languages import get_language
 from ssetools.models import model_precision
-from ssetools.training.adapter import Adapter, results_at_scale
+from ssetools.steps import results_at_scale
+from ssetools.training.adapter import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

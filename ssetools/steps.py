@@ -29,8 +29,8 @@ from ssetools.neurons.selection import neurons_per_layer, select_neurons, select
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
 from ssetools.text.sources import TextPlan, default_source, describe_source, load_texts, parse_sources
 from ssetools.text.streams import TextStream, stream_texts
-from ssetools.training.adapter import Adapter, results_at_scale
-from ssetools.training.finetune import SCALES_FILE, choose_scale, finetune, scale_of_run
+from ssetools.training.adapter import Adapter, adapter_facts, check_scale
+from ssetools.training.finetune import best_scale, choose_scale, finetune
 from ssetools.training.loop import TrainingSettings
 from ssetools.training.methods import METHODS, check_method, load_adapter, method_with
 
@@ -193,10 +193,10 @@ def get_run(
     if kept(folder / "adapter.json", {**facts, "settings": training}, remedy=_RETRAIN):
         adapter = load_adapter(folder, model)
         print(f"Found the adapter in {folder}.", flush=True)
-        if scale == "auto" and not (folder / SCALES_FILE).is_file():
+        if scale == "auto" and not (folder / "scales.json").is_file():
             curve = choose_scale(adapter, tokenizer, _validation_texts(plan.train, lang), _retention_texts(plan, lang))
             if processes.is_main():
-                write_json(folder / SCALES_FILE, curve)
+                write_json(folder / "scales.json", curve)
             processes.wait()
         adapter.scale = scale_of_run(folder, scale)
         return folder
@@ -243,6 +243,38 @@ def _validation_texts(source: str, lang: str, words: int = _VALIDATION_WORDS) ->
     texts = load_texts(source, lang, "validation")
     total = sum(num_words(text, get_language(lang).script) for text in texts)
     return texts[:: max(1, total // words)]
+
+
+def results_at_scale(folder: str | Path, name: str, scale: float) -> tuple[Path, dict[str, Any]]:
+    """Returns where a run keeps results at a scale, and its facts with that scale.
+
+    The file is `name`, such as "metrics.json", for the scale that the run was saved with, else "metrics-scale0.4.json".
+    """
+    path, about = Path(folder) / name, adapter_facts(folder)
+    if scale != about.get("scale", 1.0):
+        path, about["scale"] = path.with_name(f"{path.stem}-scale{scale:g}{path.suffix}"), scale
+    return path, about
+
+
+def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
+    """Returns the scale that is asked for of a finished run.
+
+    Args:
+        folder: The run's folder.
+        scale: A number, None for the scale that was saved, or "auto" for the best of the curve in `scales.json`.
+
+    Raises:
+        FileNotFoundError: If there is no adapter, or "auto" finds no curve.
+        ValueError: For a negative number.
+    """
+    if scale is None:
+        return adapter_facts(folder).get("scale", 1.0)
+    if scale != "auto":
+        return check_scale(scale)
+    path = Path(folder) / "scales.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: `ssetools evaluate` with `--scale auto` makes it.")
+    return best_scale(read_json(path))
 
 
 def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
@@ -300,8 +332,8 @@ def get_metrics(
     with Adapter.attached_to(model).switched_off():
         before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
     metrics = {"folder": folder.as_posix(), "same_kind": plan.same_kind, "reason": plan.reason, **inputs}
-    if (folder / SCALES_FILE).is_file():
-        metrics["scales"] = read_json(folder / SCALES_FILE)
+    if (folder / "scales.json").is_file():
+        metrics["scales"] = read_json(folder / "scales.json")
     metrics |= {"before": before, "after": after, "summary": summarise(before, after, lang), **provenance()}
     write_json(path, metrics)
     return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,18 @@ import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.files import read_json, write_json
-from ssetools.models import (
-    ATTACHED,
-    check_base_model,
-    has_8bit_layers,
-    model_mismatch,
-    model_source,
-    quantization_of,
-)
+from ssetools.files import read_json, save_tensors, write_json
+from ssetools.lora_files import LoraPairs, write_gguf_lora, write_peft
+from ssetools.models import check_base_model, decoder_layers, model_mismatch, model_source, quantization_of
 
 
 class Adapter(nn.Module):
     """Trainable numbers attached to a frozen model, which can be scaled, switched off and taken off again.
 
-    `parameters()` are what the optimiser moves, in float32. A subclass provides `_set_factor`, `_take_off`, `_merge`,
-    `_write` and `_read`.
+    `parameters()` are what the optimiser moves, in float32. A subclass provides what stands at the end of this class.
+
+    While it is attached, `model.save_pretrained` saves the adapter, with a warning, and transformers' Trainer (or a
+    trainer built on it) trains `parameters()`, 8-bit base or not, and saves and resumes them.
 
     Attributes:
         attached: Whether the model still carries this adapter.
@@ -35,10 +32,11 @@ class Adapter(nn.Module):
     """
 
     format = ""
+    _beside_the_weights = True  # so that the model's own weights are the base's
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if model in ATTACHED:
+        if getattr(model, "ssetools_adapter", None) is not None:
             raise InvalidInput("This model already has an adapter attached: detach() it first.")
         check_base_model(model, "Training")
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
@@ -49,7 +47,12 @@ class Adapter(nn.Module):
         self._scale = 1.0
 
     def _register(self) -> None:
-        ATTACHED[self.model] = self
+        model: Any = self.model
+        # Not as a submodule, unless its parameters are not in the model already: see Subnetwork.
+        object.__setattr__(model, "ssetools_adapter", self)
+        if self._beside_the_weights:
+            model.save_pretrained = self._save_in_place_of_model
+            model._hf_peft_config_loaded = True  # Trainer trains a quantised model only if it sees an adapter
         self.attached = True
 
     @staticmethod
@@ -59,9 +62,10 @@ class Adapter(nn.Module):
         Raises:
             ValueError: If there is none.
         """
-        if model not in ATTACHED:
+        adapter = getattr(model, "ssetools_adapter", None)
+        if adapter is None:
             raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
-        return ATTACHED[model]
+        return adapter
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +116,10 @@ class Adapter(nn.Module):
         """Takes the adapter off: the model is the base again, exactly. Returns the model."""
         if self.attached:
             self._take_off()
-            ATTACHED.pop(self.model, None)
+            model: Any = self.model
+            del model.ssetools_adapter
+            if self._beside_the_weights:
+                del model.save_pretrained, model._hf_peft_config_loaded
             self.attached = False
         return self.model
 
@@ -123,18 +130,13 @@ class Adapter(nn.Module):
             The model.
 
         Raises:
-            ValueError: For an 8-bit base, or when the adapter is off the model, as after a merge.
+            ValueError: For a quantised base, or when the adapter is off the model, as after a merge.
         """
         self.check_attached()
-        if has_8bit_layers(self.model):
-            raise InvalidInput(
-                f"Merged into int8 weights, {self._lost_in_int8()}: int8 steps are coarse beside a trained change. Load the "
-                "base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
-            )
         if kind := quantization_of(self.model):
             raise InvalidInput(
-                f"A trained change cannot be merged into {kind} weights. Load the 16-bit base with load_in_8bit=False, "
-                "load_adapter(folder, model), and merge there (`ssetools merge`)."
+                f"Merged into {kind} weights, {self._lost_in(kind)}: {kind} steps are coarse beside a trained change. Load "
+                "the 16-bit base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
             )
         self._set_factor(self.scale)
         self._merge()
@@ -158,6 +160,18 @@ class Adapter(nn.Module):
         write_json(folder / "adapter.json", {**about, "base": model_source(self.model), **facts})
         return folder
 
+    def _save_in_place_of_model(self, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
+        if not is_main_process:
+            return
+        folder = self.save(save_directory)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        save_tensors(folder / "model.safetensors", trained, {"format": "pt"})  # what Trainer resumes from
+        warnings.warn(
+            f"An adapter is attached to this model: its trained numbers alone were saved to {folder}, where load_adapter "
+            "finds them. For a whole model, adapter.merge() first, then model.save_pretrained().",
+            stacklevel=2,
+        )
+
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Adapter:
         """Attaches a saved adapter to `model`, at the scale at which it was saved.
@@ -177,27 +191,31 @@ class Adapter(nn.Module):
         return adapter
 
     def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
-        """Writes a PEFT checkpoint of the same function, scale included, which PEFT, vLLM and the hub load.
+        """Writes the same function, scale included, as a PEFT checkpoint, which PEFT, vLLM and the hub load.
 
         Args:
             folder: Folder to write.
-            uniform_rank: Whether to give all modules one rank (8, 16, 32, 64, 128, 256, 320 or 512), as vLLM needs,
-                padded with zeros. LoRA has one rank already.
+            uniform_rank: Whether to pad all modules with zeros to one rank (8, 16, 32, 64, 128, 256, 320 or 512), as
+                vLLM needs; otherwise every module of a subnetwork has the rank of its number of neurons.
 
         Raises:
-            ValueError: If the adapter cannot be written so, or a layer needs a higher rank than the largest uniform one.
+            ValueError: If the method has no such form, or a layer needs a higher rank than the largest uniform one.
         """
-        raise InvalidInput(f"{type(self).__name__} has no PEFT form: merge() it into the model (`--format merged`).")
+        pairs = self._lora_pairs()
+        transposed = any(_is_conv1d(self.model.get_submodule(path)) for path in pairs)
+        return write_peft(pairs, folder, model_source(self.model)["model"], uniform_rank, transposed)
 
     def to_gguf_lora(self, path: str | Path) -> Path:
-        """Writes a GGUF adapter of the same function, scale included, which llama.cpp loads beside the base in GGUF.
+        """Writes the same function, scale included, as a GGUF adapter, which llama.cpp loads beside the base in GGUF.
 
         Raises:
-            ValueError: If the adapter cannot be written so, or llama.cpp does not know the family.
+            ValueError: If the method has no such form, or llama.cpp does not know the family.
         """
-        raise InvalidInput(f"{type(self).__name__} has no GGUF form: merge() it into the model (`--format merged`).")
+        config: Any = self.model.config
+        layers = len(decoder_layers(self.model))
+        return write_gguf_lora(self._lora_pairs(), path, config.get_text_config().model_type, layers)
 
-    # --- what the loop calls; most methods have nothing to do here ---
+    # --- what the training loop calls; most methods have nothing to do here ---
 
     def dropout(self, active: bool) -> None:
         """Turns the adapter's own dropout on for a training step, or off."""
@@ -224,18 +242,21 @@ class Adapter(nn.Module):
     def _merge(self) -> None:
         raise NotImplementedError
 
-    def _lost_in_int8(self) -> str:
+    def _lost_in(self, kind: str) -> str:
         return "what was trained would be rounded"
 
-    def _write(self, folder: Path) -> dict:
+    def _lora_pairs(self) -> LoraPairs:
+        raise InvalidInput(f"{type(self).__name__} cannot be written as LoRA: merge() it (`--format merged`).")
+
+    def _write(self, folder: Path) -> dict[str, Any]:
         raise NotImplementedError
 
     @classmethod
-    def _read(cls, folder: Path, model: nn.Module, about: dict) -> Adapter:
+    def _read(cls, folder: Path, model: nn.Module, about: dict[str, Any]) -> Adapter:
         raise NotImplementedError
 
 
-def adapter_facts(folder: str | Path) -> dict:
+def adapter_facts(folder: str | Path) -> dict[str, Any]:
     """Reads `adapter.json`.
 
     Raises:
@@ -247,18 +268,7 @@ def adapter_facts(folder: str | Path) -> dict:
     return read_json(path)
 
 
-def results_at_scale(folder: str | Path, name: str, scale: float) -> tuple[Path, dict]:
-    """Returns where a run keeps results at a scale, and its facts with that scale.
-
-    The file is `name`, such as "metrics.json", for the scale that the run was saved with, else "metrics-scale0.4.json".
-    """
-    path, about = Path(folder) / name, adapter_facts(folder)
-    if scale != about.get("scale", 1.0):
-        path, about["scale"] = path.with_name(f"{path.stem}-scale{scale:g}{path.suffix}"), scale
-    return path, about
-
-
-def check_scale(value: float) -> float:
+def check_scale(value: Any) -> float:
     """Returns a scale as a float.
 
     Raises:
@@ -269,6 +279,11 @@ def check_scale(value: float) -> float:
             f'scale is a number from 0 (the base) on, 1 as trained, or "auto" in finetune; got {value!r}.'
         )
     return float(value)
+
+
+def _is_conv1d(module: Any) -> bool:
+    layer = getattr(module, "base_layer", module)  # PEFT wraps what it adapts
+    return "Conv1D" in (type(layer).__name__, getattr(getattr(layer, "source_cls", None), "__name__", ""))  # or 8-bit
 
 
 def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:

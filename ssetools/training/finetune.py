@@ -17,11 +17,11 @@ from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
-from ssetools.files import read_json, write_json
+from ssetools.files import write_json
 from ssetools.models import evaluation_mode
 from ssetools.text.streams import TextStream
 from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
-from ssetools.training.adapter import Adapter, adapter_facts, check_scale
+from ssetools.training.adapter import Adapter, check_scale
 from ssetools.training.loop import Run, TrainingSettings, mean_loss
 from ssetools.training.methods import METHODS, attach_method, check_method
 
@@ -46,18 +46,18 @@ class TrainingResult:
     adapter: Adapter
     method: str
     settings: TrainingSettings
-    history: list[dict] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     best_step: int
     tokens: int
     seconds: float
     peak_memory_gib: float
     optimizer_bytes: int
-    curve: list[dict] = field(default_factory=list, repr=False)
+    curve: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def finetune(
     model: nn.Module,
-    tokenizer,
+    tokenizer: Any,
     texts: Sequence[str] | TextStream,
     method: str = "lape",
     neurons: Sequence[torch.Tensor] | None = None,
@@ -80,8 +80,8 @@ def finetune(
         neurons: Neuron ids for each layer, for the methods that need them: `neurons["yo"]` of a NeuronSets, or as a
             control `neurons.random_like("yo")`, with "subnetwork".
         validation_texts: Documents for choosing the best weights; none keeps the last.
-        run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`. A run killed at any step goes on
-            from its last checkpoint there, to the same final weights as an uninterrupted one.
+        run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`, and `scales.json` with "auto". A run
+            killed at any step resumes from its last checkpoint there, to the same final weights as an uninterrupted one.
         facts: JSON-able facts for adapter.json, such as language and corpus; "method" replaces the name above.
         scale: `adapter.scale` after training: a number, or "auto" to let `choose_scale` find it.
         retention_texts: Documents by language, for "auto": what the model has to keep, such as validation text in English
@@ -92,8 +92,8 @@ def finetune(
         The result; the trained adapter is left attached to the model.
 
     Raises:
-        ValueError: For an unknown method, text shorter than one window, "auto" without the texts that it needs, or a
-            stopped run with other settings.
+        ValueError: For an unknown method, text shorter than one window, "auto" without the texts that it needs, or an
+            interrupted run with other settings.
         TrainingDiverged: When the loss is not finite, with advice.
     """
     check_method(method)
@@ -102,36 +102,35 @@ def finetune(
             f"Method {method!r} draws neurons, and finetune trains those that it is given: pass neurons.random_like(lang, "
             'seed) with method="subnetwork", or train with get_run or `ssetools finetune`, which draw.'
         )
-    settings = TrainingSettings(**settings).for_method(method)
     if scale == "auto" and not (validation_texts and retention_texts):
         raise InvalidInput(
             'scale="auto" chooses by text that is not trained on: pass validation_texts= in the trained language and '
             "retention_texts={lang: texts} in languages that the model has to keep, or give a number as scale."
         )
-    scale = scale if scale == "auto" else check_scale(scale)
-    windows = _packed(tokenizer, texts, settings)
-    validation = _scorable(pack_tokens(tokenizer, validation_texts, settings.window)) if validation_texts else []
-    steps = _num_steps(len(windows), settings)
-    _say_if_short(len(windows), steps, settings)
+    number = 1.0 if scale == "auto" else check_scale(scale)
+    training = TrainingSettings(**settings).for_method(method)
+    windows = _packed(tokenizer, texts, training)
+    validation = _scorable(pack_tokens(tokenizer, validation_texts, training.window)) if validation_texts else []
+    steps = _num_steps(len(windows), training)
     began = time.monotonic()
     reset_peak_memory()
-    torch.manual_seed(settings.seed)  # LoRA starts from random numbers
+    torch.manual_seed(training.seed)  # LoRA starts from random numbers
     adapter = attach_method(model, method, neurons)
+    curve = []
     try:
-        run = Run(adapter, windows, validation, steps, settings, run_dir, method)
+        run = Run(adapter, windows, validation, steps, training, run_dir, method)
         with evaluation_mode(model):
             run.train()
+        adapter.scale = number
         if scale == "auto":
-            curve = choose_scale(adapter, tokenizer, validation_texts, retention_texts, window=settings.window)
-        else:
-            adapter.scale, curve = scale, []
+            curve = choose_scale(adapter, tokenizer, validation_texts, retention_texts or {}, window=training.window)
     except BaseException:
         adapter.detach()
         raise
     result = TrainingResult(
         adapter,
         method,
-        settings,
+        training,
         run.history,
         run.best_step,
         tokens=run.history[-1]["tokens"],
@@ -142,21 +141,10 @@ def finetune(
     )
     if run_dir and processes.is_main():
         if curve:
-            write_json(Path(run_dir) / SCALES_FILE, curve)
-        adapter.save(
-            run_dir,
-            **{
-                "method": method,
-                "settings": asdict(settings),
-                "steps": steps,
-                "best_step": run.best_step,
-                "optimizer_bytes": result.optimizer_bytes,
-                "tokens": result.tokens,
-                "seconds": round(result.seconds, 1),
-                "peak_memory_gib": round(result.peak_memory_gib, 2),
-                **(facts or {}),
-            },
-        )
+            write_json(Path(run_dir) / "scales.json", curve)
+        about = {name: getattr(result, name) for name in ("method", "best_step", "optimizer_bytes", "tokens")}
+        about |= {"settings": asdict(training), "steps": steps, "seconds": round(result.seconds, 1)}
+        adapter.save(run_dir, **about | {"peak_memory_gib": round(result.peak_memory_gib, 2), **(facts or {})})
         run.finish()
     processes.wait()
     return result
@@ -168,22 +156,19 @@ SCALES = tuple(tenths / 10 for tenths in range(2, 11))
 MEAN_LIMIT, WORST_LIMIT = 0.01, 0.03
 """The general limit: how much the loss in other languages may rise, as a share of the base's, on average and at worst."""
 
-SCALES_FILE = "scales.json"
-"""The file of a run that holds the curve of `choose_scale`."""
-
 _BATCH_TOKENS = 1024
 
 
 def choose_scale(
     adapter: Adapter,
-    tokenizer,
+    tokenizer: Any,
     validation_texts: Sequence[str],
     retention_texts: Mapping[str, Sequence[str]],
     scales: Sequence[float] = SCALES,
     mean_limit: float = MEAN_LIMIT,
     worst_limit: float = WORST_LIMIT,
     window: int = 256,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Sets the scale with the lowest validation loss that keeps the other languages, by forward passes alone.
 
     Every text is scored on its own, after BOS. Among the scales at which the losses in the other languages rise by at
@@ -208,25 +193,27 @@ def choose_scale(
         ValueError: If there is no text, or the adapter was taken off its model.
     """
     adapter.check_attached()
-    target = _each_alone(tokenizer, validation_texts, window)
-    others = {lang: _each_alone(tokenizer, texts, window) for lang, texts in retention_texts.items()}
-    curve: list[dict] = []
+    texts = {"": validation_texts, **retention_texts}
+    windows = {
+        lang: _scorable([x for t in texts[lang] if t.strip() for x in pack_tokens(tokenizer, [t], window)])
+        for lang in texts
+    }
+    curve: list[dict[str, Any]] = []
     base: dict[str, float] = {}
     with evaluation_mode(adapter.model):
         for scale in dict.fromkeys([0.0, *map(float, scales)]):
             adapter.scale = scale
-            loss = mean_loss(adapter.model, target, _BATCH_TOKENS)
-            kept = {lang: mean_loss(adapter.model, windows, _BATCH_TOKENS) for lang, windows in others.items()}
-            base = base or {"target": loss, **kept}
-            changes = {lang: x / base[lang] - 1 for lang, x in kept.items()}
+            losses = {lang: mean_loss(adapter.model, x, _BATCH_TOKENS) for lang, x in windows.items()}
+            base = base or losses
+            changes = {lang: loss / base[lang] - 1 for lang, loss in losses.items()}
+            row = {"scale": scale, "validation_loss": losses[""], "validation_change": changes.pop("")}
             mean, worst = sum(changes.values()) / len(changes), max(changes.values())
-            row = {"scale": scale, "validation_loss": loss, "validation_change": loss / base["target"] - 1}
-            row |= {"retention_changes": changes, "mean_change": mean, "worst_change": worst}
-            within = mean <= mean_limit and worst <= worst_limit and loss < math.inf
-            curve.append({**row, "within_limits": within})
+            within = mean <= mean_limit and worst <= worst_limit and losses[""] < math.inf
+            row |= {"retention_changes": changes, "mean_change": mean, "worst_change": worst, "within_limits": within}
+            curve.append(row)
     adapter.scale = best_scale(curve)
     if processes.is_main():
-        print(_chosen(curve), flush=True)
+        print(_said(curve, adapter.scale), flush=True)
     return curve
 
 
@@ -235,50 +222,22 @@ def best_scale(curve: Sequence[Mapping[str, Any]]) -> float:
     return min((row for row in curve if row["within_limits"]), key=lambda row: row["validation_loss"])["scale"]
 
 
-def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
-    """Returns the scale that is asked for of a finished run.
-
-    Args:
-        folder: The run's folder.
-        scale: A number, None for the scale that was saved, or "auto" for the best of the curve in `scales.json`.
-
-    Raises:
-        FileNotFoundError: If there is no adapter, or "auto" finds no curve.
-        ValueError: For a negative number.
-    """
-    if scale is None:
-        return adapter_facts(folder).get("scale", 1.0)
-    if scale != "auto":
-        return check_scale(scale)
-    path = Path(folder) / SCALES_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: `ssetools evaluate` with `--scale auto` makes it.")
-    return best_scale(read_json(path))
-
-
-def _chosen(curve: Sequence[Mapping[str, Any]]) -> str:
+def _said(curve: Sequence[Mapping[str, Any]], scale: float) -> str:
     """Says in words what was chosen, and what the largest scale would gain and cost."""
-
-    def described(row):
+    found = {}
+    for row in curve:
         worst = max(row["retention_changes"], key=row["retention_changes"].__getitem__)
-        return (
-            f"validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other languages "
-            f"{row['mean_change']:+.1%} on average and {row['worst_change']:+.1%} at worst ({worst})"
+        found[row["scale"]] = (
+            f"cale {row['scale']:g}: validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other "
+            f"languages {row['mean_change']:+.1%} on average and {row['worst_change']:+.1%} at worst ({worst})."
         )
-
-    rows = {row["scale"]: row for row in curve}
-    scale, full = best_scale(curve), max(rows)
-    said = f"Scale {scale:g}: {described(rows[scale])}."
+    full = max(found)
     if scale == 0:
-        said = (
+        return (
             "Scale 0, the base: no larger scale lowers the validation loss and keeps the other languages within the "
-            "limits. Train at a lower learning rate, or give a number as scale."
+            f"limits. Train at a lower learning rate, or give a number as scale. At s{found[full]}"
         )
-    return said if scale == full else f"{said} At scale {full:g}: {described(rows[full])}."
-
-
-def _each_alone(tokenizer, texts: Sequence[str], window: int) -> list[torch.Tensor]:
-    return _scorable([x for text in texts if text.strip() for x in pack_tokens(tokenizer, [text], window)])
+    return f"S{found[scale]}" + ("" if scale == full else f" At s{found[full]}")
 
 
 def _scorable(windows: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -290,7 +249,7 @@ def _scorable(windows: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def reset_peak_memory() -> None:
-    """Starts the measurement of peak memory anew, where the system can (CUDA, Linux)."""
+    """Starts the measurement of peak memory again, where the system can (CUDA, Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):
@@ -303,17 +262,15 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, where a process begins with the peak of the one that started it
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
+        return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) / 2**20
     import resource  # Windows has none
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
-def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSettings) -> PackedWindows:
-    budget = max(1, settings.max_tokens // settings.window)
+def _packed(tokenizer: Any, texts: Sequence[str] | TextStream, settings: TrainingSettings) -> PackedWindows:
     if isinstance(texts, TextStream):
-        windows = pack_stream(tokenizer, texts, settings.window, budget)
+        windows = pack_stream(tokenizer, texts, settings.window, max(1, settings.max_tokens // settings.window))
     else:
         windows = pack_in_memory(tokenizer, texts, settings.window)
     if not len(windows):
@@ -326,23 +283,18 @@ def _packed(tokenizer, texts: Sequence[str] | TextStream, settings: TrainingSett
 
 
 def _num_steps(windows: int, settings: TrainingSettings) -> int:
-    budget = max(1, settings.max_tokens // settings.window)
-    return max(1, min(windows * settings.epochs, budget) // _windows_per_step(settings))
-
-
-def _windows_per_step(settings: TrainingSettings) -> int:
-    return settings.batch_size * settings.gradient_accumulation * processes.count()
-
-
-def _say_if_short(windows: int, steps: int, settings: TrainingSettings) -> None:
-    """Says so when the text holds fewer tokens than are to be trained on, or than one step takes."""
-    have, trained = (x * settings.window for x in (windows * settings.epochs, steps * _windows_per_step(settings)))
-    if have >= max(trained, settings.max_tokens // settings.window * settings.window) or not processes.is_main():
-        return
-    passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
-    said = f"The training text has {have:,} tokens ({passes}), and {settings.max_tokens:,} were asked for: "
-    if have < trained:
-        said += f"one step takes {trained:,}, so it is gone over again to fill it. A smaller batch would not need to."
-    else:
-        said += f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
-    print(said, flush=True)
+    """Returns how many steps are taken; says so when the text holds fewer tokens than were asked for."""
+    per_step = settings.batch_size * settings.gradient_accumulation * processes.count()
+    budget = settings.max_tokens // settings.window
+    steps = max(1, min(windows * settings.epochs, max(1, budget)) // per_step)
+    have, trained = windows * settings.epochs * settings.window, steps * per_step * settings.window
+    if have < max(trained, budget * settings.window) and processes.is_main():
+        passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
+        said = f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
+        if have < trained:
+            said = (
+                f"one step takes {trained:,}, so it is gone over again to fill it. A smaller batch would not need to."
+            )
+        asked = f"{settings.max_tokens:,} were asked for"
+        print(f"The training text has {have:,} tokens ({passes}), and {asked}: {said}", flush=True)
+    return steps

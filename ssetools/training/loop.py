@@ -7,9 +7,10 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,7 +29,16 @@ from ssetools.training.methods import METHODS
 from ssetools.training.subnetwork import Subnetwork
 
 _FLOAT16_SCALE = 1024
-_LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
+_CHECKPOINT = "checkpoint.pt"
+_LOG_COLUMNS: tuple[str, ...] = (
+    "step",
+    "tokens",
+    "loss",
+    "validation_loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class TrainingSettings:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise InvalidInput(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
+        if self.optimizer not in ("adamw", "adamw8bit"):
+            raise InvalidInput(f"Unknown optimizer {self.optimizer!r}: use one of adamw, adamw8bit.")
 
     def for_method(self, method: str) -> TrainingSettings:
         """Returns these settings with the learning rate that `method` has by default, unless one is given."""
@@ -110,14 +122,14 @@ class Run:
         with evaluation_mode(model):  # while no dropout is active
             check_head(model)
         torch.manual_seed(settings.seed)
-        self.optimizer = make_optimizer(
-            settings.optimizer, adapter.parameters(), settings.learning_rate, settings.weight_decay
-        )
+        rate = cast(float, settings.learning_rate)
+        self.optimizer = make_optimizer(settings.optimizer, adapter.parameters(), rate, settings.weight_decay)
         # In a mean over a thousand tokens, gradients fall below what float16 can hold.
         self.gradient_scale = _FLOAT16_SCALE if model_source(model)["dtype"] == "float16" else 1
         warmup = max(1, round(settings.warmup * steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, warmup, steps))
-        self.step, self.history, self.best, self.best_step, self.best_loss = 0, [], None, 0, math.inf
+        self.step, self.best, self.best_step, self.best_loss = 0, None, 0, math.inf
+        self.history: list[dict[str, Any]] = []
         self._order = -1, torch.empty(0)
         self.identity = {**asdict(settings), **model_source(model), "method": method, "text": windows.digest()}
         self.identity["parameters"] = adapter.num_parameters
@@ -128,39 +140,46 @@ class Run:
             self.identity["processes"] = processes.count()
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._resume()
+            self._resume(self.folder / _CHECKPOINT)
         if not processes.is_main():
             self.folder = None  # from here on, files are one process's work
         if self.folder:
-            self._write_log()
+            with whole_file(self.folder / "log.csv") as scratch:
+                _write_log(scratch, "w", [dict(zip(_LOG_COLUMNS, _LOG_COLUMNS, strict=True)), *self.history])
 
-    def train(self):
-        silent = not (sys.stderr.isatty() and processes.is_main())
+    def train(self) -> None:
+        """Takes the steps that are left, and leaves the adapter with its best weights."""
+        settings, silent = self.settings, not (sys.stderr.isatty() and processes.is_main())
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=silent)
-        with bar, checkpointed_activations(self.adapter.model, self.settings.checkpoint_activations):
+        with bar, checkpointed_activations(self.adapter.model, settings.checkpoint_activations):
             while self.step < self.steps:
                 began = time.monotonic()
                 row = self._one_step()
                 seen = row["tokens"] - (self.history[-1]["tokens"] if self.history else 0)
                 row["tokens_per_second"] = round(seen / (time.monotonic() - began), 1)
-                if self.validation and (self.step % self.settings.validate_every == 0 or self.step == self.steps):
+                if self.validation and (self.step % settings.validate_every == 0 or self.step == self.steps):
                     row["validation_loss"] = self._validate()
                     if bar.disable and processes.is_main():
-                        print(_line(row, self.steps), flush=True)
+                        print(
+                            f"step {self.step:>4} of {self.steps}   loss {row['loss']:.3f}   "
+                            f"validation {row['validation_loss']:.3f}   {row['tokens_per_second']:.0f} tokens/s",
+                            flush=True,
+                        )
                 self.history.append(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"])
                 bar.update()
-                self._append_log(row)
-                if self.folder and (self.step % self.settings.checkpoint_every == 0):
-                    self._save()
+                if self.folder:
+                    _write_log(self.folder / "log.csv", "a", [row])
+                    if self.step % settings.checkpoint_every == 0:
+                        self._save(self.folder / _CHECKPOINT)
         if self.best is not None:
             self.adapter.load_state_dict(self.best)
         else:
             self.best_step = self.step
         self.adapter.dropout(False)
 
-    def _one_step(self) -> dict:
-        settings = self.settings
+    def _one_step(self) -> dict[str, Any]:
+        settings, parameters = self.settings, list(self.adapter.parameters())
         mine = settings.batch_size * settings.gradient_accumulation
         per_step = mine * processes.count()
         first = self.step * per_step + processes.rank() * mine
@@ -172,16 +191,14 @@ class Run:
             (part * self.gradient_scale).backward()
             self.adapter.collect_gradients()
             loss += part.item()
-        if self.gradient_scale != 1:
-            for parameter in self.adapter.parameters():
-                if parameter.grad is not None:
-                    parameter.grad /= self.gradient_scale
-        processes.average_gradients(self.adapter.parameters())
+        for parameter in parameters if self.gradient_scale != 1 else ():
+            if parameter.grad is not None:
+                parameter.grad /= self.gradient_scale
+        processes.average_gradients(parameters)
         loss = processes.total(_exact(loss, self.device)).item() / processes.count()
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), settings.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip).item()
         if not math.isfinite(loss + norm):
-            if self.folder:
-                self._checkpoint.unlink(missing_ok=True)
+            self.finish()
             raise TrainingDiverged(
                 f"The loss is {loss} at step {self.step + 1}, its gradient's norm {norm}. Lower the learning rate (now "
                 f"{settings.learning_rate:g}), or load the model with dtype='float32' (float16 overflows in some models)."
@@ -201,7 +218,7 @@ class Run:
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
             self._order = epoch, torch.randperm(len(self.windows), generator=generator)
-        return self.windows[self._order[1][index].item()]
+        return self.windows[int(self._order[1][index])]
 
     def _validate(self) -> float:
         self.adapter.dropout(False)
@@ -211,13 +228,7 @@ class Run:
             self.best = {k: v.detach().cpu().clone() for k, v in self.adapter.state_dict().items()}
         return loss
 
-    # --- files ---
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def _save(self):
+    def _save(self, path: Path) -> None:
         state = {
             "identity": self.identity,
             "adapter": self.adapter.state_dict(),
@@ -230,19 +241,19 @@ class Run:
         }
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        with whole_file(self._checkpoint) as scratch:
+        with whole_file(path) as scratch:
             torch.save(state, scratch)
 
-    def _resume(self):
-        if not self._checkpoint.is_file():
+    def _resume(self, path: Path) -> None:
+        if not path.is_file():
             return
-        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if state["identity"] != self.identity:
             before, now = state["identity"], self.identity
             differ = [f"{k} {before.get(k)} (now {now.get(k)})" for k in before | now if before.get(k) != now.get(k)]
             raise InvalidInput(
-                f"{self.folder} holds a stopped run with other settings: {', '.join(differ)}. Delete the folder to "
-                "start over, or ask for those settings to go on with it."
+                f"{path.parent} holds an interrupted run with other settings: {', '.join(differ)}. Delete the folder to "
+                "start over, or ask for those settings to resume it."
             )
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -252,27 +263,22 @@ class Run:
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        print(f"Going on with the run in {self.folder} at step {self.step} of {self.steps}.", flush=True)
-
-    def _write_log(self):
-        with whole_file(self.folder / "log.csv") as scratch, open(scratch, "w", newline="") as file:
-            writer = csv.DictWriter(file, _LOG_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.history)
-
-    def _append_log(self, row):
-        if self.folder:
-            with open(self.folder / "log.csv", "a", newline="") as file:
-                csv.DictWriter(file, _LOG_COLUMNS).writerow(row)
+        print(f"Resuming the run in {path.parent} at step {self.step} of {self.steps}.", flush=True)
 
     def optimizer_bytes(self) -> int:
-        """Size of the state that the optimiser keeps for the trained numbers."""
+        """Returns the size of the state that the optimiser keeps for the trained numbers."""
         tensors = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())  # tables are shared
 
-    def finish(self):
+    def finish(self) -> None:
+        """Removes the checkpoint."""
         if self.folder:
-            self._checkpoint.unlink(missing_ok=True)
+            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+
+
+def _write_log(path: Path, mode: str, rows: Sequence[dict[str, Any]]) -> None:
+    with open(path, mode, newline="") as file:
+        csv.DictWriter(file, _LOG_COLUMNS).writerows(rows)
 
 
 def mean_loss(model: nn.Module, windows: Sequence[torch.Tensor], batch_tokens: int) -> float:
@@ -303,22 +309,9 @@ def mean_loss(model: nn.Module, windows: Sequence[torch.Tensor], batch_tokens: i
     return total / count
 
 
-def _exact(numbers, device: torch.device) -> torch.Tensor:
+def _exact(numbers: float | list[float], device: torch.device) -> torch.Tensor:
     """Float64 numbers where processes exchange them; alone on the CPU, since not every device has float64."""
     return torch.tensor(numbers, dtype=torch.float64, device=device if processes.count() > 1 else "cpu")
-
-
-def _line(row: dict, steps: int) -> str:
-    return (
-        f"step {row['step']:>4} of {steps}   loss {row['loss']:.3f}   validation {row['validation_loss']:.3f}   "
-        f"{row['tokens_per_second']:.0f} tokens/s"
-    )
-
-
-# --- memory ---
-
-
-OPTIMIZERS = ("adamw", "adamw8bit")
 
 
 def make_optimizer(
@@ -334,9 +327,8 @@ def make_optimizer(
         weight_decay: Decoupled, as AdamW's.
 
     Raises:
-        ValueError: For an unknown name, or a device on which bitsandbytes has no 8-bit AdamW.
+        ValueError: For a device on which bitsandbytes has no 8-bit AdamW.
     """
-    check_optimizer(name)
     parameters = list(parameters)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -345,13 +337,7 @@ def make_optimizer(
         raise InvalidInput(f"bitsandbytes has no 8-bit AdamW on {device}: use optimizer='adamw'.")
     import bitsandbytes
 
-    return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
-
-
-def check_optimizer(name: str) -> None:
-    """Raises a ValueError naming the valid optimisers unless `name` is one."""
-    if name not in OPTIMIZERS:
-        raise InvalidInput(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
+    return cast(Any, bitsandbytes.optim).AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
 
 
 @contextlib.contextmanager
@@ -365,27 +351,25 @@ def checkpointed_activations(model: nn.Module, active: bool = True) -> Iterator[
         model: A causal language model, with whatever is trained attached.
         active: False does nothing.
     """
-    layers = decoder_layers(model) if active else []
+    layers: list[Any] = list(decoder_layers(model)) if active else []
+    before = [layer.__dict__.get("forward") for layer in layers]  # accelerate puts one on a module, on several devices
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
     try:
         yield
     finally:
-        for layer in layers:
-            before = layer.forward.__wrapped__
-            if getattr(before, "__func__", None) is type(layer).forward:
-                del layer.forward
-            else:  # it was replaced on this module before us, as accelerate does on several devices
-                layer.forward = before
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
-def _recomputed(forward):
-    def run(hidden, *args, **options):
+def _recomputed(forward: Callable) -> Callable:
+    def run(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(hidden, *args, **options)
         if not hidden.requires_grad:  # else the layer's output would not, whatever is trained inside
             hidden = hidden.detach().requires_grad_()
         return checkpoint(lambda x: forward(x, *args, **options), hidden, use_reentrant=True)
 
-    run.__wrapped__ = forward
     return run

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, readable, save_tensors, whole_file
+from ssetools.lora_files import LoraPairs
 from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.adapter import Adapter, adapter_facts, copy_into
-from ssetools.training.exports import write_gguf_lora
 from ssetools.training.subnetwork import Subnetwork
 
 
@@ -133,9 +134,6 @@ def check_method(method: str) -> None:
         raise InvalidInput(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
 
 
-# --- weights ---
-
-
 class WholeWeights(Adapter):
     """Every weight of the model, or every gate, up and down projection, trained in place.
 
@@ -144,6 +142,7 @@ class WholeWeights(Adapter):
     """
 
     format = "ssetools-weights"
+    _beside_the_weights = False
 
     def __init__(self, model: nn.Module, only_ffn: bool):
         which = "ffn" if only_ffn else "full"
@@ -161,75 +160,65 @@ class WholeWeights(Adapter):
         self.only_ffn = only_ffn
         self._weights = dict(model.named_parameters())
         if only_ffn:
-            paths = {p.path for block in find_ffn_blocks(model) for p in (*block.inputs, block.down)}
-            self._weights = {f"{path}.weight": self._weights[f"{path}.weight"] for path in sorted(paths)}
-        self._before = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self.masters = nn.ParameterDict(
-            {name.replace(".", "-"): nn.Parameter(weight.detach().float().clone()) for name, weight in self.pairs()}
-        )
+            self._weights = {f"{x}.weight": self._weights[f"{x}.weight"] for x in _ffn_modules(model)}
+        self._before = [weight.detach().clone() for weight in self._weights.values()]
+        self.masters = nn.ParameterList([weight.detach().float().clone() for weight in self._weights.values()])
         for weight in self._weights.values():
             weight.requires_grad_(True)
         self._register()
 
-    def pairs(self):
-        """Returns the trained weights by name, as the model holds them."""
-        return self._weights.items()
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """Returns the float32 masters of the trained weights by name."""
+        return dict(zip(self._weights, (master.detach() for master in self.masters), strict=True))
 
-    def collect_gradients(self):
-        for name, weight in self.pairs():
-            master = self.masters[name.replace(".", "-")]
+    def collect_gradients(self) -> None:
+        for weight, master in zip(self._weights.values(), self.masters, strict=True):
             if weight.grad is not None:
                 gradient = weight.grad.float()
                 master.grad = gradient if master.grad is None else master.grad + gradient
                 weight.grad = None
 
-    def publish(self):
+    def publish(self) -> None:
         self._set_factor(self.scale)
 
-    def base_value(self, weight):
-        return next((self._before[name] for name, mine in self.pairs() if mine is weight), weight)
+    def base_value(self, weight: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self._weights.values(), self._before, strict=True)
+        return next((before for mine, before in pairs if mine is weight), weight)
 
-    def load_state_dict(self, state, *args, **options):
-        found = super().load_state_dict(state, *args, **options)
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        found = super().load_state_dict(*args, **options)
         self.publish()
         return found
 
-    def _set_factor(self, factor):
-        for name, weight in self.pairs():
-            before, trained = self._before[name], self.masters[name.replace(".", "-")].detach()
+    def _set_factor(self, factor: float) -> None:
+        for weight, before, master in zip(self._weights.values(), self._before, self.masters, strict=True):
             # Not interpolated at the ends, where rounding could leave neither value exactly.
-            value = {0: before, 1: trained}.get(factor)
-            copy_into(weight, torch.lerp(before.float(), trained, factor) if value is None else value)
+            value = before if factor == 0 else master if factor == 1 else torch.lerp(before.float(), master, factor)
+            copy_into(weight, value)
 
-    def _merge(self):
-        self._before = {name: weight.detach().clone() for name, weight in self.pairs()}
+    def _merge(self) -> None:
+        self._before = [weight.detach().clone() for weight in self._weights.values()]
 
-    def _take_off(self):
+    def _take_off(self) -> None:
         self._set_factor(0.0)
         for weight in self._weights.values():
             weight.requires_grad_(False)
             weight.grad = None
 
-    def _write(self, folder):
+    def _write(self, folder: Path) -> dict[str, Any]:
         # Not the model's own weights: off the model, these are the base's.
-        tensors = {
-            name: self.masters[name.replace(".", "-")].detach().to(weight.dtype) for name, weight in self.pairs()
-        }
+        tensors = {name: x.to(self._weights[name].dtype) for name, x in self.trained_weights().items()}
         save_tensors(folder / "adapter.safetensors", tensors, {"format": self.format})
         return {"only_ffn": self.only_ffn}
 
     @classmethod
-    def _read(cls, folder, model, about):
+    def _read(cls, folder: Path, model: nn.Module, about: dict[str, Any]) -> WholeWeights:
         tensors, _ = load_tensors(folder / "adapter.safetensors", "trained weights")
         adapter = cls(model, about["only_ffn"])
-        with torch.no_grad():
-            for name, value in tensors.items():
-                adapter.masters[name.replace(".", "-")].copy_(value)
+        for name, master in adapter.trained_weights().items():
+            copy_into(master, tensors[name])
         adapter.publish()
         return adapter
-
-
-# --- peft_adapter ---
 
 
 RANK, ALPHA_OVER_RANK, DROPOUT = 32, 2, 0.1
@@ -237,38 +226,49 @@ RANK, ALPHA_OVER_RANK, DROPOUT = 32, 2, 0.1
 
 
 class PeftAdapter(Adapter):
-    """A PEFT adapter on an 8-bit, 16-bit or 32-bit base."""
+    """LoRA or IA3 of PEFT, on an 8-bit, 16-bit or 32-bit base.
+
+    A saved folder is a PEFT checkpoint of the adapter at scale 1; `to_peft` writes one at its scale.
+
+    Attributes:
+        kind: PEFT's name of the method: "LORA" or "IA3".
+    """
 
     format = "peft"
 
-    def __init__(self, model: nn.Module, config):
+    def __init__(self, model: nn.Module, config: Any):
         from peft import get_peft_model
 
         super().__init__(model)
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers is about to rename
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            self._wrapped = (get_peft_model(model, config),)
+            self._wrapped = (get_peft_model(cast(Any, model), config),)  # no submodule, as the base in it is none
+        self.kind = str(config.peft_type.value)
         for module in self._layers().values():  # float32 factors must not turn a bfloat16 model's states to float32
             module.register_forward_hook(lambda module, args, output: output.to(args[0].dtype))
         trained = {name: p for name, p in self.wrapped.named_parameters() if p.requires_grad}
         self.numbers = nn.ParameterDict({name.replace(".", "-"): p for name, p in trained.items()})
         self._dropouts = [m for name, m in self.wrapped.named_modules() if "lora_dropout" in name]
         self._off = contextlib.ExitStack()
-        self._trained: dict[str, torch.Tensor] = {}  # IA3's factors as trained, while the model has them scaled
+        self._factors: dict[str, torch.Tensor] = {}  # IA3's as trained, while the model has them scaled
         self.dropout(False)
         self._register()
+
+    @property
+    def wrapped(self) -> Any:
+        """The `peft.PeftModel` around the base."""
+        return self._wrapped[0]
 
     @classmethod
     def lora(cls, model: nn.Module, rank: int = RANK) -> PeftAdapter:
         """Attaches LoRA to every gate, up and down projection."""
         from peft import LoraConfig
 
-        paths = sorted({p.path for block in find_ffn_blocks(model) for p in (*block.inputs, block.down)})
         config = LoraConfig(
             r=rank,
             lora_alpha=ALPHA_OVER_RANK * rank,
             lora_dropout=DROPOUT,
-            target_modules=paths,
+            target_modules=list(_ffn_modules(model)),
             task_type="CAUSAL_LM",
             fan_in_fan_out=find_ffn_blocks(model)[0].down.transposed,
         )
@@ -284,51 +284,49 @@ class PeftAdapter(Adapter):
         from peft import IA3Config
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-        family = model.config.model_type
+        family = cast(Any, model.config).model_type
         if family not in KNOWN:
             raise InvalidInput(
                 f"PEFT knows no modules to scale with IA3 in {family!r} models; it knows {sorted(KNOWN)}."
             )
         return cls(model, IA3Config(task_type="CAUSAL_LM"))
 
-    @property
-    def wrapped(self):
-        """The `peft.PeftModel` around the base."""
-        return self._wrapped[0]
-
-    @property
-    def kind(self) -> str:
-        """PEFT's name of the method: "LORA" or "IA3"."""
-        return str(self.wrapped.peft_config["default"].peft_type.value)
-
-    def dropout(self, active):
+    def dropout(self, active: bool) -> None:
         for module in self._dropouts:
             module.train(active)
 
-    def _set_factor(self, factor):
-        self._off.close()
-        for module in self._layers().values():
-            if hasattr(module, "set_scale"):  # LoRA's
-                module.set_scale("default", factor)
-        if self.kind == "IA3":
-            self._trained = self._trained or {name: p.detach().clone() for name, p in self.numbers.items()}
-            for name, parameter in self.numbers.items():
-                copy_into(parameter, torch.lerp(torch.ones_like(parameter), self._trained[name], factor))
-            if factor == 1:
-                self._trained = {}
-        if factor == 0:
-            self._off.enter_context(self.wrapped.disable_adapter())
-
-    def _layers(self):
+    def _layers(self) -> dict[str, Any]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return {path: m for path, m in self.model.named_modules() if isinstance(m, BaseTunerLayer)}
 
-    def _merge(self):
+    def _set_factor(self, factor: float) -> None:
+        self._off.close()
+        if self.kind == "LORA":
+            for module in self._layers().values():
+                module.set_scale("default", factor)
+        else:
+            self._factors = self._factors or {name: p.detach().clone() for name, p in self.numbers.items()}
+            for name, parameter in self.numbers.items():
+                copy_into(parameter, torch.lerp(torch.ones_like(parameter), self._factors[name], factor))
+            self._factors = {} if factor == 1 else self._factors
+        if factor == 0:
+            self._off.enter_context(self.wrapped.disable_adapter())
+
+    @contextlib.contextmanager
+    def _at(self, factor: float) -> Iterator[None]:
+        self.check_attached()  # PEFT would write a checkpoint without a tensor
+        self._set_factor(factor)
+        try:
+            yield
+        finally:
+            self._set_factor(self.scale if self.active else 0.0)
+
+    def _merge(self) -> None:
         for module in self._layers().values():
             module.merge()
 
-    def _take_off(self):
+    def _take_off(self) -> None:
         # Not PEFT's own unload: for IA3 on 8-bit layers it refuses, as if it were to merge.
         for path, module in self._layers().items():
             parent, _, name = path.rpartition(".")
@@ -336,63 +334,61 @@ class PeftAdapter(Adapter):
         del self.model.peft_config
         self.model.requires_grad_(False)
 
-    def _write(self, folder):
-        self.check_attached()  # PEFT would write a checkpoint without a tensor
-        self._set_factor(1.0)
-        self._checkpoint(folder)
-        self._set_factor(self.scale if self.active else 0.0)
-        return {"peft_type": self.kind}
-
-    def to_gguf_lora(self, path):
+    def _lora_pairs(self) -> LoraPairs:
         if self.kind != "LORA":
-            return super().to_gguf_lora(path)
-        scaling = self.scale * ALPHA_OVER_RANK
-        pairs = {
-            name: tuple(getattr(layer, f"lora_{half}")["default"].weight.detach().cpu() for half in "AB")
-            for name, layer in self._layers().items()
-        }
-        return write_gguf_lora(self.model, {name: (a, scaling * b) for name, (a, b) in pairs.items()}, path)
+            return super()._lora_pairs()
+        with self._at(self.scale):
+            halves = (
+                (path, x, x.lora_A["default"].weight, x.lora_B["default"].weight) for path, x in self._layers().items()
+            )
+            return {path: (a.detach().cpu(), b.detach().cpu() * x.scaling["default"]) for path, x, a, b in halves}
 
-    def to_peft(self, folder, uniform_rank=False):
-        self.check_attached()
-        with whole_file(folder) as scratch:
-            self._set_factor(self.scale)
-            self._checkpoint(scratch)
-            self._set_factor(self.scale if self.active else 0.0)
-            if self.kind == "LORA":  # whose scale is no tensor: it goes into one half of each pair
-                path = scratch / "adapter_model.safetensors"
-                tensors, facts = load_tensors(path, "a PEFT adapter")
-                scaled = {name: x * self.scale if ".lora_B." in name else x for name, x in tensors.items()}
-                save_tensors(path, scaled, facts)
+    def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
+        if self.kind == "LORA":
+            return super().to_peft(folder, uniform_rank)
+        with self._at(self.scale), whole_file(folder) as scratch:
+            self._save_checkpoint(scratch)
         return Path(folder)
 
-    def _checkpoint(self, folder):
+    def _save_checkpoint(self, folder: Path) -> None:
         # By its name, not by the folder in which this machine keeps it; and without asking the hub for its vocabulary.
         self.wrapped.peft_config["default"].base_model_name_or_path = model_source(self.model)["model"]
-        self.wrapped.save_pretrained(folder, save_embedding_layers=False)
+        self.wrapped.save_pretrained(str(folder), save_embedding_layers=False)
         readable(folder)
         (folder / "README.md").unlink(missing_ok=True)
 
+    def _write(self, folder: Path) -> dict[str, Any]:
+        with self._at(1.0):
+            self._save_checkpoint(folder)
+        return {"peft_type": self.kind}
+
     @classmethod
-    def _read(cls, folder, model, about):
+    def _read(cls, folder: Path, model: nn.Module, about: dict[str, Any]) -> PeftAdapter:
         from peft import PeftConfig, set_peft_model_state_dict
 
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
         config.base_model_name_or_path = None  # the name was compared already
         adapter = cls(model, config)
         tensors, _ = load_tensors(folder / "adapter_model.safetensors", "a PEFT adapter")
-        with torch.no_grad():
-            set_peft_model_state_dict(adapter.wrapped, tensors)
+        found = set_peft_model_state_dict(adapter.wrapped, tensors)
+        lacking = [name for name in found.missing_keys if "lora_" in name or "ia3_" in name]
+        if lacking or found.unexpected_keys:
+            adapter.detach()
+            raise InvalidInput(
+                f"{folder} does not fit the modules of this model ({len(lacking)} trained tensors are missing and "
+                f"{len(found.unexpected_keys)} have no place, such as {[*lacking, *found.unexpected_keys][0]}): load the "
+                "model in the class in which it was trained."
+            )
         return adapter
 
 
 def rank_with(model: nn.Module, parameters: int) -> int:
     """Returns the LoRA rank on gate, up and down projections whose number of parameters is nearest to `parameters`."""
-    modules = {p.path: p.module for block in find_ffn_blocks(model) for p in (*block.inputs, block.down)}
-    per_rank = sum(_inputs_and_outputs(module) for module in modules.values())
-    return max(1, round(parameters / per_rank))
+    return max(1, round(parameters / sum(_ffn_modules(model).values())))
 
 
-def _inputs_and_outputs(module: nn.Module) -> int:
-    return module.in_features + module.out_features if hasattr(module, "in_features") else sum(module.weight.shape)
+def _ffn_modules(model: nn.Module) -> dict[str, int]:
+    """Returns the gate, up and down projections by path, a fused one once, with the size of a LoRA pair of rank 1."""
+    blocks = find_ffn_blocks(model)
+    return dict(sorted((p.path, p.width + block.hidden_size) for block in blocks for p in block.projections))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,29 +25,29 @@ from ssetools.models import has_8bit_layers, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import check_layers
 from ssetools.training.adapter import Adapter, copy_into
-from ssetools.training.exports import lora_pairs, write_gguf_lora, write_peft
 
 
 class _Slice(nn.Module):
     """The delta of one projection at the chosen neurons: [k, hidden] for gate and up, [hidden, k] for down."""
 
-    def __init__(self, projection: Projection, neurons: torch.Tensor, hidden: int):
+    columns: torch.Tensor
+
+    def __init__(self, projection: Projection, layer: int, neurons: torch.Tensor, hidden: int):
         super().__init__()
-        self.projection = projection
+        self.projection, self.layer, self.factor = projection, layer, 1.0
         device = projection.module.weight.device
         shape = (hidden, len(neurons)) if projection.axis else (len(neurons), hidden)
         self.delta = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
         self.register_buffer("columns", (neurons + projection.offset).to(device), persistent=False)
-        self.factor = 1.0
         self.handle = projection.module.register_forward_hook(self._add)
 
-    def _add(self, module, args, output):
+    def _add(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if self.factor == 0:
             return None
         x, delta = args[0], self.scaled(self.factor).to(args[0].dtype)
         if self.projection.axis:
-            return output + F.linear(_Taken.apply(x, self.columns), delta).to(output.dtype)
-        return _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns)
+            return output + F.linear(cast(torch.Tensor, _Taken.apply(x, self.columns)), delta).to(output.dtype)
+        return cast(torch.Tensor, _Added.apply(output, F.linear(x, delta).to(output.dtype), self.columns))
 
     def scaled(self, factor: float) -> torch.Tensor:
         return self.delta if factor == 1 else self.delta * factor
@@ -104,10 +105,8 @@ class Subnetwork(Adapter):
         self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
         self.slices = nn.ModuleDict()
         for layer, (block, ids) in enumerate(zip(blocks, self.neurons, strict=True)):
-            if len(ids):
-                for projection in block.projections:
-                    name = f"{layer}-{projection.name}"
-                    self.slices[name] = _Slice(projection, ids, block.hidden_size)
+            for projection in block.projections if len(ids) else ():
+                self.slices[f"{layer}-{projection.name}"] = _Slice(projection, layer, ids, block.hidden_size)
         self._register()
 
     @classmethod
@@ -123,20 +122,39 @@ class Subnetwork(Adapter):
         """
         return cls(model, neurons)
 
-    def _set_factor(self, factor):
-        for piece in self.slices.values():
+    def _register(self) -> None:
+        super()._register()
+        del self.model.__dict__["ssetools_adapter"]
+        self.model.ssetools_adapter = self  # a submodule, so that trainers find its parameters
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # A model that is moved or cast takes its submodules along: to another device, but the deltas stay float32.
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
+
+    @property
+    def _pieces(self) -> list[_Slice]:
+        return cast(list[_Slice], list(self.slices.values()))
+
+    def _set_factor(self, factor: float) -> None:
+        for piece in self._pieces:
             piece.factor = factor
 
-    def _take_off(self):
-        for piece in self.slices.values():
+    def _take_off(self) -> None:
+        for piece in self._pieces:
             piece.handle.remove()
 
-    def _merge(self):
+    def _merge(self) -> None:
         with torch.no_grad():
-            for name, piece in self.slices.items():
-                piece.projection.add_to_weight(self.neurons[int(name.split("-")[0])], piece.scaled(self.scale))
+            for piece in self._pieces:
+                piece.projection.add_to_weight(self.neurons[piece.layer], piece.scaled(self.scale))
 
-    def _lost_in_int8(self):
+    def _lost_in(self, kind: str) -> str:
+        if kind != "int8":
+            return super()._lost_in(kind)
         return f"these slices would miss what was trained by {self.int8_merge_error():.0%} of its norm"
 
     def int8_merge_error(self) -> float:
@@ -152,42 +170,45 @@ class Subnetwork(Adapter):
             raise InvalidInput("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
         missed = trained = 0.0
         with torch.no_grad():
-            for piece in self.slices.values():
+            for piece in self._pieces:
                 missed += _missed_in_int8(piece, self.scale).square().sum().item()
                 trained += piece.scaled(self.scale).square().sum().item()
         return (missed / trained) ** 0.5 if trained else 0.0
 
-    def _write(self, folder):
-        tensors = {f"{name.replace('-', '.')}": piece.delta for name, piece in self.slices.items()}
+    def _lora_pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Writes each slice as a pair of which one half is one-hot; the slices of a fused module share one."""
+        pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for piece in self._pieces:
+            columns, delta = piece.columns.cpu(), piece.scaled(self.scale).detach().cpu()
+            one_hot = F.one_hot(columns, piece.projection.width).float()
+            a, b = (one_hot, delta) if piece.projection.axis else (delta, one_hot.T)
+            if piece.projection.path in pairs:
+                before = pairs[piece.projection.path]
+                a, b = torch.cat([before[0], a]), torch.cat([before[1], b], 1)
+            pairs[piece.projection.path] = a, b
+        return pairs
+
+    def _write(self, folder: Path) -> dict[str, Any]:
+        tensors = {f"{x.layer}.{x.projection.name}": cast(torch.Tensor, x.delta) for x in self._pieces}
         tensors |= {f"{layer}.neurons": ids.int() for layer, ids in enumerate(self.neurons) if len(ids)}
         save_tensors(folder / "adapter.safetensors", tensors, {"format": self.format})
         return {"layers": len(self.neurons)}
 
     @classmethod
-    def _read(cls, folder, model, about):
+    def _read(cls, folder: Path, model: nn.Module, about: dict[str, Any]) -> Subnetwork:
         tensors, _ = load_tensors(folder / "adapter.safetensors", "a subnetwork adapter")
         empty = torch.empty(0, dtype=torch.long)
-        neurons = [tensors.pop(f"{layer}.neurons", empty).long() for layer in range(about["layers"])]
-        subnet = cls(model, neurons)
-        for name, piece in subnet.slices.items():
-            copy_into(piece.delta, tensors[name.replace("-", ".")])
+        subnet = cls(model, [tensors.pop(f"{layer}.neurons", empty).long() for layer in range(about["layers"])])
+        for piece in subnet._pieces:
+            copy_into(piece.delta, tensors[f"{piece.layer}.{piece.projection.name}"])
         return subnet
-
-    def to_peft(self, folder, uniform_rank=False):
-        return write_peft(self.model, self._places_and_deltas(), folder, uniform_rank)
-
-    def to_gguf_lora(self, path):
-        return write_gguf_lora(self.model, lora_pairs(self._places_and_deltas()), path)
-
-    def _places_and_deltas(self):
-        return [(piece.projection, piece.columns, piece.scaled(self.scale)) for piece in self.slices.values()]
 
     @classmethod
     def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
         """Attaches several saved subnetworks to one base, as one over the union of their neurons.
 
-        Deltas add: each neuron's slice is the sum of the adapters' slices, times its scale and its weight. With one weight 1
-        and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
+        Deltas add: each neuron's slice is the sum of the adapters' slices, times their scale and weight. With one weight
+        1 and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
 
         Args:
             folders: Folders of saved subnetworks of this model.
@@ -201,9 +222,9 @@ class Subnetwork(Adapter):
             raise InvalidInput(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")
         parts = []
         for folder in folders:
-            parts.append(cls.load(folder, model))
+            parts.append(cast(Subnetwork, cls.load(folder, model)))
             parts[-1].detach()
-        stacked = cls(model, [torch.cat(ids).unique() for ids in zip(*(one.neurons for one in parts), strict=True)])
+        stacked = cls(model, [torch.cat(ids).unique() for ids in zip(*(part.neurons for part in parts), strict=True)])
         stacked.parts = parts
         stacked.weigh(weights)
         return stacked
@@ -217,13 +238,14 @@ class Subnetwork(Adapter):
         if len(weights) != len(self.parts):
             raise InvalidInput(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
         with torch.no_grad():
-            for piece in self.slices.values():
-                piece.delta.zero_()
+            for mine in self._pieces:
+                mine.delta.zero_()
             for part, weight in zip(self.parts, weights, strict=True):
                 for name, piece in part.slices.items():
-                    layer, axis = int(name.split("-")[0]), piece.projection.axis
-                    places = torch.searchsorted(self.neurons[layer], part.neurons[layer]).to(piece.delta.device)
-                    self.slices[name].delta.index_add_(axis, places, piece.delta, alpha=weight * part.scale)
+                    mine, piece = cast(_Slice, self.slices[name]), cast(_Slice, piece)
+                    places = torch.searchsorted(self.neurons[piece.layer], part.neurons[piece.layer])
+                    places = places.to(mine.delta.device)
+                    mine.delta.index_add_(piece.projection.axis, places, piece.delta, alpha=weight * part.scale)
 
 
 def _missed_in_int8(piece: _Slice, scale: float) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_attach_train_detach(family, load_in_8bit):
     subnet = Subnetwork.attach(model, neurons)
     blocks = find_ffn_blocks(model)
     assert torch.equal(logits(model), base), "zero deltas must change no logit"
-    assert not any(p.requires_grad for p in model.parameters())
+    assert {p for p in model.parameters() if p.requires_grad} == set(subnet.parameters())
     assert subnet.num_parameters == sum(len(n) * b.weights_per_neuron for n, b in zip(neurons, blocks, strict=True))
     train_a_little(model, subnet)
     assert all(p.abs().min() > 0 for p in subnet.parameters()), "every trained slice must have moved"
@@ -123,7 +123,7 @@ def test_a_uniform_rank_is_the_same_function(family, tmp_path, monkeypatch):
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] in (8, 16)
     assert not config["rank_pattern"]
-    monkeypatch.setattr("ssetools.training.exports.UNIFORM_RANKS", (2,))
+    monkeypatch.setattr("ssetools.lora_files.UNIFORM_RANKS", (2,))
     with pytest.raises(ValueError, match=r"needs rank .* vLLM takes no rank above 2 \(\d+ of \d+ modules need more"):
         subnet.to_peft(tmp_path / "other", uniform_rank=True)
     assert not (tmp_path / "other").exists()

@@ -122,7 +122,7 @@ def test_a_killed_run_with_8bit_adamw_ends_in_the_same_weights(word_tokenizer, t
         trained(model, word_tokenizer, tmp_path / "cut", optimizer="adamw8bit")
     monkeypatch.setattr(Run, "_one_step", step)
     _, resumed = trained(model, word_tokenizer, tmp_path / "cut", optimizer="adamw8bit")
-    assert "Going on with the run" in capsys.readouterr().out
+    assert "Resuming the run" in capsys.readouterr().out
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 

@@ -197,7 +197,7 @@ def test_16_bit_weights_are_trained_through_float32_masters(word_tokenizer):
     model = gemma2().to(torch.bfloat16)
     before = {name: p.clone() for name, p in model.named_parameters()}
     result = finetune(model, word_tokenizer, words(40), method="full", **{**SETTINGS, "learning_rate": 1e-5})
-    moved = result.adapter.masters["model-norm-weight"] - before["model.norm.weight"].float()
+    moved = result.adapter.trained_weights()["model.norm.weight"] - before["model.norm.weight"].float()
     assert 0 < moved.abs().max() < 2e-3, "steps far below bfloat16's rounding must add up"
     result.adapter.detach()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -218,11 +218,11 @@ def test_every_method_trains_a_bfloat16_model(name, load_in_8bit, word_tokenizer
 
 def test_off_the_model_trained_weights_are_kept_and_peft_says_that_its_are_gone(word_tokenizer, tmp_path):
     _, result = trained("full", False, word_tokenizer, None)
-    tuned = {name: weight.clone() for name, weight in result.adapter.pairs()}
+    tuned = {name: weight.clone() for name, weight in result.adapter.trained_weights().items()}
     result.adapter.detach()
     result.adapter.save(tmp_path / "full")
     again = load_adapter(tmp_path / "full", gemma2())
-    assert all(torch.equal(weight, tuned[name]) for name, weight in again.pairs())
+    assert all(torch.equal(weight, tuned[name]) for name, weight in again.trained_weights().items())
     _, result = trained("lora", False, word_tokenizer, None)
     result.adapter.detach()
     with pytest.raises(ValueError, match="was taken off its model"):

@@ -54,9 +54,9 @@ def test_every_family_is_planned_as_it_is_attached(folder, family):
     model = families.tiny_model(family)
     neurons = families.some_neurons(model)
     plan = plan_memory(folder(family), neurons, load_in_8bit=False, dtype="float32", device="cpu", window=16)
-    adapter = attach_method(model, "lape", neurons)
     assert plan.num_weights == sum(p.numel() for p in model.parameters())
     held = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()] if t.numel()}
+    adapter = attach_method(model, "lape", neurons)
     assert plan.weights == pytest.approx(sum(held.values()), rel=0.02)
     assert plan.num_trained == adapter.num_parameters
     assert plan.trained == sum(t.nbytes for t in (*adapter.parameters(), *adapter.buffers(), *adapter.neurons))

@@ -163,7 +163,7 @@ def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeyp
         run(model, word_tokenizer, tmp_path / "cut")
     monkeypatch.setattr(Run, "_one_step", step)
     resumed = run(model, word_tokenizer, tmp_path / "cut")
-    assert ("Going on with the run" in capsys.readouterr().out) == (killed_at >= 2)
+    assert ("Resuming the run" in capsys.readouterr().out) == (killed_at >= 2)
     for name, value in resumed.adapter.state_dict().items():
         assert torch.equal(value, expected[name]), name
     columns = ["step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm"]
