@@ -104,7 +104,7 @@ def get_neurons(
     profile = get_profile(model, tokenizer, runs, **profile_options)
     specific = selection == "specific"
     path = model_dir(model_source(model)["model"], runs) / f"neurons{'-specific' if specific else ''}.safetensors"
-    per_layer = neurons_per_layer(model)
+    per_layer = neurons_per_layer(model) if specific else 0
     size = {"per_layer": per_layer} if specific else {"top_rate": top_rate}
     if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
         return NeuronSets.load(path)
