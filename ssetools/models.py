@@ -173,7 +173,8 @@ def check_base_model(model: nn.Module, use: str) -> None:
         )
     if kind and kind not in _QUANTIZED:
         raise InvalidInput(f"{use} cannot read weights in {kind}: load the 16-bit model that this one was made from.")
-    _check_one_device(model)
+    if any(p.device.type != "meta" for p in model.parameters()):  # else it is planned for, without data
+        _check_one_device(model)
 
 
 def int8_scales(module: nn.Module) -> torch.Tensor:
