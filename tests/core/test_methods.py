@@ -12,6 +12,7 @@ from test_training import SETTINGS, words
 from transformers import AutoModelForCausalLM
 
 from ssetools import METHODS, Subnetwork, finetune, load_adapter
+from ssetools.files import load_tensors, save_tensors
 from ssetools.steps import neurons_for
 from ssetools.training.adapter import Adapter
 from ssetools.training.methods import attach_method, rank_with
@@ -260,3 +261,35 @@ def test_a_base_or_method_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="needs neurons="):
         attach_method(model, "lape")
     assert neurons_for(None, "yo", "lora", 0) is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_trains_embedding_and_head_and_a_tied_pair_stays_tied(tied, word_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = families.tiny_model("llama").config
+    config.tie_word_embeddings = tied
+    model = AutoModelForCausalLM.from_config(config)
+    before = [x.weight.detach().clone() for x in (model.get_input_embeddings(), model.get_output_embeddings())]
+    result = finetune(model, word_tokenizer, words(40), method="full", scale=0.5, **SETTINGS)
+    expected = model(input_ids=IDS).logits
+    result.adapter.merge().save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    same(again(input_ids=IDS).logits, expected, exactly=False)
+    after = [x.weight for x in (again.get_input_embeddings(), again.get_output_embeddings())]
+    assert all((x - y).abs().max() > 1e-3 for x, y in zip(after, before, strict=True))
+    assert torch.equal(*after) == tied
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_a_checkpoint_that_does_not_fit_the_modules_is_refused(name, word_tokenizer, tmp_path):
+    _, _ = trained(name, False, word_tokenizer, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors, facts = load_tensors(path, "a PEFT adapter")
+    renamed = {key.replace("layers.0", "layers.7"): value for key, value in tensors.items()}
+    base = gemma2()
+    for changed in (renamed, {key: value for key, value in tensors.items() if "layers.0" not in key}):
+        save_tensors(path, changed, facts)
+        with pytest.raises(ValueError, match="does not fit the modules of this model"):
+            load_adapter(tmp_path, base)
+        with pytest.raises(ValueError, match="No adapter is attached"):
+            Adapter.attached_to(base)

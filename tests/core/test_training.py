@@ -367,3 +367,18 @@ def test_peak_memory_is_that_of_this_process_since_the_reset():
     del large
     reset_peak_memory()
     assert peak_memory_gib() < before - 0.8
+
+
+def test_a_tokenizer_that_adds_bos_and_eos_itself_opens_each_window_once(word_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    adding = copy.deepcopy(word_tokenizer)
+    tokens = [("<bos>", 2), ("<pad>", 0)]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <pad>", special_tokens=tokens)
+    assert adding("w5")["input_ids"] == [2, 5, 0], "it opens and closes every text"
+    model = families.tiny_model("llama")
+    plain = run(model, word_tokenizer)
+    expected = copy.deepcopy(plain.adapter.state_dict())
+    plain.adapter.detach()
+    again = run(model, adding)
+    assert all(torch.equal(value, expected[name]) for name, value in again.adapter.state_dict().items())
