@@ -47,7 +47,7 @@ def train(order: dict) -> dict:
         loading = peak_memory_gib() * 2**30 - before
         adapter = attach_method(model, order["method"], spread_neurons(model, order["neurons"]))
         ids = torch.arange(2 * settings.batch_size * settings.window) % 90
-        windows = PackedWindows(ids.numpy().astype("uint32"), None, settings.window)
+        windows = PackedWindows(ids.numpy().astype("uint32"), [], settings.window)
         run = Run(adapter, windows, [windows[0]], 2, settings, None, order["method"])
         reset_peak_memory()
         with evaluation_mode(model):
