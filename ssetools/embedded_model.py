@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ssetools.errors import InvalidInput, MissingPackage
-from ssetools.files import cache_dir, cached_folder, file_sha256, whole_file
+from ssetools.files import atomic_write, cache_dir, cached_folder, file_sha256
 from ssetools.text.hub import quiet
 
 EMBEDDED_MODEL = "gemma-3-270m"
@@ -39,7 +39,7 @@ def write_gemma_gguf(path: Path) -> Path:
         InvalidInput: If its file does not have the pinned SHA-256.
     """
     package = _gemma_package()
-    with whole_file(path) as scratch:
+    with atomic_write(path) as scratch:
         with open(scratch, "wb") as out:
             for part in package.chunk_paths():
                 with open(part, "rb") as chunk:

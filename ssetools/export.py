@@ -10,7 +10,7 @@ from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import percent
 from ssetools.evaluation.perplexity import perplexity
-from ssetools.files import read_json, whole_file
+from ssetools.files import atomic_write, read_json
 from ssetools.languages import get_language
 from ssetools.models import load_model
 from ssetools.report import percent_trained
@@ -92,7 +92,7 @@ def _merge(adapter: Adapter, tokenizer, about: Mapping, metrics: Mapping | None,
         before = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
     model = adapter.merge()
     after = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
-    with whole_file(output) as scratch:
+    with atomic_write(output) as scratch:
         cast(Any, model).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     return {kind: (before[kind], after[kind]) for kind in before}

@@ -52,7 +52,7 @@ def run_dir(model: str, lang: str, method: str, seed: int, runs: str | Path = "r
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Writes a file or folder atomically: yields a temporary path, and renames it to `path` only if the block succeeds.
 
     For a folder, make the folder at the temporary path. A reader never gets a partial file, and a block that fails or is
@@ -121,7 +121,7 @@ def write_json(path: str | Path, data: Any) -> Path:
     Raises:
         ValueError: If a number is infinite or NaN, which JSON does not have: write None, and say what it stands for.
     """
-    with whole_file(path) as scratch:
+    with atomic_write(path) as scratch:
         text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
         scratch.write_text(text + "\n", encoding="utf-8")
     return Path(path)
@@ -212,7 +212,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 
     strings = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in metadata.items()}
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(safetensors.torch.save(packed, strings))
     return Path(path)
 
@@ -368,7 +368,7 @@ def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str,
                 return folder
             print(f"The cached {name} is not used ({fault}); building it again.", flush=True)
             shutil.rmtree(folder)
-        with whole_file(folder) as scratch:
+        with atomic_write(folder) as scratch:
             scratch.mkdir()
             facts = build(scratch)
             files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}

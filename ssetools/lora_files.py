@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput, MissingPackage
-from ssetools.files import save_tensors, whole_file
+from ssetools.files import atomic_write, save_tensors
 
 LoraPairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """A [rank, inputs] and B [outputs, rank] by the path of the module, to whose weight `B @ A` is added."""
@@ -61,7 +61,7 @@ def write_peft(
         for path, pair in pairs.items()
         for half, tensor in zip("AB", pair, strict=True)
     }
-    with whole_file(folder) as scratch:
+    with atomic_write(folder) as scratch:
         scratch.mkdir()
         config.save_pretrained(str(scratch))
         save_tensors(scratch / "adapter_model.safetensors", tensors, {"format": "pt"})
@@ -110,7 +110,7 @@ def write_gguf_lora(pairs: LoraPairs, path: str | Path, family: str, num_layers:
     if name not in known:
         raise InvalidInput(f"llama.cpp has no model family {name!r} ({family}): export with --format peft or merged.")
     names = gguf.get_tensor_name_map(known[name], num_layers)
-    with whole_file(path) as scratch:
+    with atomic_write(path) as scratch:
         writer = gguf.GGUFWriter(scratch, name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

@@ -16,7 +16,7 @@ from ssetools.evaluation.intervals import MIN_UNITS, interval, percent, signed, 
 from ssetools.evaluation.tasks.evaluate import evaluate
 from ssetools.evaluation.tasks.questions import OFFLINE_TASKS
 from ssetools.evaluation.tasks.translation import compare_translations
-from ssetools.files import kept, read_json, whole_file, write_json
+from ssetools.files import atomic_write, kept, read_json, write_json
 from ssetools.languages import get_language
 from ssetools.models import model_precision
 from ssetools.steps import results_at_scale
@@ -110,7 +110,7 @@ def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = 
             for lang, change in {about["language"]: summary["target"], **summary["others"]}.items():
                 numbers = [change[name] for name in ("percent", "low", "high")]
                 rows.append([*run, kind, kind in metrics["same_kind"], lang, *numbers])
-    with whole_file(output) as scratch:
+    with atomic_write(output) as scratch:
         pandas.DataFrame(rows, columns=_COLUMNS).to_csv(scratch, index=False)
     return len(paths)
 

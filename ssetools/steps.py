@@ -223,7 +223,7 @@ def get_run(
 
 def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:
     """Loads validation text in the well-served languages: of the unseen genre if that has some, else the declaration."""
-    unseen = plan.kinds.get(plan.other_kind or "", "udhr")
+    unseen = plan.genres.get(plan.unseen_genre or "", "udhr")
     source = unseen if parse_sources(unseen)[0].multilingual else "udhr"
     return {x: _validation_texts(source, x, _RETENTION_WORDS) for x in CONTRAST_LANGUAGES if x != lang}
 
@@ -234,7 +234,7 @@ def _is_streamed(source: str) -> bool:
 
 def _training_stream(plan: TextPlan, lang: str) -> TextStream:
     """Streams training text without the documents that are measured on."""
-    held_out = [text for source in plan.kinds.values() for text in load_texts(source, lang, "test")]
+    held_out = [text for source in plan.genres.values() for text in load_texts(source, lang, "test")]
     return stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
 
 
@@ -286,7 +286,7 @@ def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict
         languages: Other languages; loaded from the named corpora alone, since text of your own is in the target.
     """
     texts = {}
-    for kind, source in plan.kinds.items():
+    for kind, source in plan.genres.items():
         others = languages if parse_sources(source)[0].multilingual else ()
         texts[kind] = {code: load_texts(source, code, "test") for code in dict.fromkeys([lang, *others])}
     return texts
@@ -323,7 +323,7 @@ def get_metrics(
     path, about = results_at_scale(folder, "metrics.json", Adapter.attached_to(model).scale)
     budgets = dict(budgets or {"*": 256, "en": 1024, lang: 2048})
     texts = load_test_texts(plan, lang, ["en", *languages])
-    request = {"kinds": plan.kinds, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
+    request = {"kinds": plan.genres, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
     inputs = {"request": request | model_precision(model), "adapter": about}
     if metrics := kept(path, inputs, on_change="remake"):
         return metrics
@@ -331,7 +331,7 @@ def get_metrics(
     after = score_languages(model, tokenizer, texts, budgets)
     with Adapter.attached_to(model).switched_off():
         before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
-    metrics = {"folder": folder.as_posix(), "same_kind": plan.same_kind, "reason": plan.reason, **inputs}
+    metrics = {"folder": folder.as_posix(), "same_kind": plan.same_genre, "reason": plan.reason, **inputs}
     if (folder / "scales.json").is_file():
         metrics["scales"] = read_json(folder / "scales.json")
     metrics |= {"before": before, "after": after, "summary": summarise(before, after, lang), **provenance()}
@@ -356,7 +356,7 @@ def _base_scores(
     for kind, by_language in texts.items():
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
-            key = f"{plan.kinds[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
+            key = f"{plan.genres[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
             if key not in cache["scores"]:
                 scored = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
                 cache["scores"][key] = scored[kind][lang]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput, MissingLanguage
-from ssetools.files import load_tensors, save_tensors, whole_file
+from ssetools.files import atomic_write, load_tensors, save_tensors
 from ssetools.models import model_mismatch, model_source
 from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
 
@@ -175,7 +175,7 @@ class NeuronSets:
         """Writes the layout of the papers' files: `List[language][layer] -> LongTensor`, with no names in it."""
         # Ids that were loaded together are views of one tensor, all of which would be written with each.
         sets = [[ids.clone() for ids in self._sets[lang]] for lang in self.languages]
-        with whole_file(path) as scratch:
+        with atomic_write(path) as scratch:
             torch.save(sets, scratch)
         return Path(path)
 

@@ -26,14 +26,14 @@ class Source:
     Attributes:
         name: A corpus ("sib200"), or "own" for files of your own.
         folder: A local copy of the corpus, or the path of your own text; "" reads the corpus from where it is published.
-        kind: Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder.
+        genre: Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder.
         streamed: Whether its training text may be larger than memory.
         column: Column or key of your own text, where it is not "text" or "content".
     """
 
     name: str
     folder: str
-    kind: str
+    genre: str
     streamed: bool
     column: str = ""
 
@@ -229,20 +229,20 @@ class TextPlan:
 
     Attributes:
         train: Source of the training and validation text.
-        kinds: Source of test text, by name of its genre.
-        same_kind: Genres that the training text has.
+        genres: Source of test text, by name of its genre.
+        same_genre: Genres that the training text has.
         reason: One sentence that says why.
     """
 
     train: str
-    kinds: dict[str, str]
-    same_kind: tuple[str, ...]
+    genres: dict[str, str]
+    same_genre: tuple[str, ...]
     reason: str
 
     @property
-    def other_kind(self) -> str | None:
+    def unseen_genre(self) -> str | None:
         """The unseen genre: one that the training text does not have; None without one."""
-        return next((kind for kind in self.kinds if kind not in self.same_kind), None)
+        return next((genre for genre in self.genres if genre not in self.same_genre), None)
 
 
 def default_source(lang: str | None = None) -> str:
@@ -285,12 +285,12 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         train = train[-1:]
     spare = [part for part in default if part.name not in {x.name for x in train}]
     unseen = unseen or (spare[0] if spare else None)
-    kinds: dict[str, str] = {}
+    genres: dict[str, str] = {}
     for part in train:
-        kinds[_genre(part, kinds)] = str(part)
-    same = tuple(kinds)
+        genres[_genre(part, genres)] = str(part)
+    same = tuple(genres)
     if unseen:
-        kinds[_genre(unseen, kinds)] = str(unseen)
+        genres[_genre(unseen, genres)] = str(unseen)
     _check_splits(train, unseen, lang)
     if unseen is None:
         reason = f"There is no text in an unseen genre to score. {missing}"
@@ -299,13 +299,13 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     else:
         reason = f"Text in an unseen genre: {unseen}, which is not trained on. {missing}"
     rules = [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
-    return TextPlan("+".join(map(str, train)), kinds, same, " ".join([reason.rstrip(), *rules]))
+    return TextPlan("+".join(map(str, train)), genres, same, " ".join([reason.rstrip(), *rules]))
 
 
-def _genre(source: Source, kinds: dict[str, str]) -> str:
+def _genre(source: Source, genres: dict[str, str]) -> str:
     """The genre's name, with the source's where two sources have one genre: they are scored separately."""
     title = HUB_CORPORA[source.name].title if source.name in HUB_CORPORA else str(source)
-    return f"{source.kind} ({title})" if source.kind in kinds else source.kind
+    return f"{source.genre} ({title})" if source.genre in genres else source.genre
 
 
 def _check_splits(train: Sequence[Source], unseen: Source | None, lang: str) -> None:

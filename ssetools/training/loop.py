@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
-from ssetools.files import digest, whole_file
+from ssetools.files import atomic_write, digest
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.text.windows import PackedWindows
@@ -144,7 +144,7 @@ class Run:
         if not processes.is_main():
             self.folder = None  # from here on, files are one process's work
         if self.folder:
-            with whole_file(self.folder / "log.csv") as scratch:
+            with atomic_write(self.folder / "log.csv") as scratch:
                 _write_log(scratch, "w", [dict(zip(_LOG_COLUMNS, _LOG_COLUMNS, strict=True)), *self.history])
 
     def train(self) -> None:
@@ -241,7 +241,7 @@ class Run:
         }
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        with whole_file(path) as scratch:
+        with atomic_write(path) as scratch:
             torch.save(state, scratch)
 
     def _resume(self, path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.files import load_tensors, readable, save_tensors, whole_file
+from ssetools.files import atomic_write, load_tensors, readable, save_tensors
 from ssetools.lora_files import LoraPairs
 from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
@@ -346,7 +346,7 @@ class PeftAdapter(Adapter):
     def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
         if self.kind == "LORA":
             return super().to_peft(folder, uniform_rank)
-        with self._at(self.scale), whole_file(folder) as scratch:
+        with self._at(self.scale), atomic_write(folder) as scratch:
             self._save_checkpoint(scratch)
         return Path(folder)
 

@@ -22,6 +22,7 @@ from ssetools.languages import get_language
 from ssetools.models import model_source
 from ssetools.neurons.counts import ActivationProfile, counting
 from ssetools.text import embedded
+from ssetools.text.own import normalized
 from ssetools.text.sources import SPLITS, load_texts
 from ssetools.text.windows import bos_ids, pack_tokens
 
@@ -185,7 +186,8 @@ def atlas_texts(source: str, lang: str) -> list[str]:
     language = get_language(lang)
     messages, english = (interface_messages(code) for code in (language.code_for("mediawiki"), "en"))
     sample = sorted(messages, key=lambda key: hashlib.sha1(key.encode()).hexdigest())[:_MESSAGES]
-    return list(embedded.clean_messages({key: messages[key] for key in sample}, english, language).values())
+    texts = embedded.clean_messages({key: messages[key] for key in sample}, english, language).values()
+    return [normalized(text, "NFC") for text in texts]
 
 
 @functools.lru_cache(maxsize=2)  # one language at a time, and English, with which each is compared

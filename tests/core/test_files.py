@@ -11,6 +11,7 @@ import torch
 
 from ssetools import files
 from ssetools.files import (
+    atomic_write,
     cache_dir,
     cached_folder,
     file_sha256,
@@ -18,7 +19,6 @@ from ssetools.files import (
     model_dir,
     run_dir,
     save_tensors,
-    whole_file,
     write_json,
 )
 from ssetools.neurons.counts import ActivationProfile
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
 
     def fail(path):
-        with whole_file(path) as scratch:
+        with atomic_write(path) as scratch:
             scratch.write_text("half")
             raise RuntimeError("stop")
 
@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):
     def write(names):
-        with whole_file(tmp_path / "out") as scratch:
+        with atomic_write(tmp_path / "out") as scratch:
             scratch.mkdir()
             for name in names:
                 (scratch / name).write_text("new")
@@ -75,7 +75,7 @@ def test_a_folder_takes_the_place_of_its_like_alone(tmp_path):
 
 def test_what_safetensors_writes_for_its_user_alone_is_as_readable_as_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
-    with whole_file(tmp_path / "model") as scratch:
+    with atomic_write(tmp_path / "model") as scratch:
         scratch.mkdir()
         (scratch / "model.safetensors").touch(mode=0o600)
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -45,7 +45,7 @@ def test_a_source_is_parsed_once_and_given_back(tmp_path, monkeypatch):
     assert parse_sources("udhr + glotcc:copy") == (Source("udhr", "", "articles", streamed=False), web)
     assert "+".join(map(str, parse_sources("udhr + glotcc:copy+some/text"))) == "udhr+glotcc:copy+some/text"
     (own,) = parse_sources("some/text")
-    assert (own.is_own, own.kind, own.multilingual) == (True, "text", False)
+    assert (own.is_own, own.genre, own.multilingual) == (True, "text", False)
     for empty in ("", "udhr+", " + "):
         with pytest.raises(InvalidInput, match="A source of text is empty"):
             parse_sources(empty)
@@ -56,26 +56,26 @@ def test_a_source_is_parsed_once_and_given_back(tmp_path, monkeypatch):
 
 def test_with_sentences_all_other_text_trains(sib200, own):
     plan = plan_texts("auto", sib200, "yo")
-    assert (plan.train, plan.same_kind, plan.other_kind) == (
+    assert (plan.train, plan.same_genre, plan.unseen_genre) == (
         "udhr+mediawiki",
         ("articles", "messages"),
         "sentences",
     )
     plan = plan_texts(own, sib200, "yo")
-    assert (plan.train, plan.same_kind, plan.other_kind) == (own, ("my stories",), "sentences")
+    assert (plan.train, plan.same_genre, plan.unseen_genre) == (own, ("my stories",), "sentences")
     plan = plan_texts("sib200", sib200, "yo")
-    assert (plan.same_kind, plan.other_kind) == (("sentences",), "articles"), "training text is not unseen"
+    assert (plan.same_genre, plan.unseen_genre) == (("sentences",), "articles"), "training text is not unseen"
 
 
 def test_without_the_hub_an_embedded_source_is_the_unseen_genre(offline, own, monkeypatch):
     plan = plan_texts("auto", "sib200", "yo")
-    assert (plan.train, plan.same_kind, plan.other_kind) == ("mediawiki", ("messages",), "articles")
+    assert (plan.train, plan.same_genre, plan.unseen_genre) == ("mediawiki", ("messages",), "articles")
     assert "no route to the hub" in plan.reason
-    assert plan_texts(own, "sib200", "yo").other_kind == "articles"
-    assert plan_texts("udhr", "sib200", "yo").other_kind == "messages"
+    assert plan_texts(own, "sib200", "yo").unseen_genre == "articles"
+    assert plan_texts("udhr", "sib200", "yo").unseen_genre == "messages"
     monkeypatch.setattr(embedded, "has_apt", lambda: False)
     plan = plan_texts("auto", "sib200", "yo")
-    assert (plan.train, plan.other_kind) == ("udhr", None)
+    assert (plan.train, plan.unseen_genre) == ("udhr", None)
     assert "There is no text in an unseen genre" in plan.reason
 
 
@@ -83,10 +83,10 @@ def test_a_language_without_sentences_is_planned_without_them(monkeypatch, tmp_p
     """Breton is not in SIB-200: known without asking the hub, so the network does not change what is trained on."""
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: pytest.fail("the hub was asked"))
     plan = plan_texts("auto", "sib200", "br")
-    assert (plan.train, plan.other_kind) == ("mediawiki", "articles")
+    assert (plan.train, plan.unseen_genre) == ("mediawiki", "articles")
     assert "SIB-200 has no text in Breton" in plan.reason
-    assert plan_texts(own, "sib200", "br").kinds == {"my stories": own, "articles": "udhr"}
-    for source in plan.kinds.values():
+    assert plan_texts(own, "sib200", "br").genres == {"my stories": own, "articles": "udhr"}
+    for source in plan.genres.values():
         assert load_texts(source, "br", "test"), "all that is scored after training has text"
 
 
@@ -129,11 +129,11 @@ def test_text_without_a_needed_split_is_refused_before_training(own, sib200, tmp
 def test_sources_of_one_genre_are_scored_separately(tmp_path, own):
     sentences = hub_layouts.flores(tmp_path / "flores", {"yor_Latn": ["gbolohun"], "eng_Latn": ["sentence"]})
     plan = plan_texts(f"glotcc+fineweb2+wikipedia+{own}", sentences, "yo")
-    assert plan.kinds == {
+    assert plan.genres == {
         "web pages": "glotcc",
         "web pages (FineWeb-2)": "fineweb2",
         "encyclopedia": "wikipedia",
         "my stories": own,
         "sentences": sentences,
     }
-    assert plan.other_kind == "sentences"
+    assert plan.unseen_genre == "sentences"

@@ -1,5 +1,7 @@
 """The atlas: counts by shard, the packaged neuron sets, comparisons, and statistics on cases with known results."""
 
+import unicodedata
+
 import families
 import numpy
 import pytest
@@ -9,7 +11,7 @@ from ssetools import NeuronSets, compare_neurons, load_atlas, profile_languages
 from ssetools.neurons.sets import atlas_path
 from study.atlas import statistics
 from study.atlas.make import RESULTS, languages_of
-from study.atlas.shards import ShardedProfile, load_results, load_shards, profile_atlas
+from study.atlas.shards import ShardedProfile, atlas_texts, load_results, load_shards, profile_atlas
 
 LANGS = ["yo", "is", "en", "ka"]
 
@@ -64,6 +66,13 @@ def test_an_interrupted_count_is_resumed(text, word_tokenizer, tmp_path, monkeyp
     monkeypatch.setattr("study.atlas.shards.atlas_texts", lambda source, lang: asked.append(lang) or words(lang))
     profile_atlas(model, word_tokenizer, LANGS, tmp_path, shards=4, shard_tokens=20)
     assert asked == LANGS[2:], "languages that are counted are not counted again"
+
+
+def test_the_sample_of_messages_is_composed_as_all_text_is(monkeypatch):
+    text = "ọjọ́ kan ni ìjàpá lọ sí ọjà"
+    messages = {"yo": {"a": unicodedata.normalize("NFD", text)}, "en": {"a": "one day"}}
+    monkeypatch.setattr("study.atlas.shards.interface_messages", messages.get)
+    assert atlas_texts("mediawiki", "yo") == [unicodedata.normalize("NFC", text)]
 
 
 def test_counts_of_another_model_are_refused(text, word_tokenizer, tmp_path):
