@@ -9,7 +9,7 @@ from .evaluation.inside import weight_change as weight_change
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.perplexity import score_languages as score_languages
 from .evaluation.perplexity import score_texts as score_texts
-from .evaluation.tasks.evaluate import evaluate as evaluate
+from .evaluation.tasks import evaluate as evaluate
 from .files import cache_dir as cache_dir
 from .files import run_dir as run_dir
 from .languages import CONTRAST_LANGUAGES as CONTRAST_LANGUAGES

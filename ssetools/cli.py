@@ -319,7 +319,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from ssetools.evaluation.tasks.questions import parse_tasks
+    from ssetools.evaluation.task_sets import parse_tasks
     from ssetools.report import get_task_scores, report, task_report
     from ssetools.steps import get_metrics
 

@@ -13,9 +13,8 @@ from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import MIN_UNITS, interval, percent, signed, with_interval
-from ssetools.evaluation.tasks.evaluate import evaluate
-from ssetools.evaluation.tasks.questions import OFFLINE_TASKS
-from ssetools.evaluation.tasks.translation import compare_translations
+from ssetools.evaluation.task_sets import OFFLINE_TASKS
+from ssetools.evaluation.tasks import compare_translations, evaluate
 from ssetools.files import atomic_write, kept, read_json, write_json
 from ssetools.languages import get_language
 from ssetools.models import model_precision

@@ -1,1 +1,1 @@
-"""Scores of a model and of a trained delta: gain, retention, drift, and what changed inside."""
+"""Scores of a model and of a trained delta: gain, retention, drift, tasks, and what changed inside."""

@@ -11,9 +11,8 @@ import pytest
 from made_up_tasks import belebele, declaration, likelihood, task_tokenizer, words
 
 from ssetools import cli, evaluate, load_model, load_parallel
-from ssetools.evaluation.tasks.evaluate import share
-from ssetools.evaluation.tasks.questions import match_questions, parallel_paragraphs
-from ssetools.evaluation.tasks.translation import compare_translations, score_translations
+from ssetools.evaluation.task_sets import match_questions, parallel_paragraphs
+from ssetools.evaluation.tasks import compare_translations, score_translations, share
 from ssetools.report import compare_tasks, get_task_scores, task_report, task_table
 from ssetools.training.adapter import Adapter
 from ssetools.training.finetune import finetune
@@ -94,7 +93,7 @@ def test_a_share_counts_units_not_questions():
 
 
 def test_translation_goes_both_ways_with_examples_from_elsewhere(tokenizer, tmp_path, monkeypatch):
-    from ssetools.evaluation.tasks.harness import InMemoryLM
+    from ssetools.evaluation.harness import InMemoryLM
 
     prompts = []
     generate = InMemoryLM._model_generate

@@ -16,8 +16,8 @@ from lm_eval.models.huggingface import HFLM
 from made_up_tasks import TOPICS, belebele, belebele_rows, declaration, likelihood, task_tokenizer, words
 
 from ssetools import evaluate
-from ssetools.evaluation.tasks.harness import in_memory
-from ssetools.evaluation.tasks.questions import TASKS, parse_tasks
+from ssetools.evaluation.harness import in_memory
+from ssetools.evaluation.task_sets import TASKS, parse_tasks
 from ssetools.models import body_of, evaluation_mode
 from ssetools.training.methods import attach_method
 
@@ -273,7 +273,7 @@ def test_an_unreachable_set_keeps_its_row(tokenizer, monkeypatch, name):
         raise datasets.exceptions.DatasetNotFoundError("no answer, or a gated set.\nmore")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    for module in ("evaluation.tasks.questions", "text.hub"):
+    for module in ("evaluation.task_sets", "text.hub"):
         monkeypatch.setattr(f"ssetools.{module}.hub_reachable", lambda: True)
     said = only_row(tokenizer, "yo", name)
     assert f"{TASKS[name].title} cannot be loaded from the hub ({TASKS[name].repository}): no answer" in said
@@ -289,7 +289,7 @@ def test_examples_are_not_taken_from_the_questions(tokenizer, tmp_path):
 
 def test_other_errors_are_not_swallowed(tokenizer, tmp_path, monkeypatch):
     model, task = families.tiny_model("llama"), belebele(tmp_path)
-    monkeypatch.setattr("ssetools.evaluation.tasks.harness.check_head", lambda model: 1 / 0)
+    monkeypatch.setattr("ssetools.evaluation.harness.check_head", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, tokenizer, "yo", [task])
     monkeypatch.undo()
@@ -298,7 +298,7 @@ def test_other_errors_are_not_swallowed(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not in list"):
         evaluate(model, tokenizer, "yo", [task])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "ssetools.evaluation.tasks.harness")
+    monkeypatch.delitem(sys.modules, "ssetools.evaluation.harness")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "ssetools\[tasks\]"'):
         evaluate(model, tokenizer, "yo", [task])
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import lm_eval
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ssetools.evaluation.tasks.questions import Request
+from ssetools.evaluation.task_sets import Request
 from ssetools.loss import Head, SoftmaxSums, check_head
 from ssetools.models import body_of, evaluation_mode
 from ssetools.text.windows import bos_ids
@@ -72,14 +73,9 @@ class InMemoryLM(_Base):
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
-        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            span = slice(longest - len(row), None) if padding_side == "left" else slice(len(row))
-            ids[place, span], mask[place, span] = torch.tensor(row), 1
-        return ids, mask
+        rows = [torch.tensor(self.tok_encode(text, left_truncate_len=left_truncate_len)) for text in strings]
+        ids = pad_sequence(rows, True, self.tokenizer.pad_token_id, padding_side)
+        return ids, pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple], disable_tqdm: bool = False, override_bs: int | None = None
@@ -104,9 +100,7 @@ class InMemoryLM(_Base):
     def _score(self, texts: Sequence[tuple], labels: Sequence[Sequence]) -> list[tuple[float, bool]]:
         """Scores the last tokens of each text against one or more continuations that end it."""
         # Padded on the right, which no token of a causal model attends to.
-        ids = torch.zeros(len(texts), len(texts[0]), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
+        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
         states = body_of(self.model)(input_ids=ids.to(self.device), use_cache=False)[0]
         spans = [(row, span) for row, own in enumerate(labels) for span in own]
         hidden = torch.cat([states[row, len(texts[row]) - len(span) : len(texts[row])] for row, span in spans])
@@ -126,13 +120,7 @@ class InMemoryLM(_Base):
 
 @contextlib.contextmanager
 def in_memory(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Iterator[InMemoryLM]:
-    """Wraps a model for lm-eval while the block runs, and leaves model and tokenizer as they were.
-
-    Args:
-        model: A causal language model, with or without an adapter attached.
-        tokenizer: Its tokenizer.
-        batch_size: Texts per forward pass.
-    """
+    """Wraps a model for lm-eval while the block runs, and leaves model and tokenizer as they were."""
     padding = tokenizer.pad_token
     with evaluation_mode(model):  # restores the mode that HFLM's eval() changes
         try:
@@ -143,20 +131,14 @@ def in_memory(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: 
             tokenizer.pad_token = padding
 
 
-def ask(lm: InMemoryLM, tasks: Mapping, request: Request) -> dict[str, list[dict]]:
-    """Runs tasks of lm-eval.
-
-    Args:
-        lm: The model.
-        tasks: What `TaskManager.load` returns.
-        request: Number of questions and examples, and the seed of their choice.
+def ask(lm: InMemoryLM, tasks: dict[str, Any], request: Request) -> dict[str, list[dict]]:
+    """Runs tasks of lm-eval, by name, with the request's number of questions and examples and its seed.
 
     Returns:
-        By task of lm-eval, its logged samples: one dict per question with what was asked, answered and scored.
+        By task, its logged samples: one dict per question with what was asked, answered and scored.
     """
-    for task in tasks["tasks"].values():
-        shots = (task.config.num_fewshot or 0) if request.shots is None else request.shots
-        task.set_config("num_fewshot", shots)
+    for task in tasks.values():
+        task.set_config("num_fewshot", (task.config.num_fewshot or 0) if request.shots is None else request.shots)
         task.set_fewshot_seed(request.seed)
-    results = lm_eval.evaluate(cast(Any, lm), {"tasks": tasks["tasks"]}, limit=request.limit, bootstrap_iters=0)
+    results = lm_eval.evaluate(cast(Any, lm), cast(Any, {"tasks": tasks}), limit=request.limit, bootstrap_iters=0)
     return cast(Any, results)["samples"]

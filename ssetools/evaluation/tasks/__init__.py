@@ -1,1 +1,0 @@
-"""Questions and translation, scored by lm-eval."""
