@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
 _ROWS = 8  # of each tensor, at even distances
+_PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
 
 
 def cache_dir() -> Path:
     """Returns the folder of downloaded models and texts: `$SSETOOLS_HOME`, else the user's cache folder."""
-    home = os.environ.get("SSETOOLS_HOME")
-    if home:
+    if home := os.environ.get("SSETOOLS_HOME"):
         return Path(home).expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ssetools"
@@ -53,54 +53,47 @@ def run_dir(model: str, lang: str, method: str, seed: int, runs: str | Path = "r
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Writes a file or folder atomically: yields a temporary path, and renames it to `path` only if the block succeeds.
+    """Yields a temporary path, and renames the file or folder made there to `path` only if the block succeeds.
 
-    For a folder, make the folder at the temporary path. A reader never gets a partial file, and a block that fails or is
-    interrupted leaves nothing. A folder replaces an earlier one with no other files than the new ones and a README.md.
+    A folder replaces an earlier one that has no other files than the new one, and a README.md.
 
     Raises:
         FileExistsError: If there is a folder with other files.
         OSError: With one sentence about free space when the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    scratch.mkdir(parents=True)
+    new = scratch / path.name
     try:
-        yield scratch / path.name
+        yield new
         readable(scratch)
         if path.is_dir():
-            _check_replaceable(path, scratch / path.name)
+            others = sorted({p.name for p in path.iterdir()} - {p.name for p in new.glob("*")} - {"README.md"})
+            if others:
+                listed = ", ".join(others[:3])
+                raise FileExistsError(
+                    f"{path} holds other files ({listed}), which are not overwritten: name another folder."
+                )
             shutil.rmtree(path)
-        (scratch / path.name).replace(path)
+        new.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         free = shutil.disk_usage(path.parent).free / 2**20
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 1:
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set "
-                "SSETOOLS_HOME (caches) or the runs folder to another disk; no partial file was left",
-            ) from error
-        raise
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free >= 1:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set SSETOOLS_HOME (caches) "
+            "or the runs folder to another disk; no partial file was left",
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def readable(folder: Path) -> None:
-    """Gives safetensors files the permissions of new files; safetensors makes them readable for their owner only."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        new = Path(place) / "new"
-        new.touch()
-        mode = new.stat().st_mode
+    """Makes safetensors files as readable as their folder; safetensors makes them readable for their owner only."""
     for path in folder.rglob("*.safetensors"):
-        path.chmod(mode)
-
-
-def _check_replaceable(old: Path, new: Path) -> None:
-    ours = {p.name for p in new.iterdir()} if new.is_dir() else set()
-    theirs = sorted({p.name for p in old.iterdir()} - ours - {"README.md"})
-    if theirs:
-        listed = ", ".join(theirs[:3]) + (" ..." if len(theirs) > 3 else "")
-        raise FileExistsError(f"{old} holds other files ({listed}), which are not overwritten: name another folder.")
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_json(path: str | Path) -> Any:
@@ -158,7 +151,7 @@ def kept(
     """Checks whether the file at `path` can be reused: whether it records the facts that are wanted.
 
     Args:
-        path: A JSON file, a safetensors file, or a folder with a manifest.json.
+        path: As in `facts_of`.
         wanted: Facts that the file must record, by name. Compared as JSON, so a tuple equals a list.
         on_change: "raise" refuses a file whose facts differ; "remake" treats it as absent.
         remedy: Last sentence of the error.
@@ -172,35 +165,27 @@ def kept(
     path = Path(path)
     if not path.exists():
         return None
-    found = facts_of(path)
-    differ = differences(found, wanted)
-    if not differ:
-        return found
-    if on_change == "remake":
-        return None
-    raise InvalidInput(f"{path} does not match what is asked for now ({'; '.join(differ)}). {remedy}")
+    facts = facts_of(path)
+    differ = differences(facts, wanted)
+    if differ and on_change == "raise":
+        raise InvalidInput(f"{path} does not match what is asked for now ({'; '.join(differ)}). {remedy}")
+    return None if differ else facts
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Lists the facts in which `found` differs from `wanted`, each as a phrase with both values."""
+def differences(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Lists the facts that differ from the wanted ones, each as a phrase with both values."""
     differ = []
     for name, value in json.loads(json.dumps(dict(wanted))).items():
-        there = found.get(name)
+        there = facts.get(name)
         if isinstance(value, dict) and isinstance(there, dict):
             differ += [f"{name}.{phrase}" for phrase in differences(there, dict.fromkeys(there) | value)]
         elif isinstance(value, list) and isinstance(there, list) and len(value) != len(there):
-            only = [str(x) for x in (*there, *value) if (x in there) != (x in value)]
-            listed = ", ".join(only[:5]) + (" ..." if len(only) > 5 else "")
-            differ.append(f"{name}: {len(there)}, wanted {len(value)}; only in one: {listed}")
+            only = ", ".join([str(x) for x in (*there, *value) if (x in there) != (x in value)][:5])
+            differ.append(f"{name}: {len(there)}, wanted {len(value)}; only in one: {only}")
         # As strings too: numbers in a safetensors file's metadata are read as strings.
         elif there != value and str(there) != str(value):
-            differ.append(f"{name}: {_shown(there)}, wanted {_shown(value)}")
+            differ.append(f"{name}: {there!r:.60}, wanted {value!r:.60}")
     return differ
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:50]} ..."
 
 
 # --- tensors ---
@@ -232,8 +217,7 @@ def load_tensors(
         `(tensors, metadata)`; metadata values that are JSON are decoded.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        InvalidInput: If it is damaged or is not what `kind` says.
+        FileNotFoundError, InvalidInput: If there is no such file, or it is damaged or is not what `kind` says.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path} ({kind}).")
@@ -244,20 +228,16 @@ def load_tensors(
             strings = file.metadata() or {}
     except SafetensorError as error:
         raise InvalidInput(f"{path} is not {kind}, or is damaged: {error}.") from error
-    missing = [name for name in needed if name not in tensors]
-    if missing:
+    if missing := [name for name in needed if name not in tensors]:
         raise InvalidInput(f"{path} is not {kind}: it has no {missing}.")
-    return tensors, {key: _decoded(value) for key, value in strings.items()}
+    coded = {k: v for k, v in strings.items() if v.startswith(("[", "{", '"')) or v in ("null", "true", "false")}
+    return tensors, strings | {key: json.loads(value) for key, value in coded.items()}
 
 
 def digest_of_weights(folder: Path) -> str | None:
-    """Digests rows of every tensor of a model: copies in other files, or with other names of tensors, have the same.
+    """Returns the SHA-256 of the shape, dtype and eight rows of each tensor of a transformers model.
 
-    Args:
-        folder: A transformers model.
-
-    Returns:
-        SHA-256 over the shape, dtype and eight rows of each tensor, or None if the folder has no safetensors.
+    Copies in other files, or with other names of tensors, have the same. None if the folder has no safetensors.
     """
     import torch
 
@@ -275,14 +255,15 @@ def digest_of_weights(folder: Path) -> str | None:
 
 def digest_of_files(folder: Path) -> str:
     """Returns the SHA-256 of a model's config.json and of samples of its weight files, with their names and sizes."""
-    found = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(p for ending in ("safetensors", "bin") for p in folder.glob(f"*.{ending}")):
-        found.update(f"{path.name} {path.stat().st_size}".encode())
+    sha256 = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        sha256.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:
             for number in range(_SAMPLES):
-                file.seek(number * path.stat().st_size // _SAMPLES)
-                found.update(file.read(_SAMPLE_BYTES))
-    return found.hexdigest()
+                file.seek(number * size // _SAMPLES)
+                sha256.update(file.read(_SAMPLE_BYTES))
+    return sha256.hexdigest()
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -290,26 +271,37 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _decoded(value: str) -> Any:
-    return json.loads(value) if value[:1] in '[{"' or value in ("null", "true", "false") else value
+def digest_of(data: Any) -> str:
+    """Returns the SHA-256 of texts or other data that JSON can represent, in any lists and dicts."""
+    return hashlib.sha256(json.dumps(data, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- provenance ---
 
 
-_PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
-
-
-def provenance() -> dict:
+def provenance() -> dict[str, Any]:
     """Returns package versions, the commit of a source checkout (None elsewhere) and the kind of machine."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "commit": _commit(),
-        "hardware": gpu or f"{platform.machine()} CPU with {_instructions()}, {os.cpu_count()} cores",
-    }
+    versions: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(_PACKAGES)}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    root = Path(__file__).resolve().parent.parent
+    commit = None
+    if (root / ".git").exists():
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = done.stdout.strip() if done.returncode == 0 else None
+    hardware = f"{platform.machine()} CPU with {_instructions()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    return {"versions": versions, "commit": commit, "hardware": hardware}
 
 
 def _instructions() -> str:
@@ -320,26 +312,7 @@ def _instructions() -> str:
     return torch.backends.cpu.get_cpu_capability() + (" and AMX" if amx else "")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
+# --- cached folders ---
 
 _VERIFIED: dict[Path, int] = {}
 """Cached folders that this process has verified, with the time of change of their manifest."""
@@ -357,15 +330,15 @@ def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str,
         The folder, whose `manifest.json` holds the SHA-256 of each file. A process verifies all files once.
     """
     folder = cache_dir() / name
-    if folder.exists() and not _fault(folder, wanted or {}):
+    if not _fault(folder, wanted or {}):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may find it missing: one builds, the others wait and use the result.
     with FileLock(folder.parent / f"{folder.name}.lock"):
+        fault = _fault(folder, wanted or {})
+        if not fault:
+            return folder
         if folder.exists():
-            fault = _fault(folder, wanted or {})
-            if not fault:
-                return folder
             print(f"The cached {name} is not used ({fault}); building it again.", flush=True)
             shutil.rmtree(folder)
         with atomic_write(folder) as scratch:
@@ -382,17 +355,9 @@ def _fault(folder: Path, wanted: Mapping[str, Any]) -> str:
         files, changed = (kept(folder, wanted) or {})["files"], (folder / "manifest.json").stat().st_mtime_ns
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest.json: {error}"
-    if _VERIFIED.get(folder) == changed:
-        return ""
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if file_sha256(folder / name) != digest:
-            return f"{name} has changed"
+    if _VERIFIED.get(folder) != changed:
+        for name, digest in files.items():
+            if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+                return f"{name} is missing or has changed"
     _VERIFIED[folder] = changed
     return ""
-
-
-def digest_of(data: Any) -> str:
-    """Returns the SHA-256 of texts or other data that JSON can represent, in any lists and dicts."""
-    return hashlib.sha256(json.dumps(data, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,6 @@
-"""One table of languages: names, script, family, and the code that each corpus uses for them.
+"""Every language with a complete text of the declaration: its names, script, family, and its code in each corpus.
 
-It holds every language with a complete text of the declaration, from `data/languages.json`, which
-`scripts/make_languages.py` makes from packaged sources.
+The table is `data/languages.json`, which `scripts/make_languages.py` makes from packaged sources.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ssetools.errors import InvalidInput
 
 _DATA = Path(__file__).parent / "data" / "languages.json"
 
-# Corpora name a language either by its own short code or as ISO 639-3 plus script ("mlt_Latn").
+# Of the corpora that name a language by ISO 639-3 code and script ("mlt_Latn"): what joins the two.
 _TAGGED_CORPORA = {"sib200": "_", "flores": "_", "flores_plus": "_", "belebele": "_", "glotcc": "-", "fineweb2": "_"}
 
 
@@ -57,11 +56,7 @@ class Language:
         if corpus in _TAGGED_CORPORA:
             script = "Hani" if corpus == "glotcc" and self.script in ("Hans", "Hant") else self.script
             return f"{self.iso639_3}{_TAGGED_CORPORA[corpus]}{script}"
-        if corpus == "udhr":
-            return self.iso639_3
-        if corpus == "wikipedia":
-            return f"20231101.{self.code}"
-        return self.code
+        return f"20231101.{self.code}" if corpus == "wikipedia" else self.code
 
 
 PAPER_LANGUAGES = ("mt", "af", "is", "cy", "mk", "lv", "lt", "sl", "sk", "et", "ka", "ne")
@@ -78,18 +73,16 @@ PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
 
 
 def _read_table() -> dict[str, Language]:
-    """Reads the table: languages by code, the ones that are profiled by default first."""
     languages: dict[str, Language] = {}
     for row in json.loads(_DATA.read_text(encoding="utf-8"))["languages"]:
         del row["texts"]
         languages[row["code"]] = Language(**row | {"lineage": tuple(row["lineage"])})
-    return {code: languages[code] for code in (*PROFILED_LANGUAGES, *sorted(set(languages) - set(PROFILED_LANGUAGES)))}
+    return {code: languages[code] for code in dict.fromkeys([*PROFILED_LANGUAGES, *sorted(languages)])}
 
 
 _BY_CODE = _read_table()
 LANGUAGES = tuple(_BY_CODE.values())
-"""All languages with a complete text of the declaration, the ones that are profiled by default first."""
-
+"""All languages of the table, the ones that are profiled by default first."""
 
 UNSPACED_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"})
 """Scripts that write no spaces between words; two characters are counted as one word."""
@@ -107,7 +100,6 @@ _OTHER_CODES = (
     "orm=om sq=als sqi=als swa=sw uzb=uz yid=yi zho=zh alb=als arm=hy baq=eu bur=my chi=zh cze=cs dut=nl fre=fr geo=ka "
     "ger=de gre=el ice=is mac=mk mao=mi may=zlm per=fa rum=ro slo=sk tib=bo wel=cy"
 )
-_TRADITIONAL_REGIONS = {"tw", "hk", "mo"}
 _SCRIPTS = {language.script for language in LANGUAGES} | {"Hant"}
 
 
@@ -121,13 +113,10 @@ def _folded(name: str) -> str:
 def _by_name() -> dict[str, Language]:
     """Languages by everything that they are called; where two have one name, codes come before names."""
     names = [(other, _BY_CODE[code]) for other, code in (pair.split("=") for pair in _OTHER_CODES.split())]
-    for facts in (
-        lambda x: (x.code, x.iso639_3),
-        lambda x: (*x.corpora.values(), *(x.code_for(corpus) for corpus in _TAGGED_CORPORA)),
-        lambda x: (x.name, x.own_name),
-    ):
-        names += [(_folded(name), x) for x in LANGUAGES for name in facts(x)]
-    return {name: x for name, x in reversed(names)}
+    names += [(name, x) for x in LANGUAGES for name in (x.code, x.iso639_3)]
+    names += [(name, x) for x in LANGUAGES for name in (*x.corpora.values(), *map(x.code_for, _TAGGED_CORPORA))]
+    names += [(name, x) for x in LANGUAGES for name in (x.name, x.own_name)]
+    return {_folded(name): x for name, x in reversed(names)}
 
 
 def _parse_code(code: str) -> tuple[Language | None, str]:
@@ -141,7 +130,7 @@ def _parse_code(code: str) -> tuple[Language | None, str]:
     regions = [subtag for subtag in subtags if re.fullmatch("[a-z]{2}|[0-9]{3}", subtag)]
     if language is None or len(scripts) + len(regions) < len(subtags):
         return None, ""
-    if language.code == "zh" and set(regions) & _TRADITIONAL_REGIONS:
+    if language.code == "zh" and {"tw", "hk", "mo"} & set(regions):
         scripts.append("Hant")
     return language, next((script for script in scripts if script != language.script), "")
 
@@ -153,14 +142,11 @@ def find_language(name: str) -> Language | None:
 
 
 def get_language(code: str) -> Language:
-    """Looks a language up by its code or name.
+    """Looks a language up.
 
     Args:
-        code: The code of the table ("yo"), another code of the language ("yor", "yor_Latn", "YO", "yo-NG"), or its
-            name ("Yoruba"). Varieties of a region are not distinguished: "pt-BR" is Portuguese.
-
-    Returns:
-        The language; its `code` is the one that files and folders of ssetools use.
+        code: Its code ("yo"), another code of it ("yor", "yor_Latn", "YO", "yo-NG"), or its name ("Yoruba"). Varieties
+            of a region are not distinguished: "pt-BR" is Portuguese.
 
     Raises:
         InvalidInput: If the code is unknown, with the nearest codes, or asks for a script that the table does not have.
