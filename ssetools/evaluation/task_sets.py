@@ -214,7 +214,7 @@ def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
 def _topics(request: Request, _: object) -> dict[str, dict]:
     """Defines SIB-200, the topic of a sentence among seven, which lm-eval has for African languages only."""
     corpus = HubText("sib200", request.folder, request.language)
-    tables = {split: corpus.table(split) for split in _splits(request)}
+    tables = {split: corpus.load(split) for split in _splits(request)}
     return _questions(request, tables, "Text: {{text}}\nTopic:", _TOPICS, "category")
 
 

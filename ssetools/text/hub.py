@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
@@ -22,9 +22,6 @@ from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.files import digest_of
 from ssetools.languages import Language
 from ssetools.text.own import SPLITS, document_key, split_of
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 HEAD = 2000
 """Documents at the head of a streamed corpus from which held-out text is taken."""
@@ -125,28 +122,32 @@ class HubText:
                     f"{self.language.code!r}) reads it lazily, load_texts(..., max_bytes=) loads a part of it."
                 )
             own = split in corpus.splits
-            shards = self.shards(split if own else "train")
-            head = itertools.islice(itertools.chain.from_iterable(shard(0) for shard in shards), HEAD)
+            head = itertools.islice(self._texts(split if own else "train"), HEAD)
             keyed = {document_key(text): text for text in head if text}
             return {key: text for key, text in keyed.items() if own or split_of(key) == split}
         if split not in corpus.splits:
             raise InvalidInput(
                 f"{corpus.title} has no {split} text: it is for scoring ({', '.join(corpus.splits)}), not for training."
             )
-        table = self.table(split)
+        table = self.load(split)
         column = corpus.text or self.language.code_for(self.name)
         if column not in table.column_names:
             raise self._no_text(f"{self._files(split)} has no column {column!r}")
         keys = table[corpus.key] if corpus.key else range(len(table))
         return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
 
-    def table(self, split: str) -> Dataset:
-        """Loads one split of a small set with all its columns."""
-        return self._load(split, streaming=False)
-
     def held_out(self) -> dict[str, str]:
         """Returns the documents that a streamed corpus keeps for validation and test, by key."""
         return self.documents("validation") | self.documents("test")
+
+    def training_documents(self) -> Iterator[tuple[str, str]]:
+        """Reads the training documents of a streamed corpus in file order, each with its key."""
+        held_out = self.held_out()
+        keyed = ((document_key(text), text) for text in self._texts("train") if text)
+        return ((key, text) for key, text in keyed if key not in held_out)
+
+    def _texts(self, split: str) -> Iterator[str]:
+        return itertools.chain.from_iterable(shard(0) for shard in self.shards(split))
 
     def shards(self, split: str = "train") -> list[Callable[[int], Iterator[str]]]:
         """Opens a streamed corpus.
@@ -155,7 +156,7 @@ class HubText:
             One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
             order. Empty ones are included, so that counts equal those of the file.
         """
-        stream = self._load(split, streaming=True)
+        stream = self.load(split, streaming=True)
         count = stream.num_shards
 
         def documents(index: int, skip: int) -> Iterator[str]:
@@ -166,11 +167,11 @@ class HubText:
                     place += 1
                     yield (row[self.corpus.text] or "").strip()
             except Exception as error:  # of many types, from the network or a damaged file
-                where = f"after {place:,} documents of file {index + 1} of {count}"
+                where = f" after {place:,} documents of file {index + 1} of {count}"
                 if self.folder:
                     raise _damaged(self.corpus, self._files(split), error, where) from error
                 raise TextUnavailable(
-                    f"Reading {self.corpus.title} stopped {where}: {_first_line(error)} Run again: it resumes there."
+                    f"Reading {self.corpus.title} stopped{where}: {_first_line(error)} Run again: it resumes there."
                 ) from error
 
         return [functools.partial(documents, index) for index in range(count)]
@@ -179,7 +180,8 @@ class HubText:
         """Returns what identifies the text: repository and commit, or a digest of a local copy's files."""
         return revision_of(self.corpus, self.folder, self.name)
 
-    def _load(self, split: str, streaming: bool) -> Any:
+    def load(self, split: str, streaming: bool = False) -> Any:
+        """Loads one split with all its columns: a `Dataset`, or an `IterableDataset` of a streamed corpus."""
         import datasets
         from datasets.exceptions import DatasetNotFoundError
 
@@ -270,7 +272,7 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
 
 def _damaged(corpus: Any, files: str, error: Exception, where: str = "") -> InvalidInput:
     return InvalidInput(
-        f"The local copy of {corpus.title} cannot be read{where and ' ' + where} ({files}): "
+        f"The local copy of {corpus.title} cannot be read{where} ({files}): "
         f"{_first_line(error.__cause__ or error)} Copy the files again."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -16,17 +17,16 @@ from typing import Any, Literal
 
 from ssetools.errors import InvalidInput
 from ssetools.files import digest_of, file_sha256
-from ssetools.languages import find_language, get_language
+from ssetools.languages import find_language
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"] | None
 SPLITS = ("train", "validation", "test")
 OWN_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
-_SYNONYMS = {
+_SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "devel"),
     "test": ("test", "testing", "devtest", "eval", "evaluation"),  # "eval" as the library datasets reads it
 }
-_SPLIT_OF = {word: split for split, words in _SYNONYMS.items() for word in words}
 _TEXT_COLUMNS = ("text", "content")
 _REMEMBERED = 200_000  # documents that are compared with later ones, so that memory does not grow with the text
 
@@ -68,21 +68,22 @@ class OwnText:
 
     def __init__(self, path: Path, lang: str, column: str = ""):
         self._root, self._column = path, column
-        files = [path]
         if path.is_dir():
             files = _in_language(_text_files(path), path, lang)
-        elif path.suffix.lower() not in OWN_SUFFIXES:
+            splits = {file: _split_in(file.relative_to(path)) for file in files}
+        elif path.suffix.lower() in OWN_SUFFIXES:
+            splits = {path: ""}
+        else:
             raise InvalidInput(
                 f"{path} is not a text file that can be read: those end in {', '.join(OWN_SUFFIXES)}. "
                 "Unpack an archive, or convert the file."
             )
-        splits = {file: "" if file == path else _split_in(file.relative_to(path)) for file in files}
-        self._by_hash = not any(splits.values())
-        self._files = {s: [f for f in files if self._by_hash or splits[f] == s] for s in SPLITS}
+        counts = Counter(splits.values())
+        self._by_hash = set(counts) == {""}
+        self._files = {x: [file for file in splits if self._by_hash or splits[file] == x] for x in SPLITS}
         if self._by_hash:
             self.rule = f"A hash of each document in {path} chooses its split: 80% train, 10% validation, 10% test."
         else:
-            counts = Counter(splits.values())
             unused = f"; {counts['']} with no split in the name are not used" if counts[""] else ""
             listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
             self.rule = f"The names of files and folders in {path} choose the splits: {listed} files{unused}."
@@ -98,21 +99,14 @@ class OwnText:
             for number, text in enumerate(read_documents(path, self._column)):
                 if not self._by_hash:
                     yield f"{path.relative_to(self._root)}#{number}", text
-                    continue
-                key = document_key(text)
-                if key in seen:
-                    continue
-                seen[key] = None
-                if len(seen) > _REMEMBERED:
-                    del seen[next(iter(seen))]
-                if split_of(key) == split:
-                    yield key, text
+                elif (key := document_key(text)) not in seen:
+                    seen[key] = None
+                    if len(seen) > _REMEMBERED:
+                        del seen[next(iter(seen))]
+                    if split_of(key) == split:
+                        yield key, text
         if self._by_hash and not seen:
             raise InvalidInput(f"{self._root} is empty: there is no text in it.")
-
-    def has(self, split: str) -> bool:
-        """Says whether there are files that may have documents of a split."""
-        return bool(self._files[split])
 
     def digest(self) -> str:
         """Returns a SHA-256 that identifies the text: of the files of each split, and the column."""
@@ -125,20 +119,22 @@ class OwnText:
 
 def _text_files(folder: Path) -> list[Path]:
     """Lists the text files of a folder. Links are followed, and a folder that they lead to twice is read once."""
-    found, others, visited = [], [], set()
+    files: list[Path] = []
+    visited: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in visited else sorted(x for x in folders if not x.startswith("."))
-        shown = [] if real in visited else [Path(root, x) for x in names if not x.startswith(".")]
+        if (real := os.path.realpath(root)) in visited:
+            folders.clear()
+            continue
         visited.add(real)
-        found += [file for file in shown if file.suffix.lower() in OWN_SUFFIXES]
-        others += [file.name for file in shown if file.suffix.lower() not in OWN_SUFFIXES]
-    if not found:
-        but = f", but {', '.join(sorted(others)[:3])}" if others else ""
+        folders[:] = sorted(x for x in folders if not x.startswith("."))
+        files += [Path(root, x) for x in names if not x.startswith(".")]
+    texts = sorted(file for file in files if file.suffix.lower() in OWN_SUFFIXES)
+    if not texts:
+        but = f", but {', '.join(sorted(file.name for file in files)[:3])}" if files else ""
         raise InvalidInput(f"The folder {folder} has no {', '.join(OWN_SUFFIXES)} file{but}.")
-    if broken := [file for file in found if not file.exists()]:
+    if broken := [file for file in texts if not file.exists()]:
         raise InvalidInput(f"{broken[0]} is a link to a file that does not exist: correct or remove it.")
-    return sorted(found)
+    return texts
 
 
 def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
@@ -146,17 +142,15 @@ def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
 
     A beginning or end is believed only if the folder has several languages that way: "my_text.txt" is not Burmese.
     """
-    named: dict[Path, str] = {}
-    for whole in (True, False):
-        named = {file: _language_in(file.relative_to(root), lang, whole) for file in files}
-        if any(named.values()) and (whole or len(set(named.values()) - {""}) > 1):
-            break
-    else:
-        return files
+    languages = {file: _language_in(file.relative_to(root), lang, whole=True) for file in files}
+    if not any(languages.values()):
+        languages = {file: _language_in(file.relative_to(root), lang, whole=False) for file in files}
+        if len(set(languages.values()) - {""}) < 2:
+            return files
     asked = find_language(lang)
-    mine = [file for file in files if named[file] == (asked.code if asked else lang)]
+    mine = [file for file in files if languages[file] == (asked.code if asked else lang)]
     if not mine:
-        others = ", ".join(sorted(set(named.values()) - {""})[:5])
+        others = ", ".join(sorted(set(languages.values()) - {""})[:5])
         raise InvalidInput(
             f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}. "
             f"Name a file or folder after {lang}, or give the path of the text itself."
@@ -168,13 +162,12 @@ def _language_in(path: Path, lang: str, whole: bool) -> str:
     """The code of the language after which a file, or the outermost folder around it, is named; "" for none."""
     for name in (*path.parts[:-1], path.stem):
         words = _words_without_split(name)[1]
-        ends = [words[:1], words[:2], words[-1:], words[-2:]]
-        for candidate in [words] if whole else ends:
+        for candidate in [words] if whole else [words[:1], words[:2], words[-1:], words[-2:]]:
             text = "-".join(candidate)
-            if text and text == lang:
-                return lang if find_language(lang) is None else get_language(lang).code
-            if found := find_language(text):
-                return found.code
+            if language := find_language(text):
+                return language.code
+            if text == lang:
+                return lang
     return ""
 
 
@@ -190,9 +183,11 @@ def _words_without_split(name: str) -> tuple[str, list[str]]:
     while len(words) > 1 and (words[-1].isdigit() or words[-1] == "of"):
         words.pop()
     for place in (0, -1):
-        if split := _SPLIT_OF.get(words[place].casefold().rstrip("0123456789")):
-            del words[place]
-            return split, words
+        word = words[place].casefold().rstrip("0123456789")
+        for split, names in _SPLIT_NAMES.items():
+            if word in names:
+                del words[place]
+                return split, words
     return "", words
 
 
@@ -222,9 +217,9 @@ def read_documents(path: Path, column: str = "") -> Iterator[str]:
 
 
 def _column_of(path: Path, names: Sequence[str], column: str) -> str:
-    """The column that holds the text."""
-    if found := [name for name in ([column] if column else _TEXT_COLUMNS) if name in names]:
-        return found[0]
+    for name in [column] if column else _TEXT_COLUMNS:
+        if name in names:
+            return name
     wanted = repr(column) if column else " or ".join(map(repr, _TEXT_COLUMNS))
     raise InvalidInput(
         f"{path} has no column {wanted}; it has {', '.join(map(repr, names))}. Name the one that holds the text after "
@@ -253,30 +248,14 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _paragraphs(path: Path, _: str) -> Iterator[tuple[str, str]]:
-    has_blank_line = _has_blank_line(path)
-    gathered: list[str] = []
-    for line in _lines(path):
-        if not has_blank_line:
-            yield from (("a line", part) for part in line.splitlines())
-        elif line:
-            gathered.append(line)
-        elif gathered:
-            yield "a paragraph", "\n".join(gathered)
-            gathered = []
-    yield "the last paragraph", "\n".join(gathered)
-
-
-def _has_blank_line(path: Path) -> bool:
-    """Says whether there is an empty line between two lines of text."""
-    text = blank = False
-    for line in _lines(path):
-        if line.strip():
-            if blank:
-                return True
-            text = True
-        elif text and not line:
-            blank = True
-    return False
+    groups = (group for filled, group in itertools.groupby(_lines(path), bool) if filled)
+    paragraphs = (group for group in groups if any(map(str.strip, group)))
+    if len(list(itertools.islice(paragraphs, 2))) < 2:
+        yield from (("a line", part) for line in _lines(path) for part in line.splitlines())
+    else:
+        for filled, group in itertools.groupby(_lines(path), bool):
+            if filled:
+                yield "a paragraph", "\n".join(group)
 
 
 def _json_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:

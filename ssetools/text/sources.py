@@ -11,7 +11,7 @@ from ssetools.files import digest_of, facts_of
 from ssetools.languages import LANGUAGES, get_language
 from ssetools.text import embedded
 from ssetools.text.hub import HUB_CORPORA, HubText, files_digest
-from ssetools.text.own import OWN_SUFFIXES, SPLITS, Normalization, OwnText, document_key, normalized
+from ssetools.text.own import OWN_SUFFIXES, SPLITS, Normalization, OwnText, normalized
 
 SENTENCES = tuple(name for name, corpus in HUB_CORPORA.items() if not corpus.streamed)
 _OWN = "own"
@@ -26,15 +26,11 @@ class Source:
     Attributes:
         name: A corpus ("sib200"), or "own" for files of your own.
         folder: A local copy of the corpus, or the path of your own text; "" reads the corpus from where it is published.
-        genre: Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder.
-        streamed: Whether its training text may be larger than memory.
         column: Column or key of your own text, where it is not "text" or "content".
     """
 
     name: str
-    folder: str
-    genre: str
-    streamed: bool
+    folder: str = ""
     column: str = ""
 
     def __str__(self) -> str:
@@ -46,6 +42,16 @@ class Source:
     def is_own(self) -> bool:
         """Whether it is text of your own, not a named corpus."""
         return self.name == _OWN
+
+    @property
+    def genre(self) -> str:
+        """Genre of the text, as metrics name it: "sentences"; for your own text the name of its file or folder."""
+        return _GENRES.get(self.name, Path(self.folder).name)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its training text may be larger than memory."""
+        return self.name in HUB_CORPORA and HUB_CORPORA[self.name].streamed
 
     @property
     def multilingual(self) -> bool:
@@ -82,18 +88,17 @@ def parse_sources(text: str) -> tuple[Source, ...]:
     Raises:
         InvalidInput: If a source is empty.
     """
-    parts = [text] if text and Path(text).exists() else text.split("+")
-    return tuple(_parse_source(part.strip()) for part in parts)
-
-
-def _parse_source(text: str) -> Source:
-    if not text:
-        raise InvalidInput(f"A source of text is empty: name one of {', '.join(_GENRES)}, a file or a folder.")
-    name, folder = split_name(text)
-    if name in _GENRES:
-        return Source(name, folder, _GENRES[name], name in HUB_CORPORA and HUB_CORPORA[name].streamed)
-    path, _, column = (text, "", "") if Path(text).exists() else text.partition("#")
-    return Source(_OWN, path, Path(path).name, False, column)
+    sources = []
+    for part in [text] if text and Path(text).exists() else map(str.strip, text.split("+")):
+        if not part:
+            raise InvalidInput(f"A source of text is empty: name one of {', '.join(_GENRES)}, a file or a folder.")
+        name, folder = split_name(part)
+        if name in _GENRES:
+            sources.append(Source(name, folder))
+        else:
+            path, _, column = (part, "", "") if Path(part).exists() else part.partition("#")
+            sources.append(Source(_OWN, path, column))
+    return tuple(sources)
 
 
 def languages_in(source: str) -> list[str]:
@@ -137,7 +142,7 @@ def load_texts(
     texts: list[str] = []
     for part in parse_sources(source):
         size = 0
-        for _, text in _documents(part, lang, split, normalize, partly=max_bytes is not None):
+        for _, text in keyed_documents(part, lang, split, normalize, partly=max_bytes is not None):
             texts.append(text)
             size += len(text.encode())
             if max_bytes is not None and size >= max_bytes:
@@ -166,16 +171,26 @@ def load_parallel(
     part, *others = parse_sources(source)
     if others:
         raise InvalidInput(f"Parallel text comes from one source; got {source!r}.")
-    documents = {lang: dict(_documents(part, lang, split, normalize)) for lang in langs}
-    shared = set.intersection(*(set(keyed) for keyed in documents.values()))
-    keys = [key for key in documents[langs[0]] if key in shared]
+    documents = {lang: dict(keyed_documents(part, lang, split, normalize)) for lang in langs}
+    keys = [key for key in documents[langs[0]] if all(key in keyed for keyed in documents.values())]
     return {lang: [keyed[key] for key in keys] for lang, keyed in documents.items()}
 
 
-def _documents(
+def keyed_documents(
     source: Source, lang: str, split: str, normalize: Normalization = "NFC", partly: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yields the documents of one split with a key each, at least one; streamed training text only `partly`."""
+    """Yields the documents of one split with a key each.
+
+    Args:
+        source: The source.
+        lang: Language code.
+        split: "train", "validation" or "test".
+        normalize: Unicode normalization form.
+        partly: Whether not all of it will be read, as the training text of a streamed corpus asks for.
+
+    Raises:
+        InvalidInput, TextUnavailable: As `load_texts`, and if there is no document.
+    """
     if split not in SPLITS:
         raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     source.check()
@@ -183,18 +198,13 @@ def _documents(
     if source.is_own:
         own = OwnText(Path(source.folder), lang, source.column)
         keyed, rule = own.documents(split), own.rule
-    elif source.name == "udhr":
-        keyed = embedded.declaration_articles(get_language(lang), split, source.folder).items()
-    elif source.name == "mediawiki":
-        keyed = embedded.interface_messages(get_language(lang), split, source.folder).items()
-    else:
+    elif source.name in HUB_CORPORA:
         hub = HubText(source.name, source.folder, get_language(lang))
-        if source.streamed and split == "train" and partly:
-            held_out = hub.held_out()
-            texts = (text for shard in hub.shards() for text in shard(0) if text)
-            keyed = ((key, text) for text in texts if (key := document_key(text)) not in held_out)
-        else:
-            keyed = hub.documents(split).items()
+        partly = partly and source.streamed and split == "train"
+        keyed = hub.training_documents() if partly else hub.documents(split).items()
+    else:
+        read = embedded.declaration_articles if source.name == "udhr" else embedded.interface_messages
+        keyed = read(get_language(lang), split, source.folder).items()
     key = None
     for key, text in keyed:
         yield key, normalized(text, normalize)
@@ -206,17 +216,18 @@ def describe_source(source: str, lang: str, normalize: Normalization = "NFC") ->
     """Returns what identifies the text of `source`, for provenance in result files: revision, hashes, normalization."""
     facts: dict[str, str | None] = {"source": source, "normalize": normalize}
     for part in parse_sources(source):
-        if str(part) == "mediawiki":
-            facts["mediawiki"] = facts_of(embedded.mediawiki_folder())["revision"]
-            facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
-        elif str(part) == "udhr":
-            facts["udhr"] = facts_of(embedded.udhr_folder())["revision"]
+        if part.is_own:
+            revision = OwnText(Path(part.folder), lang, part.column).digest()
         elif part.name in HUB_CORPORA:
-            facts[str(part)] = HubText(part.name, part.folder, get_language(lang)).revision()
-        elif part.is_own:
-            facts[str(part)] = OwnText(Path(part.folder), lang, part.column).digest()
+            revision = HubText(part.name, part.folder, get_language(lang)).revision()
+        elif part.folder:
+            revision = files_digest(Path(part.folder))
+        elif part.name == "udhr":
+            revision = facts_of(embedded.udhr_folder())["revision"]
         else:
-            facts[str(part)] = files_digest(Path(part.folder))
+            revision = facts_of(embedded.mediawiki_folder())["revision"]
+            facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
+        facts[str(part)] = revision
     return facts
 
 
@@ -271,46 +282,32 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     other, *others = parse_sources(other_text)
     if others or other.name not in SENTENCES:
         raise InvalidInput(f"other_text is {other_text!r}: use one of {', '.join(SENTENCES)}, or NAME:FOLDER.")
-    unseen: Source | None = other
-    try:
-        next(_documents(other, lang, "test"))
-        missing = ""
-    except (TextUnavailable, NoTextInLanguage) as error:
-        unseen, missing = None, str(error)
     default = parse_sources(default_source(lang))
     train = default if source == "auto" else parse_sources(source)
+    missing = ""
+    try:
+        next(keyed_documents(other, lang, "test"))
+    except (TextUnavailable, NoTextInLanguage) as error:
+        missing = str(error)
     if other.name in {part.name for part in train}:
-        unseen, missing = None, f"{other} is training text."
-    if unseen is None and source == "auto":
+        missing = f"{other} is training text."
+    if missing and source == "auto":
         train = train[-1:]
     spare = [part for part in default if part.name not in {x.name for x in train}]
-    unseen = unseen or (spare[0] if spare else None)
+    unseen = spare[:1] if missing else [other]
     genres: dict[str, str] = {}
-    for part in train:
-        genres[_genre(part, genres)] = str(part)
-    same = tuple(genres)
-    if unseen:
-        genres[_genre(unseen, genres)] = str(unseen)
-    _check_splits(train, unseen, lang)
-    if unseen is None:
+    for part in [*train, *unseen]:
+        corpus = HUB_CORPORA.get(part.name)
+        of = f" ({corpus.title if corpus else part})" if part.genre in genres else ""
+        genres[part.genre + of] = str(part)
+        if corpus is None:  # corpora of the hub have every split
+            for split in SPLITS if part in train else ("test",):
+                next(keyed_documents(part, lang, split))
+    if not unseen:
         reason = f"There is no text in an unseen genre to score. {missing}"
-    elif unseen is other:
-        reason = f"Text in an unseen genre: {unseen}."
+    elif missing:
+        reason = f"Text in an unseen genre: {unseen[0]}, which is not trained on. {missing}"
     else:
-        reason = f"Text in an unseen genre: {unseen}, which is not trained on. {missing}"
+        reason = f"Text in an unseen genre: {other}."
     rules = [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
-    return TextPlan("+".join(map(str, train)), genres, same, " ".join([reason.rstrip(), *rules]))
-
-
-def _genre(source: Source, genres: dict[str, str]) -> str:
-    """The genre's name, with the source's where two sources have one genre: they are scored separately."""
-    title = HUB_CORPORA[source.name].title if source.name in HUB_CORPORA else str(source)
-    return f"{source.genre} ({title})" if source.genre in genres else source.genre
-
-
-def _check_splits(train: Sequence[Source], unseen: Source | None, lang: str) -> None:
-    """Refuses text without a split that training or scoring needs. Corpora of the hub have every split."""
-    for part in [*train, *([unseen] if unseen else [])]:
-        for split in SPLITS if part in train else ("test",):
-            if part.name not in HUB_CORPORA:
-                next(_documents(part, lang, split))
+    return TextPlan("+".join(map(str, train)), genres, tuple(genres)[: len(train)], " ".join([reason, *rules]))

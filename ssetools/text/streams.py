@@ -13,7 +13,6 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +21,8 @@ import torch
 from ssetools.errors import InvalidInput
 from ssetools.languages import Language, get_language
 from ssetools.text.hub import HubText
-from ssetools.text.own import Normalization, OwnText, document_key, normalized
-from ssetools.text.sources import Source, describe_source, load_texts, parse_sources
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a stream at which it can resume.
-
-    Attributes:
-        places: For each source, the shard and the documents already read from it.
-        turn: Source whose turn it is.
-        block: Blocks already shuffled and yielded.
-    """
-
-    places: list[list[int]] = field(default_factory=list)
-    turn: int = 0
-    block: int = 0
+from ssetools.text.own import Normalization, document_key, normalized
+from ssetools.text.sources import Source, describe_source, keyed_documents, parse_sources
 
 
 class TextStream:
@@ -51,71 +35,58 @@ class TextStream:
         facts: What determines the text: JSON-able, for provenance and for the names of caches.
     """
 
-    def __init__(
-        self,
-        source: str,
-        lang: str,
-        avoid: Sequence[str],
-        seed: int,
-        buffer: int,
-        normalize: Normalization = "NFC",
-    ):
+    def __init__(self, source: str, lang: str, avoid: Sequence[str], seed: int, buffer: int, normalize: Normalization):
         if buffer < 1:
             raise InvalidInput(f"The buffer holds {buffer} documents: it needs at least 1.")
-        self.source, self.lang, self.seed, self.buffer = source, lang, seed, buffer
+        self.source, self.lang, self._seed, self._buffer = source, lang, seed, buffer
         self._normalize: Normalization = normalize
         self._parts = [_open(part, lang) for part in parse_sources(source)]
         held_out = [text for part in self._parts for text in part.held_out.values()]
         self.overlap = Overlap([*avoid, *held_out], get_language(lang))
-        revisions = [part.revision for part in self._parts]
-        self.facts: dict[str, Any] = {
-            "source": source,
-            "lang": lang,
-            "revisions": revisions,
-            "seed": seed,
-            "buffer": buffer,
-        }
+        self.facts: dict[str, Any] = {"source": source, "lang": lang, "seed": seed, "buffer": buffer}
         self.facts |= {"normalize": normalize, "avoids": self.overlap.digest}
+        self.facts["revisions"] = [part.revision for part in self._parts]
 
     def __iter__(self) -> Iterator[str]:
         for texts, _ in self.blocks():
             yield from texts
 
-    def blocks(self, start: Position | None = None) -> Iterator[tuple[list[str], Position]]:
-        """Yields shuffled blocks of documents, each with the position after it.
+    def blocks(self, start: dict[str, Any] | None = None) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """Yields shuffled blocks of up to `buffer` documents, each with the position after it, which JSON can represent.
 
         Args:
             start: A position that an earlier pass yielded; None starts at the beginning.
-
-        Yields:
-            `(documents, position)`; a block has up to `buffer` documents.
         """
-        start = start or Position([[0, 0] for _ in self._parts])
-        documents = self._alternate(start)
-        for number in itertools.count(start.block):
-            block = list(itertools.islice(documents, self.buffer))
+        start = start or {"places": [[0, 0] for _ in self._parts], "turn": 0, "block": 0}
+        documents = self._alternate(start["places"], start["turn"])
+        for number in itertools.count(start["block"]):
+            block = list(itertools.islice(documents, self._buffer))
             if not block:
                 return
             # The order of a block depends on the seed and its number alone, so a position need not record it.
-            order = torch.randperm(len(block), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
-            texts = (self.overlap.without(normalized(block[i][0], self._normalize)) for i in order.tolist())
+            texts = [
+                normalized(block[i][0], self._normalize) for i in _order(len(block), self._seed * 1_000_003 + number)
+            ]
             _, places, turn = block[-1]
-            yield [text for text in texts if text], Position(places, turn, number + 1)
+            yield (
+                [rest for text in texts if (rest := self.overlap.without(text))],
+                {"places": places, "turn": turn, "block": number + 1},
+            )
 
-    def _alternate(self, start: Position) -> Iterator[tuple[str, list[list[int]], int]]:
+    def _alternate(self, places: list[list[int]], turn: int) -> Iterator[tuple[str, list[list[int]], int]]:
         """One document of each source in turn, so that a small budget has some of each; finished sources are skipped."""
-        places = [list(place) for place in start.places]
-        readers = [part.read(self.seed, place) for part, place in zip(self._parts, places, strict=True)]
-        unfinished, turn = set(range(len(readers))), start.turn
+        places = list(places)
+        readers = [part.read(self._seed, place) for part, place in zip(self._parts, places, strict=True)]
+        unfinished = set(range(len(readers)))
         while unfinished:
-            if turn in unfinished:
-                document = next(readers[turn], None)
+            reader, turn = turn, (turn + 1) % len(readers)
+            if reader in unfinished:
+                document = next(readers[reader], None)
                 if document is None:
-                    unfinished.discard(turn)
+                    unfinished.discard(reader)
                 else:
-                    text, places[turn] = document
-                    yield text, [list(place) for place in places], (turn + 1) % len(readers)
-            turn = (turn + 1) % len(readers)
+                    text, places[reader] = document
+                    yield text, list(places), turn
 
 
 def stream_texts(
@@ -163,8 +134,8 @@ class _Part:
     held_out: dict[str, str] = field(default_factory=dict)
 
     def read(self, seed: int, place: list[int]) -> Iterator[tuple[str, list[int]]]:
-        """Documents from a place on, each with the place after it."""
-        order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(seed)).tolist()
+        """Documents from a place on (a shard, and the documents already read from it), each with the place after it."""
+        order = _order(len(self.shards), seed)
         for turn in range(place[0], len(order)):
             row = place[1] if turn == place[0] else 0
             for text in self.shards[order[turn]](row):
@@ -178,20 +149,23 @@ def _open(source: Source, lang: str) -> _Part:
     if source.streamed:
         corpus = HubText(source.name, source.folder, get_language(lang))
         return _Part(corpus.shards(), corpus.revision(), corpus.held_out())
-    if source.is_own:
-        own = OwnText(Path(source.folder), lang, source.column)
-        if not own.has("train"):
-            raise InvalidInput(f"Source '{source}' has no train text for {lang!r}.")
-        texts = [lambda skip: (text for _, text in itertools.islice(own.documents("train"), skip, None))]
-        return _Part(texts, own.digest())
-    texts = load_texts(str(source), lang, "train", normalize=None)
-    return _Part([lambda skip: texts[skip:]], json.dumps(describe_source(str(source), lang, None), sort_keys=True))
+
+    def read(skip: int) -> Iterator[str]:
+        documents = keyed_documents(source, lang, "train", normalize=None)
+        return (text for _, text in itertools.islice(documents, skip, None))
+
+    next(read(0))  # text that is missing is refused now, not when it is read
+    return _Part([read], json.dumps(describe_source(str(source), lang, None), sort_keys=True))
+
+
+def _order(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 # --- overlap ---
 
 
-SPAN = 50
+_SPAN = 50
 # Not `languages.UNSPACED_SCRIPTS`: Thai and Khmer have no spaces either, but letters that say as little as Latin ones. A
 # Chinese or Japanese character says about as much as three letters.
 _LOGOGRAPHIC_SPAN = 16
@@ -215,10 +189,10 @@ class Overlap:
     """
 
     def __init__(self, texts: Iterable[str], language: Language):
-        self.span = _LOGOGRAPHIC_SPAN if language.script in _LOGOGRAPHIC_SCRIPTS else SPAN
+        self.span = _LOGOGRAPHIC_SPAN if language.script in _LOGOGRAPHIC_SCRIPTS else _SPAN
         self.lines = 0
-        found = [_hashes(_letters(text)[0], self.span) for text in texts]
-        self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+        hashes = [_hashes(_letters(text)[0], self.span) for text in texts]
+        self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
         # Most runs of most texts are in no evaluation text; a table of their top bits shows that for nearly all.
         self._table = np.zeros(1 << _BITS, bool)
         self._table[self._hashes >> _SHIFT] = True

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,8 @@ import torch
 from filelock import FileLock
 
 from ssetools.errors import InvalidInput
-from ssetools.files import cache_dir, kept, read_json, write_json
-from ssetools.text.streams import Position, TextStream
+from ssetools.files import cache_dir, digest_of, kept, read_json, write_json
+from ssetools.text.streams import TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +100,6 @@ def pack_tokens(
 
 
 _FORMAT = 2
-_DIGESTED = 1 << 22
 
 
 class PackedWindows:
@@ -128,16 +126,14 @@ class PackedWindows:
 
     def digest(self) -> str:
         """Returns a SHA-256 of the tokens, BOS and the length of windows."""
-        found = hashlib.sha256(f"{self._opening} {self.window}".encode())
-        for start in range(0, len(self.tokens), _DIGESTED):
-            found.update(self._piece(start, min(_DIGESTED, len(self.tokens) - start)).tobytes())
-        return found.hexdigest()
-
-    def _piece(self, start: int, count: int) -> np.ndarray:
+        sha256 = hashlib.sha256(f"{self._opening} {self.window}".encode())
         if not isinstance(self.tokens, np.memmap):
-            return self.tokens[start : start + count]
-        # Read, not mapped: pages of a mapped file count as this process's memory.
-        return np.fromfile(str(self.tokens.filename), np.uint32, count, offset=4 * start)
+            sha256.update(self.tokens.tobytes())
+            return sha256.hexdigest()
+        with open(str(self.tokens.filename), "rb") as file:  # pages of a mapped file count as this process's memory
+            while piece := file.read(1 << 24):
+                sha256.update(piece)
+        return sha256.hexdigest()
 
 
 def pack_in_memory(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], window: int) -> PackedWindows:
@@ -169,7 +165,7 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
     """
     wanted = max_windows * (window - len(bos_ids(tokenizer)))
     facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    name = digest_of(facts)[:24]
     folder = cache_dir() / "tokens" / name
     if not _is_complete(folder, facts):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,41 +181,33 @@ def _is_complete(folder: Path, facts: dict) -> bool:
 
 
 def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, folder: Path, facts: dict) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
-    partial = folder.parent / f"{folder.name}.part"
-    partial.mkdir(exist_ok=True)
-    state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
-    recorded = next((partial / x for x in ("state.json", "about.json") if (partial / x).is_file()), None)
-    if recorded:
-        state = {key: value for key, value in read_json(recorded).items() if key in state}
+    if (folder / "about.json").exists():  # of damaged tokens
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    recorded, state = folder / "state.json", {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
+    if recorded.is_file():
+        state = read_json(recorded)
         print(f"Packing of {stream.source} resumes after {state['tokens']:,} tokens.", flush=True)
     else:
         print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
-    (partial / "tokens.bin").touch()
-    with open(partial / "tokens.bin", "r+b") as file:
+    left_out = state["lines_left_out"] - stream.overlap.lines
+    with open(folder / "tokens.bin", "ab") as file:
         file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
-        file.seek(0, 2)
-        start = Position(**state["position"]) if state["position"] else None
-        left_out = state["lines_left_out"] - stream.overlap.lines
-        for texts, position in stream.blocks(start) if state["tokens"] < wanted else ():
+        for texts, position in stream.blocks(state["position"]) if state["tokens"] < wanted else ():
             for piece in encode_texts(tokenizer, texts) if texts else ():
                 piece = piece[: wanted - state["tokens"]]
                 file.write(piece.tobytes())
                 state["tokens"] += len(piece)
-                if state["tokens"] == wanted:
-                    break
             file.flush()
-            state |= {"documents": state["documents"] + len(texts), "position": asdict(position)}
+            state |= {"documents": state["documents"] + len(texts), "position": position}
             state["lines_left_out"] = left_out + stream.overlap.lines
-            write_json(partial / "state.json", state)
+            write_json(recorded, state)
             if state["tokens"] == wanted:
                 break
     if not state["tokens"]:
         raise InvalidInput(f"There is no training text in {stream.source} for {stream.lang!r}.")
-    # about.json marks the folder as complete, so it is written before the folder has its final name.
-    write_json(partial / "about.json", {**facts, **state})
-    (partial / "state.json").unlink(missing_ok=True)
-    partial.rename(folder)
+    write_json(folder / "about.json", {**facts, **state})  # marks the tokens as complete
+    recorded.unlink(missing_ok=True)
     left_out = state["lines_left_out"]
     overlap = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
     print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{overlap}.", flush=True)

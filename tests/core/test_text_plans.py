@@ -41,8 +41,9 @@ def offline(monkeypatch):
 
 
 def test_a_source_is_parsed_once_and_given_back(tmp_path, monkeypatch):
-    web = Source("glotcc", "copy", "web pages", streamed=True)
-    assert parse_sources("udhr + glotcc:copy") == (Source("udhr", "", "articles", streamed=False), web)
+    web = Source("glotcc", "copy")
+    assert (web.genre, web.streamed, web.multilingual) == ("web pages", True, False)
+    assert parse_sources("udhr + glotcc:copy") == (Source("udhr"), web)
     assert "+".join(map(str, parse_sources("udhr + glotcc:copy+some/text"))) == "udhr+glotcc:copy+some/text"
     (own,) = parse_sources("some/text")
     assert (own.is_own, own.genre, own.multilingual) == (True, "text", False)
