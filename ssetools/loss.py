@@ -4,14 +4,18 @@ With vocabularies of 128k to 262k words, logits are the largest tensor of a smal
 through main memory. Here a block of the vocabulary is scored for all tokens at once while running sums of the softmax
 are kept, as attention kernels do with keys: sum_v exp(l_v) gives the loss, and sum_v exp(l_v) w_v, the gradient with
 respect to the hidden states. A block stays in the cache, and nothing of it is kept.
+
+On a CPU, where the two products of a large head take most of a step, the second is computed for likely words alone
+(`_LikelyWords`): the loss stays exact, and the error of its gradient is within that of rounding to bfloat16.
 """
 
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput
@@ -21,6 +25,10 @@ IGNORED = -100
 """Label of a token that no loss is taken on, as everywhere in transformers."""
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+LARGE_VOCABULARY = 65_536
+"""Up to this many words, no word is left out of the gradient's product."""
+
+_LIKELY = 2**-15.5  # probability; measured in tests/core/test_loss.py and test_embedded_model.py
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -33,7 +41,7 @@ class Head:
         block_bytes: Size of a block of float32 logits.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         self.module = model.get_output_embeddings()
         self.weight, self.bias = self.module.weight, getattr(self.module, "bias", None)
         self.vocabulary = self.weight.shape[0]
@@ -42,36 +50,49 @@ class Head:
         self.scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
         self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
         self.cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        self._memory: Tensor | None = None
 
     def blocks(self, tokens: int) -> list[slice]:
         """Cuts the vocabulary into blocks whose float32 logits for `tokens` tokens stay in the cache."""
         size = max(16, self.block_bytes // (4 * tokens))
         return [slice(i, min(i + size, self.vocabulary)) for i in range(0, self.vocabulary, size)]
 
-    def rows(self, which: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def rows(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Returns rows of the weight [rows, hidden]; those of an 8-bit head are dequantised."""
         if self.weight.dtype != torch.int8:
             return self.weight[which]
         return (self.weight[which].float() * (int8_scales(self.module)[which].float() / 127)[:, None]).to(dtype)
 
-    def logits(self, hidden: torch.Tensor, which: slice, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes float32 logits [tokens, block], with the scaling or soft cap that the model applies."""
-        rows = self.rows(which, hidden.dtype) if rows is None else rows
-        return self._shaped(F.linear(hidden, rows, None if self.bias is None else self.bias[which]).float())
+    def logits(self, hidden: Tensor, which: slice, rows: Tensor | None = None) -> Tensor:
+        """Computes float32 logits [tokens, block], with the scaling or soft cap that the model applies.
 
-    def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        Memory of the logits of an earlier block is used again.
+        """
+        rows = self.rows(which, hidden.dtype) if rows is None else rows
+        size = len(hidden) * len(rows)
+        if self._memory is None or len(self._memory) < size:
+            self._memory = torch.empty(size, device=hidden.device)
+        logits = self._memory[:size].view(len(hidden), len(rows))
+        bias = None if self.bias is None else self.bias[which]
+        if hidden.dtype == torch.float32:
+            torch.mm(hidden, rows.T, out=logits) if bias is None else torch.addmm(bias, hidden, rows.T, out=logits)
+        else:
+            logits.copy_(F.linear(hidden, rows, bias))
+        return self._shaped(logits)
+
+    def label_logits(self, hidden: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Computes the float32 logit of each token's label [tokens]; `rows` are the weight's rows of the labels."""
         raw = (hidden.float() * rows.float()).sum(-1)
         return self._shaped(raw if self.bias is None else raw + self.bias[labels].float())
 
-    def _shaped(self, raw):
-        raw = raw if self.scale == 1.0 else raw * self.scale
-        return raw if self.cap is None else torch.tanh(raw / self.cap) * self.cap
+    def _shaped(self, raw: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            raw.mul_(self.scale)
+        return raw if self.cap is None else raw.div_(self.cap).tanh_().mul_(self.cap)
 
-    def times_slope(self, values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Multiplies by d logits / d (hidden @ weight.T): the derivative of scaling and soft cap."""
-        values = values if self.scale == 1.0 else values * self.scale
-        return values if self.cap is None else values * (1 - (logits / self.cap) ** 2)
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Returns d logits / d (hidden @ weight.T): the derivative of scaling and soft cap."""
+        return self.scale if self.cap is None else self.scale * (1 - (logits / self.cap) ** 2)
 
 
 class SoftmaxSums:
@@ -81,21 +102,25 @@ class SoftmaxSums:
         self.largest = torch.full((tokens, 1), -torch.inf, device=device)
         self.total = torch.zeros(tokens, 1, device=device)
 
-    def add(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes in a block; returns exp(logits - largest) and what earlier sums are to be multiplied by."""
+    def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a block, which is overwritten.
+
+        Returns:
+            exp(logits - largest), in the memory of `logits`, and what earlier sums are to be multiplied by.
+        """
         largest = torch.maximum(self.largest, logits.amax(-1, keepdim=True))
         rescale = (self.largest - largest).exp_()
-        powers = (logits - largest).exp_()
+        powers = logits.sub_(largest).exp_()
         self.total.mul_(rescale).add_(powers.sum(-1, keepdim=True))
         self.largest = largest
         return powers, rescale
 
-    def log_total(self) -> torch.Tensor:
+    def log_total(self) -> Tensor:
         """Returns ln sum exp(logits) [tokens, 1]."""
         return self.largest + self.total.log()
 
 
-def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def token_losses(model: nn.Module, input_ids: Tensor) -> Tensor:
     """Computes the negative log-likelihood of each token after the first, without gradients.
 
     Args:
@@ -116,10 +141,11 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         return (sums.log_total().squeeze(-1) - found).view(input_ids.shape[0], -1)
 
 
-def chunked_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def chunked_loss(model: nn.Module, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
     """Computes the mean next-token loss of a batch, differentiable with respect to whatever the model trains.
 
-    A frozen head costs one product per block in each direction and keeps nothing; a trained one is scored once more.
+    A frozen head costs one product per block in each direction and keeps nothing; a trained one is scored once more, and
+    no word is left out of its own gradient.
 
     Args:
         model: A causal language model.
@@ -145,28 +171,39 @@ def chunked_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor
 
 class _BlockwiseLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, head):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head) -> Tensor:
         sums = SoftmaxSums(len(labels), hidden.device)
         pulled = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        likely = _LikelyWords(head, hidden, labels) if pulled is not None and _leaves_out(head, hidden) else None
         blocks = head.blocks(len(labels))
         for block in blocks:
             rows = head.rows(block, hidden.dtype)
             logits = head.logits(hidden, block, rows)
+            slope = head.slope(logits)
             powers, rescale = sums.add(logits)
-            if pulled is not None:
-                pulled.mul_(rescale).add_(head.times_slope(powers, logits).to(rows.dtype) @ rows)
+            if pulled is None:
+                continue
+            powers = powers if isinstance(slope, float) else powers.mul_(slope)
+            pulled.mul_(rescale)
+            if likely:
+                likely.add_product(pulled, powers, rows, sums)
+            else:
+                pulled.add_(powers.to(rows.dtype) @ rows)
         own = head.rows(labels, hidden.dtype)
-        found = head.label_logits(hidden, labels, own)
-        ctx.gradients, ctx.dtype = [None, None, None], hidden.dtype
+        label_logits = head.label_logits(hidden, labels, own)
+        gradients: list[Any] = [None, None, None]
         if pulled is not None:
-            pulled = pulled / sums.total - head.times_slope(torch.ones_like(found), found)[:, None] * own
-            ctx.gradients[0] = pulled.div_(len(labels))  # rounded to the model's dtype once it is scaled
+            pulled = pulled / sums.total
+            pulled = pulled * head.scale if head.cap is None else pulled
+            pulled -= (torch.ones_like(label_logits) * head.slope(label_logits))[:, None] * own
+            gradients[0] = pulled.div_(len(labels))  # rounded to the model's dtype once it is scaled
         if any(ctx.needs_input_grad[1:3]):
-            ctx.gradients[1:] = _head_gradients(head, hidden, labels, sums, found, blocks)
-        return (sums.log_total().squeeze(-1) - found).mean()
+            gradients[1:] = _head_gradients(head, hidden, labels, sums, label_logits, blocks)
+        ctx.gradients, ctx.dtype = gradients, hidden.dtype
+        return (sums.log_total().squeeze(-1) - label_logits).mean()
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         scaled = [
             g * grad_output.to(g.dtype) if g is not None and needed else None
             for g, needed in zip(ctx.gradients, ctx.needs_input_grad[:3], strict=True)
@@ -176,17 +213,60 @@ class _BlockwiseLoss(torch.autograd.Function):
         return *scaled, None, None
 
 
-def _head_gradients(head, hidden, labels, sums, found, blocks):
+class _LikelyWords:
+    """softmax @ weight with one product for likely words, and one row in place of all others.
+
+    A word is left out of a block if its probability stays below `_LIKELY` for every token. The running sum of a softmax
+    can only be too small, so that a probability can only be overestimated; the sum over the labels' words is known
+    before the first block. What a token gives to the words that are left out goes to their mean row, weighted by the
+    words' probability over all tokens.
+    """
+
+    def __init__(self, head: Head, hidden: Tensor, labels: Tensor):
+        words = labels.unique()
+        logits = head._shaped(F.linear(hidden, head.rows(words, hidden.dtype), _of(head.bias, words)).float())
+        self.log_total = logits.logsumexp(-1, keepdim=True)
+
+    def add_product(self, pulled: Tensor, powers: Tensor, rows: Tensor, sums: SoftmaxSums) -> int:
+        """Adds powers @ rows to `pulled` [tokens, hidden]; returns the number of likely words.
+
+        Args:
+            pulled: The sum so far.
+            powers: Of a block [tokens, words], relative to `sums.largest`; overwritten.
+            rows: The block's rows of the weight [words, hidden].
+            sums: The sums with this block.
+        """
+        scale = torch.minimum(1 / sums.total, (sums.largest - self.log_total).exp())
+        likely = ((powers * scale).amax(0) >= _LIKELY).nonzero()[:, 0]
+        pulled.add_(powers[:, likely].to(rows.dtype) @ rows[likely])
+        others = powers.index_fill_(1, likely, 0)
+        weights = scale.T @ others
+        mean = (weights.to(rows.dtype) @ rows).float() / weights.sum().clamp_min(1e-30)
+        pulled.addmm_(others.sum(-1, keepdim=True), mean)
+        return len(likely)
+
+
+def _leaves_out(head: Head, hidden: Tensor) -> bool:
+    """Whether unlikely words are left out: on a GPU, choosing rows costs more than their product."""
+    return hidden.device.type == "cpu" and head.vocabulary > LARGE_VOCABULARY
+
+
+def _of(bias: Tensor | None, words: slice | Tensor) -> Tensor | None:
+    return None if bias is None else bias[words]
+
+
+def _head_gradients(head: Head, hidden: Tensor, labels: Tensor, sums: SoftmaxSums, label_logits: Tensor, blocks: list):
     """Gradients of a trained head's weight and bias: a second pass, now that the softmax's total is known."""
     log_total, weight = sums.log_total(), torch.empty_like(head.weight)
     bias = None if head.bias is None else torch.empty_like(head.bias)
     for block in blocks:
         logits = head.logits(hidden, block)
-        shares = head.times_slope((logits - log_total).exp_(), logits) / len(labels)
+        slope = head.slope(logits)
+        shares = logits.sub_(log_total).exp_().mul_(slope).div_(len(labels))
         weight[block] = shares.to(hidden.dtype).T @ hidden
         if bias is not None:
             bias[block] = shares.sum(0).to(bias.dtype)
-    own = head.times_slope(torch.ones_like(found), found) / len(labels)
+    own = torch.ones_like(label_logits) * head.slope(label_logits) / len(labels)
     weight.index_add_(0, labels, -(own[:, None] * hidden).to(weight.dtype))
     if bias is not None:
         bias.index_add_(0, labels, -own.to(bias.dtype))
@@ -199,10 +279,10 @@ def check_head(model: nn.Module) -> None:
         return
     ids = torch.arange(3, 7, device=device_of(model))[None]
     with torch.no_grad():
-        hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
+        hidden = body_of(model)(input_ids=ids, use_cache=False)[0].flatten(0, 1)
         head = Head(model)  # after the body has run: it gathers a sharded head
         ours = head.logits(hidden, slice(0, head.vocabulary))
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        theirs = model(input_ids=ids, use_cache=False).logits.float().flatten(0, 1)
     # 16-bit and 8-bit heads round; a scale or a cap that we miss does more than that.
     allowed = 1e-4 if head.weight.dtype == torch.float32 else 2e-2
     differ = ((ours - theirs).norm() / theirs.norm()).item()

@@ -125,8 +125,9 @@ def token_divergence(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         gap = torch.zeros(len(before), 1, device=before.device)  # sum of exp(base logits) * (base - trained logits)
         for block in head.blocks(len(before)):
             base_logits, logits = base_head.logits(before, block), head.logits(after, block)
+            difference = base_logits - logits
             powers, rescale = base.add(base_logits)
-            gap.mul_(rescale).add_((powers * (base_logits - logits)).sum(-1, keepdim=True))
+            gap.mul_(rescale).add_((powers * difference).sum(-1, keepdim=True))
             trained.add(logits)
         kl = gap / base.total - base.log_total() + trained.log_total()
     return kl.view(len(ids), -1).cpu()

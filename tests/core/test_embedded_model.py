@@ -18,7 +18,8 @@ from ssetools import (
     profile_languages,
     select_neurons,
 )
-from ssetools.models import has_8bit_layers
+from ssetools.loss import LARGE_VOCABULARY, Head, _BlockwiseLoss
+from ssetools.models import body_of, has_8bit_layers
 from ssetools.text.sources import default_source, parse_sources
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]  # the declaration and MediaWiki's messages
@@ -100,3 +101,23 @@ def test_a_second_load_uses_no_network(gemma):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 18
     assert "it/s" not in done.stderr, "no progress bars, no warnings"
+
+
+@pytest.mark.parametrize("lang", ["is", "ka", "ne", "en"])
+def test_the_gradient_without_unlikely_words_is_within_rounding(gemma, lang, monkeypatch):
+    model, tokenizer = gemma
+    ids = tokenizer("\n".join(load_texts("udhr", lang, "train")), add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[tokenizer.bos_token_id, *ids[:127]], [tokenizer.bos_token_id, *ids[127:254]]])
+    with torch.no_grad():
+        hidden = body_of(model)(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
+    hidden.requires_grad_()
+    head, labels = Head(model), ids[:, 1:].flatten()
+    gradients = {}
+    for large in (10**9, LARGE_VOCABULARY):
+        monkeypatch.setattr("ssetools.loss.LARGE_VOCABULARY", large)
+        loss = _BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head)
+        gradients[large] = torch.autograd.grad(loss, hidden)[0].float()
+    full, likely = gradients[10**9], gradients[LARGE_VOCABULARY]
+    rounding = (full.bfloat16().float() - full).norm()
+    assert 0 < (likely - full).norm() < 2**-9.2 * full.norm()
+    assert model.dtype != torch.float32 or (likely - full).norm() < rounding

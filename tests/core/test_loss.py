@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import families
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssetools.loss import IGNORED, Head, chunked_loss, token_losses
+from ssetools.loss import IGNORED, Head, _BlockwiseLoss, _LikelyWords, chunked_loss, token_losses
 from ssetools.training.subnetwork import Subnetwork
 
 
@@ -106,3 +108,47 @@ def test_a_head_that_is_not_understood_is_refused():
     model.lm_head.forward = lambda x: forward(x) + torch.rand(())
     with pytest.raises(ValueError, match="changes its logits after the head"):
         chunked_loss(model, families.tokens())
+
+
+def _head(vocabulary, hidden, cap=None, scale=None, bits=16, dtype=torch.float32):
+    """A head over a vocabulary whose words differ in frequency, as those of a language model do."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(vocabulary, hidden, generator=generator)
+    weight[:, 0] += torch.linspace(4, -4, vocabulary)[torch.randperm(vocabulary, generator=generator)]
+    module = nn.Linear(hidden, vocabulary, bias=False, dtype=dtype).requires_grad_(False)
+    module.weight.copy_(weight * (1.5 / hidden**0.5))
+    if bits == 8:
+        import bitsandbytes
+
+        exact, module = (
+            module.weight.detach().clone(),
+            bitsandbytes.nn.Linear8bitLt(hidden, vocabulary, bias=False, has_fp16_weights=False),
+        )
+        module.load_state_dict({"weight": exact})
+        module = module.to("cpu")
+    config = SimpleNamespace(logit_scale=scale, logits_scaling=None, final_logit_softcapping=cap)
+    config.get_text_config = lambda: config
+    return Head(SimpleNamespace(get_output_embeddings=lambda: module, config=config))
+
+
+@pytest.mark.parametrize("options", [{}, {"cap": 30.0}, {"scale": 0.7}, {"bits": 8}, {"dtype": torch.bfloat16}])
+def test_leaving_out_unlikely_words_costs_less_than_rounding(options, monkeypatch):
+    monkeypatch.setattr("ssetools.loss.BLOCK_BYTES", {"cpu": 2**20})
+    dtype = options.get("dtype", torch.float32)
+    head = _head(8192, 64, **options)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(60, 64, generator=generator) * 4
+    hidden[:, 0] = 16
+    labels = (hidden.to(dtype) @ head.rows(slice(None), dtype).T).float().softmax(-1).multinomial(1)[:, 0]
+    hidden = hidden.to(dtype).requires_grad_()
+    losses, gradients, kept = [], [], []
+    product = _LikelyWords.add_product
+    monkeypatch.setattr(_LikelyWords, "add_product", lambda self, *args: kept.append(product(self, *args)) or kept[-1])
+    for large in (10**9, 0):
+        monkeypatch.setattr("ssetools.loss.LARGE_VOCABULARY", large)
+        losses.append(_BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head))
+        gradients.append(torch.autograd.grad(losses[-1], hidden)[0].float())
+    assert losses[0] == losses[1]
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert 0 < error < 2**-9.2
+    assert 0 < sum(kept) < 0.5 * 8192
