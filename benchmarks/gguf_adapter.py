@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from ssetools import Subnetwork, find_ffn_blocks, load_model
-from ssetools.embedded_model import write_gemma_gguf
 from ssetools.files import provenance, write_json
 from ssetools.loss import token_losses
 from ssetools.models import evaluation_mode
+from ssetools.text.embedded import write_gemma_gguf
 
 TEXT = "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience."
 NEURONS, SIZE = 24, 0.02  # in each layer; standard deviation of the deltas

@@ -26,9 +26,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ssetools import finetune, stream_texts
-from ssetools.embedded_model import gemma_folder
 from ssetools.files import provenance, write_json
 from ssetools.languages import get_language
+from ssetools.text.embedded import gemma_folder
 from ssetools.text.hub import HubText
 from ssetools.text.windows import pack_stream
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory

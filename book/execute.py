@@ -27,12 +27,11 @@ from making import claims, contents
 from making.results import join_words
 from nbformat import NotebookNode
 
-from ssetools.embedded_model import EMBEDDED_MODEL, gemma_folder
 from ssetools.evaluation.intervals import percent
 from ssetools.files import atomic_write, model_dir, run_dir
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.report import percent_trained
-from ssetools.text.embedded import has_apt, mediawiki_folder, udhr_folder
+from ssetools.text.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
 from study.compare.summary import results_digest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import UserError
+from ssetools.text.embedded import EMBEDDED_MODEL
 
 _DESCRIPTION = "Make a language model better at one language by training only the neurons that fire for it."
 _EPILOG = (

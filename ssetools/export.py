@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import percent
 from ssetools.evaluation.perplexity import perplexity
@@ -15,6 +14,7 @@ from ssetools.languages import get_language
 from ssetools.models import load_model
 from ssetools.report import percent_trained
 from ssetools.steps import results_at_scale, scale_of_run
+from ssetools.text.embedded import EMBEDDED_MODEL
 from ssetools.text.hub import hub_reachable
 from ssetools.text.sources import load_texts
 from ssetools.training.adapter import Adapter

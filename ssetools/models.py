@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ssetools import processes
-from ssetools.embedded_model import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.errors import InvalidInput
 from ssetools.files import digest_of_files, digest_of_weights
+from ssetools.text.embedded import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
 from ssetools.text.hub import hub_reachable, on_hub, quiet
 
 # bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with

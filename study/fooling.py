@@ -19,7 +19,6 @@ import bitsandbytes
 import torch
 from peft import PeftModel
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.evaluation.perplexity import score_languages
 from ssetools.files import kept, provenance, write_json
 from ssetools.languages import get_language
@@ -27,6 +26,7 @@ from ssetools.loss import IGNORED, chunked_loss
 from ssetools.models import evaluation_mode, load_model
 from ssetools.neurons.sets import NeuronSets
 from ssetools.steps import get_neurons, neurons_for
+from ssetools.text.embedded import EMBEDDED_MODEL
 from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.text.windows import pack_tokens
 from ssetools.training.finetune import TrainingResult, finetune

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.evaluation.perplexity import score_texts
 from ssetools.files import provenance, write_json
 from ssetools.languages import PROFILED_LANGUAGES
@@ -22,6 +21,7 @@ from ssetools.models import load_model, model_source
 from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.selection import lape_entropy
 from ssetools.steps import get_profile
+from ssetools.text.embedded import EMBEDDED_MODEL
 from ssetools.text.sources import SPLITS, load_texts
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "inside.json"

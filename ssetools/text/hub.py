@@ -1,8 +1,4 @@
-"""Corpora of the Hugging Face hub, or local copies in their layout: what they are called, and how to read them.
-
-Small sets of sentences are loaded at once. Web and encyclopedia text is streamed, a batch of documents at a time: a
-language may have more of it than fits in memory or on disk.
-"""
+"""Corpora of the Hugging Face hub, or local copies in their layout, and whether the hub can be reached."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import importlib
 import itertools
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -57,7 +53,7 @@ class HubCorpus:
     gated: bool = False
 
 
-_TRAIN = {"train": "train"}
+_WEB = {"train": "train"}
 _FLORES = {"validation": "dev", "test": "devtest"}
 HUB_CORPORA = {
     "sib200": HubCorpus(
@@ -67,24 +63,19 @@ HUB_CORPORA = {
     "flores_plus": HubCorpus(
         "FLORES+", "openlanguagedata/flores_plus", _FLORES, files="{split}/{code}.*", key="id", gated=True
     ),
-    "glotcc": HubCorpus("GlotCC", "cis-lmu/GlotCC-V1", _TRAIN, "content", files="v1.0/{code}/*.parquet", streamed=True),
+    "glotcc": HubCorpus("GlotCC", "cis-lmu/GlotCC-V1", _WEB, "content", files="v1.0/{code}/*.parquet", streamed=True),
     "fineweb2": HubCorpus(
         "FineWeb-2",
         "HuggingFaceFW/fineweb-2",
-        {"train": "train", "test": "test"},
+        _WEB | {"test": "test"},
         files="data/{code}/{split}/*.parquet",
         streamed=True,
     ),
-    "wikipedia": HubCorpus("Wikipedia", "wikimedia/wikipedia", _TRAIN, files="{code}/{split}-*.parquet", streamed=True),
+    "wikipedia": HubCorpus("Wikipedia", "wikimedia/wikipedia", _WEB, files="{code}/{split}-*.parquet", streamed=True),
 }
 # FineWeb-2 has no English, which is in FineWeb; a sample of FineWeb has enough of it.
-_ENGLISH_FINEWEB = replace(
-    HUB_CORPORA["fineweb2"],
-    title="FineWeb",
-    repository="HuggingFaceFW/fineweb",
-    splits=_TRAIN,
-    config="sample-10BT",
-    files="sample/10BT/*.parquet",
+_ENGLISH_FINEWEB = HubCorpus(
+    "FineWeb", "HuggingFaceFW/fineweb", _WEB, config="sample-10BT", files="sample/10BT/*.parquet", streamed=True
 )
 
 
@@ -96,8 +87,10 @@ class HubText:
         folder: A local copy in the corpus's layout; "" reads it from the hub.
         language: The language.
 
-    All methods raise `NoTextInLanguage` if the corpus has no text in this language, `InvalidInput` for a damaged or
-    incomplete local copy, and `TextUnavailable` if the corpus cannot be fetched.
+    Raises:
+        NoTextInLanguage: By all methods, if the corpus has no text in this language.
+        InvalidInput: For a damaged or incomplete local copy.
+        TextUnavailable: If the corpus cannot be fetched.
     """
 
     def __init__(self, name: str, folder: str, language: Language):
@@ -108,8 +101,8 @@ class HubText:
     def documents(self, split: str) -> dict[str, str]:
         """Loads the documents of one split by key: all of a small set, the held-out ones of a streamed one.
 
-        A streamed corpus that has no such split of its own holds out the documents among its first 2,000 whose hash says
-        so (a tenth each for validation and test); of a split that it has, the first 2,000 documents are taken.
+        A streamed corpus without such a split holds out a tenth of its first 2,000 documents, by their hash; of a split
+        that it has, the first 2,000 are taken.
 
         Raises:
             InvalidInput: Also if the corpus has no such split, or more training text than is loaded at once.
@@ -150,11 +143,9 @@ class HubText:
         return itertools.chain.from_iterable(shard(0) for shard in self.shards(split))
 
     def shards(self, split: str = "train") -> list[Callable[[int], Iterator[str]]]:
-        """Opens a streamed corpus.
+        """Opens a streamed corpus: one function per file, which takes the number of documents to skip and yields the rest.
 
-        Returns:
-            One function per file, which takes the number of documents to skip and yields the rest, stripped, in file
-            order. Empty ones are included, so that counts equal those of the file.
+        Empty documents are among them, so that counts equal those of the file.
         """
         stream = self.load(split, streaming=True)
         count = stream.num_shards
@@ -249,7 +240,7 @@ def fresh(folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
-    """Turns any error of the hub's client into one sentence with the reason and the remedy; no progress bars.
+    """Silences progress bars, and turns any error into one sentence with the reason and the remedy.
 
     Raises:
         InvalidInput: For a local copy that cannot be read.
@@ -286,10 +277,7 @@ def _first_line(error: BaseException) -> str:
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Says whether the hub's name resolves, or a proxy is configured that would resolve it.
-
-    Otherwise the hub's libraries are set to use their caches and not to retry.
-    """
+    """Says whether the hub can be reached; if not, its libraries are set to use their caches and not to retry."""
     import huggingface_hub.constants as hub
 
     if hub.HF_HUB_OFFLINE:

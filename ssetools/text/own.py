@@ -89,7 +89,7 @@ class OwnText:
             self.rule = f"The names of files and folders in {path} choose the splits: {listed} files{unused}."
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        """Reads the documents of one split, each with a key: its file and number, or the hash that chose the split.
+        """Yields the documents of one split, each with a key: its file and number, or the hash that chose the split.
 
         Raises:
             InvalidInput: For empty, undecodable or malformed files.
@@ -195,15 +195,9 @@ def _words_without_split(name: str) -> tuple[str, list[str]]:
 
 
 def read_documents(path: Path, column: str = "") -> Iterator[str]:
-    """Reads the documents of one file.
+    """Reads the documents of one file, stripped, without empty and null ones.
 
-    Args:
-        path: .txt has paragraphs between blank lines, or else lines; .jsonl, .csv, .tsv and .parquet have rows. A .tsv
-            file has no quotes.
-        column: Column or key of the text; "" takes "text" or "content".
-
-    Yields:
-        Documents, stripped; empty and null ones are left out.
+    Documents of .txt are paragraphs between blank lines, or else lines; of the others, rows. A .tsv file has no quotes.
 
     Raises:
         InvalidInput: For bytes that are not UTF-8, malformed rows, or no such column; the message names the file.

@@ -23,10 +23,8 @@ _GENRES |= {"flores_plus": "sentences", "glotcc": "web pages", "fineweb2": "web 
 class Source:
     """One source of text, parsed from what a user typed; `str(source)` gives that back.
 
-    Attributes:
-        name: A corpus ("sib200"), or "own" for files of your own.
-        folder: A local copy of the corpus, or the path of your own text; "" reads the corpus from where it is published.
-        column: Column or key of your own text, where it is not "text" or "content".
+    `name` is a corpus ("sib200"), or "own"; `folder` a local copy of it, or the path of your own text, and "" for the
+    published corpus; `column` the column or key of your own text, where it is not "text" or "content".
     """
 
     name: str
@@ -59,11 +57,7 @@ class Source:
         return not self.is_own and not self.streamed
 
     def check(self) -> None:
-        """Refuses a source whose name is unknown or whose folder is not there.
-
-        Raises:
-            InvalidInput: With what can be named instead.
-        """
+        """Raises `InvalidInput` if the name is unknown or the folder is not there."""
         if not self.folder or Path(self.folder).exists():
             return
         if not self.is_own:
@@ -75,15 +69,13 @@ class Source:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Splits "NAME:FOLDER" into the two, and "NAME" into the name and "": how a local copy is named."""
+    """Splits "NAME:FOLDER", which names a local copy, into the two, and "NAME" into the name and ""."""
     name, _, folder = text.strip().partition(":")
     return name, folder
 
 
 def parse_sources(text: str) -> tuple[Source, ...]:
-    """Parses sources as users type them: "udhr+mediawiki", "sib200:FOLDER", or the path of your own text.
-
-    A path that exists is one source, so it may contain "+" and "#".
+    """Parses sources as users type them; a path that exists is one source, so it may contain "+" and "#".
 
     Raises:
         InvalidInput: If a source is empty.
@@ -102,12 +94,7 @@ def parse_sources(text: str) -> tuple[Source, ...]:
 
 
 def languages_in(source: str) -> list[str]:
-    """Returns the codes of all languages in which a source is known to have text.
-
-    Args:
-        source: As in `load_texts`; of several sources, the languages that all of them have. A source whose languages are
-            unknown, such as your own text, counts as having every language.
-    """
+    """Returns the codes of the languages that all given sources have: every one, of sources that no table lists."""
     listed = set().union(*(language.corpora for language in LANGUAGES))
     asked = {part.name for part in parse_sources(source)} & listed
     return [language.code for language in LANGUAGES if asked <= set(language.corpora)]
@@ -116,7 +103,7 @@ def languages_in(source: str) -> list[str]:
 def load_texts(
     source: str, lang: str, split: str, max_bytes: int | None = None, normalize: Normalization = "NFC"
 ) -> list[str]:
-    """Loads the documents of one language and split.
+    """Loads the documents of one language and split, in a fixed order, none empty.
 
     Args:
         source: "udhr" (articles of the declaration), "mediawiki" (interface messages); from the hub "sib200", "flores"
@@ -125,15 +112,11 @@ def load_texts(
             its text column after "#" where that is not "text" or "content". Several sources are joined with "+".
         lang: Language code, see `ssetools.get_language`. Your own text may be in any language.
         split: "train", "validation" or "test". Your own text is split by the names of its files and folders, or else
-            80/10/10 by a hash of the document, so that the same document always falls in the same split; of web pages
-            and Wikipedia a tenth each of the first 2,000 documents is held out for validation and test.
+            80/10/10 by a hash of the document; of web pages and Wikipedia a tenth each of the first 2,000 documents is
+            held out for validation and test.
         max_bytes: Stop with the document that reaches this many bytes of UTF-8, for each source; None takes all. The
             training text of web pages and Wikipedia can be larger than memory: give a limit, or use `stream_texts`.
-        normalize: Unicode normalization form of the text: composed (NFC), so that an accented letter is one character
-            whatever form its file has; None keeps the text as it is.
-
-    Returns:
-        Documents in a fixed order, none empty.
+        normalize: Unicode normalization form, by default composed (NFC); None keeps the text as it is.
 
     Raises:
         InvalidInput: For an unknown language, source or split, and for empty, undecodable or damaged text.
@@ -157,12 +140,9 @@ def load_parallel(
 
     Args:
         source: "udhr" (by article), "mediawiki" (by message key) or "sib200" (by sentence), or a local copy.
-        langs: Language codes.
+        langs: Language codes, the keys of what is returned.
         split: "train", "validation" or "test".
         normalize: Unicode normalization form, as in `load_texts`.
-
-    Returns:
-        Documents by code; the lists are of equal length.
 
     Raises:
         InvalidInput: As `load_texts`, and if several sources are given: their documents have no common keys.
@@ -179,18 +159,7 @@ def load_parallel(
 def keyed_documents(
     source: Source, lang: str, split: str, normalize: Normalization = "NFC", partly: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yields the documents of one split with a key each.
-
-    Args:
-        source: The source.
-        lang: Language code.
-        split: "train", "validation" or "test".
-        normalize: Unicode normalization form.
-        partly: Whether not all of it will be read, as the training text of a streamed corpus asks for.
-
-    Raises:
-        InvalidInput, TextUnavailable: As `load_texts`, and if there is no document.
-    """
+    """Yields the documents of `load_texts`, each with its key; with `partly` also training text larger than memory."""
     if split not in SPLITS:
         raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     source.check()
@@ -252,7 +221,7 @@ class TextPlan:
 
     @property
     def unseen_genre(self) -> str | None:
-        """The unseen genre: one that the training text does not have; None without one."""
+        """The genre that the training text does not have; None without one."""
         return next((genre for genre in self.genres if genre not in self.same_genre), None)
 
 
@@ -268,16 +237,12 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     Args:
         source: Training source, or "auto": the default sources. Where text in an unseen genre is unavailable, one of
             them is left out of training, to be the unseen genre.
-        other_text: Text in an unseen genre: "sib200", "flores" or "flores_plus" (the hub), or one of them with a local
-            copy: "sib200:FOLDER".
+        other_text: Text in an unseen genre: "sib200", "flores" or "flores_plus", or "NAME:FOLDER" for a local copy.
         lang: Language code.
 
-    Returns:
-        The plan. The embedded sources and your own text have been checked for text in every split that it uses.
-
     Raises:
-        InvalidInput: For an unknown language or source, a missing or damaged local copy, and text without a split that
-            training or scoring needs.
+        InvalidInput: For an unknown language or source, a missing or damaged local copy, and text of your own or an
+            embedded one without a split that training or scoring needs.
     """
     other, *others = parse_sources(other_text)
     if others or other.name not in SENTENCES:

@@ -1,7 +1,6 @@
 """Training text that need not fit in memory: read lazily, shuffled, without evaluation text, resumable.
 
-Interleaving and resuming are not left to `datasets`: with its version 5.2, `interleave_datasets(...).filter(...)` resumes
-up to three documents away, the order of `shuffle` differs between versions, and a document takes 1.4 ms.
+`datasets` does not resume exactly: `interleave_datasets(...).filter(...)` of its version 5.2 is up to three documents off.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ class TextStream:
     """The training documents of a language, read lazily, the same in every pass. Make one with `stream_texts`.
 
     Attributes:
-        source: As given.
-        lang: Language code.
+        source, lang: As given.
         overlap: The evaluation text, and how many lines were left out because of it.
         facts: What determines the text: JSON-able, for provenance and for the names of caches.
     """
@@ -52,11 +50,7 @@ class TextStream:
             yield from texts
 
     def blocks(self, start: dict[str, Any] | None = None) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """Yields shuffled blocks of up to `buffer` documents, each with the position after it, which JSON can represent.
-
-        Args:
-            start: A position that an earlier pass yielded; None starts at the beginning.
-        """
+        """Yields shuffled blocks of up to `buffer` documents, each with the position after it, at which a pass can start."""
         start = start or {"places": [[0, 0] for _ in self._parts], "turn": 0, "block": 0}
         documents = self._alternate(start["places"], start["turn"])
         for number in itertools.count(start["block"]):
@@ -99,13 +93,12 @@ def stream_texts(
 ) -> TextStream:
     """Opens the training text of a language to be read lazily, however much there is of it.
 
-    The files of a source are read in an order that the seed chooses, in blocks of `buffer` documents that the seed
-    shuffles; several sources take turns, document by document. Lines that share 50 letters in a row (16 in Chinese
-    and Japanese) with `avoid` or with the held-out text of a streamed source are left out.
+    The seed chooses the order of a source's files, and shuffles blocks of `buffer` documents; several sources take turns,
+    document by document. Lines that share 50 letters in a row (16 in Chinese and Japanese) with `avoid` or with the
+    held-out text of a streamed source are left out.
 
     Args:
-        source: As in `load_texts`: "glotcc", "fineweb2" and "wikipedia" are streamed from the hub or from a local copy
-            ("glotcc:FOLDER"), a file or folder of your own from disk. Several are joined with "+".
+        source: As in `load_texts`.
         lang: Language code.
         avoid: Evaluation documents that must not be trained on.
         seed: Of the order.
@@ -164,26 +157,23 @@ def _order(count: int, seed: int) -> list[int]:
 
 # --- overlap ---
 
-
 _SPAN = 50
-# Not `languages.UNSPACED_SCRIPTS`: Thai and Khmer have no spaces either, but letters that say as little as Latin ones. A
-# Chinese or Japanese character says about as much as three letters.
-_LOGOGRAPHIC_SPAN = 16
-_LOGOGRAPHIC_SCRIPTS = {"Hans", "Hant", "Hani", "Jpan"}
+# Not `languages.UNSPACED_SCRIPTS`: letters of Thai and Khmer say as little as Latin ones, a Chinese or Japanese character
+# about as much as three of them.
+_LOGOGRAPHIC_SPAN, _LOGOGRAPHIC_SCRIPTS = 16, {"Hans", "Hant", "Hani", "Jpan"}
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers keep all their bits modulo 2**64
 _BITS = 25
 _SHIFT = np.uint64(64 - _BITS)
 
 
 class Overlap:
-    """Finds lines that share a run of letters with evaluation text.
+    """Finds lines that share a run of letters with evaluation text, whose runs are kept as 64-bit hashes.
 
     Only letters and digits count, without case and accents, so that spacing, punctuation and line breaks do not hide
-    a copy. All runs of `span` letters of the evaluation text are kept as 64-bit hashes, 8 bytes each.
+    a copy.
 
     Attributes:
-        span: Letters that a run has: 50, or 16 in Chinese and Japanese. Shorter evaluation texts are not looked for:
-            they may be common phrases.
+        span: Letters that a run has: 50, or 16 in Chinese and Japanese. Shorter texts may be common phrases.
         lines: How many lines were left out so far.
         digest: Identifies the evaluation text, in names of caches.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,8 @@ from ssetools.text.streams import TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PIECE = 200_000  # characters that are tokenised together: fast, and little memory
+_BATCH = 64  # documents that are tokenised together: fast, and little memory
+_FORMAT = 2
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -29,38 +31,21 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Tokenises documents, each followed by a newline, without special tokens.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        texts: Documents, read lazily; empty ones are left out.
-
-    Yields:
-        uint32 arrays [tokens], each of several documents.
+    """Tokenises documents, each followed by a newline, without special tokens: uint32 arrays of several documents.
 
     Raises:
         InvalidInput: If there is no text.
     """
     if isinstance(texts, str):
         raise InvalidInput("pack_tokens takes a list of documents, not one string.")
-    gathered: list[str] = []
-    size = pieces = 0
-    for text in texts:
-        if text.strip():
-            gathered.append(text + "\n")
-            size += len(text)
-        if size >= _PIECE:
-            yield _encoded(tokenizer, gathered)
-            gathered, size, pieces = [], 0, pieces + 1
-    if gathered:
-        yield _encoded(tokenizer, gathered)
-    elif not pieces:
+    documents = (text + "\n" for text in texts if text.strip())
+    batch = list(itertools.islice(documents, _BATCH))
+    if not batch:
         raise InvalidInput("There is no text: every document is empty.")
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
-    documents = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in documents])
+    while batch:
+        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        yield np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in encoded])
+        batch = list(itertools.islice(documents, _BATCH))
 
 
 def pack_tokens(
@@ -68,15 +53,14 @@ def pack_tokens(
 ) -> list[torch.Tensor]:
     """Packs documents into windows of token ids, each opened by BOS where the tokenizer has one.
 
-    Documents are tokenised once, separated by a newline, and cut without overlap; nothing is padded or dropped. Gemma
-    without BOS gives other probabilities, so every window has it.
+    Documents are separated by a newline and cut without overlap; nothing is padded or dropped. Gemma without BOS gives
+    other probabilities.
 
     Args:
         tokenizer: A transformers tokenizer.
         texts: Documents.
         window: Tokens per window, BOS included.
-        max_tokens: Stop once the windows hold this many tokens, BOS included; None takes all the text. Later
-            documents are not read.
+        max_tokens: Stop once the windows hold this many tokens, BOS included; later documents are not read.
 
     Returns:
         LongTensors `[window]`; the last may be shorter, but holds at least one token besides BOS.
@@ -85,25 +69,21 @@ def pack_tokens(
         InvalidInput: If there is no text.
     """
     bos = bos_ids(tokenizer)
-    step = window - len(bos)
-    pieces, count = [], 0
     wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
     if wanted is not None and wanted < 1:
         raise InvalidInput(f"max_tokens must leave room for a token besides BOS; got {max_tokens}.")
+    pieces, count = [], 0
     for piece in encode_texts(tokenizer, texts):
         pieces.append(piece)
         count += len(piece)
         if wanted is not None and count >= wanted:
             break
     ids = torch.from_numpy(np.concatenate(pieces)[:wanted].astype(np.int64))
-    return [torch.cat([torch.tensor(bos, dtype=torch.long), piece]) for piece in ids.split(step)]
-
-
-_FORMAT = 2
+    return [torch.cat([torch.tensor(bos, dtype=torch.long), piece]) for piece in ids.split(window - len(bos))]
 
 
 class PackedWindows:
-    """A sequence of full windows of tokens, each opened by BOS where the tokenizer has one.
+    """A sequence of full windows, LongTensors [window], each opened by BOS where the tokenizer has one.
 
     Attributes:
         tokens: uint32 array [tokens], in memory or mapped from a file; BOS is not among them.
@@ -111,22 +91,20 @@ class PackedWindows:
     """
 
     def __init__(self, tokens: np.ndarray, bos: list[int], window: int):
-        self.tokens, self.window, self._opening = tokens, window, bos
-        self._step = window - len(self._opening)
+        self.tokens, self.window, self._bos, self._step = tokens, window, bos, window - len(bos)
 
     def __len__(self) -> int:
         return len(self.tokens) // self._step
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Returns one window, LongTensor [window]."""
         if not 0 <= index < len(self):
             raise IndexError(f"There is no window {index}: there are {len(self)}.")
         piece = self.tokens[index * self._step : (index + 1) * self._step]
-        return torch.tensor([*self._opening, *piece.tolist()], dtype=torch.long)
+        return torch.tensor([*self._bos, *piece.tolist()], dtype=torch.long)
 
     def digest(self) -> str:
         """Returns a SHA-256 of the tokens, BOS and the length of windows."""
-        sha256 = hashlib.sha256(f"{self._opening} {self.window}".encode())
+        sha256 = hashlib.sha256(f"{self._bos} {self.window}".encode())
         if not isinstance(self.tokens, np.memmap):
             sha256.update(self.tokens.tobytes())
             return sha256.hexdigest()
@@ -137,28 +115,14 @@ class PackedWindows:
 
 
 def pack_in_memory(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], window: int) -> PackedWindows:
-    """Packs documents into windows in memory: 4 bytes per token.
-
-    Raises:
-        InvalidInput: If there is no text.
-    """
+    """Packs documents into windows in memory, 4 bytes per token; raises `InvalidInput` if there is no text."""
     return PackedWindows(np.concatenate(list(encode_texts(tokenizer, texts))), bos_ids(tokenizer), window)
 
 
 def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: int, max_windows: int) -> PackedWindows:
-    """Packs a stream into windows on disk, once: 4 bytes per token in the cache, none in memory.
+    """Packs a stream into up to `max_windows` full windows on disk, once: 4 bytes per token in the cache, none in memory.
 
-    The stream is read until `max_windows` windows are full or it ends. A packing that was stopped
-    resumes after its last finished block, with the same tokens.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        stream: From `stream_texts`.
-        window: Tokens per window, BOS included.
-        max_windows: How many windows are wanted.
-
-    Returns:
-        Up to `max_windows` full windows.
+    A packing that was stopped resumes after its last finished block, with the same tokens.
 
     Raises:
         InvalidInput: If the stream has no text.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy
 
-from ssetools.embedded_model import EMBEDDED_MODEL
 from ssetools.files import model_dir, provenance, write_json
 from ssetools.languages import (
     CONTRAST_LANGUAGES,
@@ -32,6 +31,7 @@ from ssetools.models import body_of, load_model
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import NeuronSets, atlas_path, load_atlas
 from ssetools.text import embedded
+from ssetools.text.embedded import EMBEDDED_MODEL
 from ssetools.text.sources import languages_in
 from study.atlas import statistics
 from study.atlas.effects import deactivation_losses, row_names, score_declarations, specificity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.text.embedded import EMBEDDED_MODEL
 from study.compare.comparison import Comparison
 from study.compare.runs import METHODS
 from study.compare.summary import write_summary

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssetools.embedded_model import EMBEDDED_MODEL
+from ssetools.text.embedded import EMBEDDED_MODEL
 from study.harm.recipes import runs_of
 from study.harm.run import Study
 from study.harm.text import RealText
