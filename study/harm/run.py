@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ssetools.evaluation.drift import sample_from_base
 from ssetools.files import model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES
-from ssetools.models import evaluation_mode, has_8bit_layers, load_model, model_revision
+from ssetools.models import evaluation_mode, has_8bit_layers, load_model, model_precision, model_revision
 from ssetools.text.windows import pack_in_memory
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 from ssetools.training.loop import Run, TrainingSettings
@@ -103,6 +103,7 @@ class Study:
             "language": lang,
             "protocol": PROTOCOL,
             "base": f"base-{self._precision()}-test.json",
+            **model_precision(model),
             "parameters": adapter.num_parameters,
             "share": share,
             "training": training,
@@ -178,7 +179,9 @@ class Study:
         return made
 
     def _precision(self) -> str:
-        return "8bit" if has_8bit_layers(self._load(None)[0]) else "16bit"
+        """Names how the base is loaded: machines compute in different dtypes, and each has base scores of its own."""
+        precision = model_precision(self._load(None)[0])
+        return ("8bit-" if precision["load_in_8bit"] else "") + precision["dtype"]
 
     def _load(self, load_in_8bit: bool | None):
         if self._loaded and load_in_8bit is not None and has_8bit_layers(self._loaded[0]) != load_in_8bit:
