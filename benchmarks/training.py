@@ -1,9 +1,9 @@
 """A training step of every method against the limit, in one run: python benchmarks/training.py [results.json]
 
-The limit is the same step with everything frozen but one vector in the first layer: forward pass, loss, and the
-gradient through the whole model, which any method that trains the first layer has to pay. "clone" is the way of the
-code that came with the paper: each forward pass copies the weight matrices and writes the trained rows in. "plain
-loss" is `lape` with the model's own logits and cross-entropy. Times are of steps interleaved in one process, in an
+The limit is the frozen body, forward and backward, plus one product of the head: what any method that trains the first
+layer and takes an exact loss has to pay. "all words" is `lape` with a loss whose gradient leaves no word out. "clone" is
+the way of the code that came with the paper: each forward pass copies the weight matrices and writes the trained rows
+in. "plain loss" is `lape` with the model's own logits and cross-entropy. Times are of steps interleaved in one process, in an
 order that turns with each round, so that a slow spell of the machine meets all; peak memory is of a process of its
 own for each method. Options: --models, --bits, --rounds.
 """
@@ -25,11 +25,11 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from ssetools import METHODS, find_ffn_blocks, load_model
+from ssetools import METHODS, find_ffn_blocks, load_model, loss
 from ssetools.evaluation.intervals import INTERVAL
 from ssetools.files import provenance, write_json
-from ssetools.loss import chunked_loss
-from ssetools.models import evaluation_mode, int8_scales, num_parameters
+from ssetools.loss import Head, chunked_loss
+from ssetools.models import body_of, evaluation_mode, int8_scales, num_parameters
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 from ssetools.training.methods import attach_method
 
@@ -52,7 +52,7 @@ SHAPES = {
         "num_key_value_heads": 8,
     },
 }
-VARIANTS = ("limit", "lape", "plain loss", "random", "lora-equal", "lora", "ia3", "clone", "ffn", "full")
+VARIANTS = ("limit", "lape", "all words", "plain loss", "random", "lora-equal", "lora", "ia3", "clone", "ffn", "full")
 
 
 def load(name: str, bits: int) -> nn.Module:
@@ -98,7 +98,7 @@ def attached(model: nn.Module, variant: str):
     elif variant == "clone":
         parameters, undo = cloned(model, neurons)
     else:
-        adapter = attach_method(model, "lape" if variant == "plain loss" else variant, neurons)
+        adapter = attach_method(model, "lape" if variant in LOSSES else variant, neurons)
         adapter.dropout(True)
         parameters, undo = list(adapter.parameters()), adapter.detach
     optimizer = torch.optim.AdamW(parameters, lr=1e-6)
@@ -106,7 +106,7 @@ def attached(model: nn.Module, variant: str):
 
     def step():
         with evaluation_mode(model):
-            plain_loss(model, ids) if variant == "plain loss" else chunked_loss(model, ids).backward()
+            LOSSES.get(variant, own_loss)(model, ids)
         if variant not in ("limit", "clone"):
             adapter.collect_gradients()
         optimizer.step()
@@ -129,10 +129,37 @@ def some_neurons(model: nn.Module) -> list[torch.Tensor]:
     return [torch.arange(count) for _ in blocks]
 
 
+def own_loss(model: nn.Module, ids: torch.Tensor) -> None:
+    """Takes the library's loss and its gradient."""
+    chunked_loss(model, ids).backward()
+
+
 def plain_loss(model: nn.Module, ids: torch.Tensor) -> None:
-    """The loss as everybody writes it: all logits, in float32, then cross-entropy."""
+    """Takes the loss as everybody writes it: all logits, in float32, then cross-entropy."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+
+
+def all_words_loss(model: nn.Module, ids: torch.Tensor) -> None:
+    """Takes the library's loss with no word left out of the gradient."""
+    limit, loss.LARGE_VOCABULARY = loss.LARGE_VOCABULARY, sys.maxsize
+    try:
+        own_loss(model, ids)
+    finally:
+        loss.LARGE_VOCABULARY = limit
+
+
+def one_product(model: nn.Module, ids: torch.Tensor) -> None:
+    """Multiplies the hidden states by the head, and sends any gradient back through the body."""
+    hidden = body_of(model)(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
+    with torch.no_grad():
+        head = Head(model)
+        for block in head.blocks(len(hidden)):
+            head.logits(hidden, block)
+    hidden.backward(hidden.detach())
+
+
+LOSSES = {"limit": one_product, "all words": all_words_loss, "plain loss": plain_loss}
 
 
 def limit(model: nn.Module):

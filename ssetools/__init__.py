@@ -6,9 +6,14 @@ The public names are listed in `__init__.pyi` and imported when they are first u
 wait for PyTorch.
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
+
+# OpenMP reads it once, when PyTorch loads. Threads that spin while they wait take the time of the thread they wait for
+# on a machine with other work: 30 instead of 95 training tokens a second on two cores (benchmarks/busy.py).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
