@@ -97,11 +97,7 @@ def readable(folder: Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        InvalidInput: If it is not JSON; the message names the file.
-    """
+    """Reads a JSON file; raises `InvalidInput` with its name if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -109,11 +105,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> Path:
-    """Writes `data` as indented UTF-8 JSON, atomically.
-
-    Raises:
-        ValueError: If a number is infinite or NaN, which JSON does not have: write None, and say what it stands for.
-    """
+    """Writes `data` as indented UTF-8 JSON, atomically; raises `ValueError` for infinite and NaN, which JSON has not."""
     with atomic_write(path) as scratch:
         text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
         scratch.write_text(text + "\n", encoding="utf-8")
@@ -121,13 +113,9 @@ def write_json(path: str | Path, data: Any) -> Path:
 
 
 def facts_of(path: str | Path) -> dict[str, Any]:
-    """Reads the facts that a file written by ssetools records about itself.
+    """Reads the facts that a file records: a JSON file, the metadata of safetensors, or a folder's manifest.json.
 
-    Args:
-        path: A JSON file (its top-level keys), a safetensors file (its metadata), or a folder (its manifest.json).
-
-    Returns:
-        The facts by name. Of a profile or neuron sets, languages are sorted, since their order changes nothing.
+    The languages of a profile or of neuron sets are sorted, since their order changes nothing.
 
     Raises:
         InvalidInput: If the file is damaged; the message names it.
@@ -148,7 +136,7 @@ def kept(
     on_change: Literal["raise", "remake"] = "raise",
     remedy: str = "Ask for the same, name another folder, or delete it to make it again.",
 ) -> dict[str, Any] | None:
-    """Checks whether the file at `path` can be reused: whether it records the facts that are wanted.
+    """Checks whether a file can be reused: whether it records the facts that are wanted.
 
     Args:
         path: As in `facts_of`.
@@ -205,19 +193,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 def load_tensors(
     path: str | Path, kind: str, needed: Sequence[str] = (), only_metadata: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict]:
-    """Reads a safetensors file.
-
-    Args:
-        path: The file.
-        kind: What it should be, for the error ("a neuron set").
-        needed: Names of tensors that it must have.
-        only_metadata: Whether to read no tensors.
-
-    Returns:
-        `(tensors, metadata)`; metadata values that are JSON are decoded.
+    """Returns the tensors of a safetensors file, unless `only_metadata`, and its metadata, in which JSON is decoded.
 
     Raises:
-        FileNotFoundError, InvalidInput: If there is no such file, or it is damaged or is not what `kind` says.
+        FileNotFoundError: If there is no such file.
+        InvalidInput: If it is damaged, lacks a `needed` tensor, or is not what `kind` ("a neuron set") says.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path} ({kind}).")
@@ -321,13 +301,8 @@ _VERIFIED: dict[Path, int] = {}
 def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str, Any] | None = None) -> Path:
     """Returns `cache_dir()/name`, and builds it first if it is missing, damaged or has other facts than wanted.
 
-    Args:
-        name: Folder name inside the cache.
-        build: Fills the (existing, empty) folder it is given and returns facts to record in the manifest.
-        wanted: Facts that the manifest must record; a folder with others is built again.
-
-    Returns:
-        The folder, whose `manifest.json` holds the SHA-256 of each file. A process verifies all files once.
+    `build` fills the empty folder that it is given, and returns facts for its `manifest.json`, which holds the SHA-256 of
+    each file too. A process verifies all files once.
     """
     folder = cache_dir() / name
     if not _fault(folder, wanted or {}):

@@ -61,13 +61,10 @@ class Language:
 
 PAPER_LANGUAGES = ("mt", "af", "is", "cy", "mk", "lv", "lt", "sl", "sk", "et", "ka", "ne")
 """The twelve languages of arXiv 2510.13580, in the order of its mask files."""
-
 TARGET_LANGUAGES = (*PAPER_LANGUAGES, "yo")
 """Languages with an executed walk-through: the paper's twelve and Yoruba."""
-
 CONTRAST_LANGUAGES = ("en", "fr", "de", "es", "it", "ru", "zh", "ja", "ar")
 """Well-served languages profiled beside the targets, so that LAPE has something to contrast with."""
-
 PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
 """The languages that are profiled by default."""
 

