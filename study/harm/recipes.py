@@ -97,7 +97,8 @@ def runs_of(table: str) -> Iterator[tuple[str, Recipe]]:
     """Yields (language, recipe) of a table of the study, most informative first.
 
     Args:
-        table: "candidates", "comparison", "placebo", "rates", "seeds" or "amounts".
+        table: "candidates", "comparison", "placebo", "rates", "seeds", "amounts", or "grid" (rates and seeds in every
+            language).
     """
     from ssetools.languages import TARGET_LANGUAGES
 
@@ -121,5 +122,11 @@ def runs_of(table: str) -> Iterator[tuple[str, Recipe]]:
         yield from ((lang, replace(r, seed=seed)) for r in COMPARED for seed in (1, 2) for lang in SEARCHED)
     elif table == "amounts":
         yield from ((lang, replace(r, tokens=n)) for n in AMOUNTS for r in PLACEBO for lang in ("is", "lt"))
+    elif table == "grid":
+        varied = [replace(r, learning_rate=r.learning_rate * factor) for factor in (0.5, 2) for r in COMPARED]
+        varied += [replace(r, seed=seed) for seed in (1, 2) for r in COMPARED]
+        yield from ((lang, recipe) for recipe in varied for lang in ordered)
     else:
-        raise ValueError(f"Unknown table {table!r}: use candidates, comparison, placebo, rates, seeds or amounts.")
+        raise ValueError(
+            f"Unknown table {table!r}: use candidates, comparison, placebo, rates, seeds, amounts or grid."
+        )

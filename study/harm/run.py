@@ -15,6 +15,7 @@ from ssetools.evaluation.drift import sample_from_base
 from ssetools.files import model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES
 from ssetools.models import evaluation_mode, has_8bit_layers, load_model, model_precision, model_revision
+from ssetools.steps import get_profile
 from ssetools.text.windows import pack_in_memory
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
 from ssetools.training.loop import Run, TrainingSettings
@@ -72,6 +73,12 @@ class Study:
         except Timeout:
             return False
         return True
+
+    def make_shared(self) -> None:
+        """Makes what all runs share unless it exists: the profile, and samples of the base, both in 8 bits."""
+        model, tokenizer = self._load(True)
+        get_profile(model, tokenizer, self.runs)
+        self._samples(model, tokenizer)
 
     def path(self, lang: str, recipe: Recipe) -> Path:
         """Returns the file of a run."""

@@ -15,7 +15,7 @@ from ssetools.models import device_of, evaluation_mode
 from ssetools.text.windows import bos_ids
 from study.harm.text import RealText
 
-_TOKENS_PER_BATCH = 1024
+_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
 _LONGEST = 256  # tokens of a sentence that are scored
 
 Scores = dict[str, dict[str, list[float]]]
@@ -93,7 +93,7 @@ def sentence_losses(model: nn.Module, tokenizer, texts: Sequence[str]) -> list[f
     losses = [0.0] * len(ids)
     device = device_of(model)
     with evaluation_mode(model):
-        for batch in _batches(order, ids):
+        for batch in _batches(order, ids, _TOKENS_PER_BATCH.get(device.type, 1024)):
             longest = len(ids[batch[-1]])
             # Padding on the right changes nothing: no token sees what comes after it.
             padded = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in batch], device=device)
@@ -124,10 +124,10 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
-def _batches(order: Sequence[int], ids: Sequence[Sequence[int]]):
+def _batches(order: Sequence[int], ids: Sequence[Sequence[int]], tokens: int):
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) + 1) * len(ids[i]) > _TOKENS_PER_BATCH:
+        if batch and (len(batch) + 1) * len(ids[i]) > tokens:
             yield batch
             batch = []
         batch.append(i)
