@@ -1,13 +1,8 @@
 """Errors that a user can fix: the command line prints them as one sentence, every other error keeps its traceback."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
-    """A parameter, a file, a text or the installation is wrong; the message says what, and what to do.
-
-    Raised as one of the classes below, each of which is also the built-in error that Python code would expect.
-    """
+    """What a user can fix; each class below is also the built-in error that Python code would expect."""
 
 
 class InvalidInput(UserError, ValueError):

@@ -273,23 +273,15 @@ def provenance() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-    root = Path(__file__).resolve().parent.parent
-    commit = None
+    commit, root = None, Path(__file__).resolve().parent.parent
     if (root / ".git").exists():
         done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
         commit = done.stdout.strip() if done.returncode == 0 else None
-    hardware = f"{platform.machine()} CPU with {_instructions()}, {os.cpu_count()} cores"
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
+    # With other vector instructions, rounding differs, and perplexity by a few parts in 10,000.
+    amx = " and AMX" if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else ""
+    cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}{amx}, {os.cpu_count()} cores"
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {"versions": versions, "commit": commit, "hardware": hardware}
-
-
-def _instructions() -> str:
-    """Names the CPU's vector instructions: with others, rounding differs, and perplexity by a few parts in 10,000."""
-    import torch
-
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return torch.backends.cpu.get_cpu_capability() + (" and AMX" if amx else "")
 
 
 # --- cached folders ---

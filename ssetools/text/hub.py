@@ -7,7 +7,7 @@ import functools
 import importlib
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,46 +98,38 @@ class HubText:
         english = name == "fineweb2" and language.code == "en" and not folder
         self.corpus = _ENGLISH_FINEWEB if english else HUB_CORPORA[name]
 
-    def documents(self, split: str) -> dict[str, str]:
-        """Loads the documents of one split by key: all of a small set, the held-out ones of a streamed one.
+    def documents(self, split: str) -> Iterable[tuple[str, str]]:
+        """Reads the documents of one split, each with its key; the training text of a streamed corpus lazily.
 
         A streamed corpus without such a split holds out a tenth of its first 2,000 documents, by their hash; of a split
         that it has, the first 2,000 are taken.
 
         Raises:
-            InvalidInput: Also if the corpus has no such split, or more training text than is loaded at once.
+            InvalidInput: Also if the corpus has no such split.
         """
         corpus = self.corpus
-        if corpus.streamed:
-            if split == "train":
+        if not corpus.streamed:
+            if split not in corpus.splits:
                 raise InvalidInput(
-                    f"{corpus.title} has more training text than fits in memory: stream_texts({self.name!r}, "
-                    f"{self.language.code!r}) reads it lazily, load_texts(..., max_bytes=) loads a part of it."
+                    f"{corpus.title} has no {split} text: it is for scoring ({', '.join(corpus.splits)}), not for training."
                 )
-            own = split in corpus.splits
-            head = itertools.islice(self._texts(split if own else "train"), HEAD)
-            keyed = {document_key(text): text for text in head if text}
-            return {key: text for key, text in keyed.items() if own or split_of(key) == split}
-        if split not in corpus.splits:
-            raise InvalidInput(
-                f"{corpus.title} has no {split} text: it is for scoring ({', '.join(corpus.splits)}), not for training."
-            )
-        table = self.load(split)
-        column = corpus.text or self.language.code_for(self.name)
-        if column not in table.column_names:
-            raise self._no_text(f"{self._files(split)} has no column {column!r}")
-        keys = table[corpus.key] if corpus.key else range(len(table))
-        return {str(k): t.strip() for k, t in zip(keys, table[column], strict=True) if t and t.strip()}
+            table = self.load(split)
+            column = corpus.text or self.language.code_for(self.name)
+            if column not in table.column_names:
+                raise self._no_text(f"{self._files(split)} has no column {column!r}")
+            keys = table[corpus.key] if corpus.key else range(len(table))
+            return ((str(k), t.strip()) for k, t in zip(keys, table[column], strict=True) if t and t.strip())
+        own = split in corpus.splits
+        keyed = ((document_key(text), text) for text in self._texts(split if own else "train"))
+        if split == "train":
+            held_out = self.held_out()
+            return ((key, text) for key, text in keyed if text and key not in held_out)
+        head = dict(itertools.islice(keyed, HEAD))
+        return ((key, text) for key, text in head.items() if text and (own or split_of(key) == split))
 
     def held_out(self) -> dict[str, str]:
         """Returns the documents that a streamed corpus keeps for validation and test, by key."""
-        return self.documents("validation") | self.documents("test")
-
-    def training_documents(self) -> Iterator[tuple[str, str]]:
-        """Reads the training documents of a streamed corpus in file order, each with its key."""
-        held_out = self.held_out()
-        keyed = ((document_key(text), text) for text in self._texts("train") if text)
-        return ((key, text) for key, text in keyed if key not in held_out)
+        return {key: text for split in ("validation", "test") for key, text in self.documents(split)}
 
     def _texts(self, split: str) -> Iterator[str]:
         return itertools.chain.from_iterable(shard(0) for shard in self.shards(split))

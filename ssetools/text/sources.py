@@ -124,8 +124,13 @@ def load_texts(
     """
     texts: list[str] = []
     for part in parse_sources(source):
+        if part.streamed and split == "train" and max_bytes is None:
+            raise InvalidInput(
+                f"Source '{part}' may have more training text than fits in memory: stream_texts({str(part)!r}, {lang!r}) "
+                "reads it lazily, load_texts(..., max_bytes=) loads a part of it."
+            )
         size = 0
-        for _, text in keyed_documents(part, lang, split, normalize, partly=max_bytes is not None):
+        for _, text in keyed_documents(part, lang, split, normalize):
             texts.append(text)
             size += len(text.encode())
             if max_bytes is not None and size >= max_bytes:
@@ -145,21 +150,21 @@ def load_parallel(
         normalize: Unicode normalization form, as in `load_texts`.
 
     Raises:
-        InvalidInput: As `load_texts`, and if several sources are given: their documents have no common keys.
+        InvalidInput: As `load_texts`, and for several sources or a streamed one: the documents have no common keys.
         TextUnavailable: As `load_texts`.
     """
     part, *others = parse_sources(source)
-    if others:
-        raise InvalidInput(f"Parallel text comes from one source; got {source!r}.")
+    if others or part.streamed:
+        raise InvalidInput(f"Parallel text comes from one source, and not a streamed one; got {source!r}.")
     documents = {lang: dict(keyed_documents(part, lang, split, normalize)) for lang in langs}
     keys = [key for key in documents[langs[0]] if all(key in keyed for keyed in documents.values())]
     return {lang: [keyed[key] for key in keys] for lang, keyed in documents.items()}
 
 
 def keyed_documents(
-    source: Source, lang: str, split: str, normalize: Normalization = "NFC", partly: bool = False
+    source: Source, lang: str, split: str, normalize: Normalization = "NFC"
 ) -> Iterator[tuple[str, str]]:
-    """Yields the documents of `load_texts`, each with its key; with `partly` also training text larger than memory."""
+    """Yields the documents of one split, each with its key; at least one."""
     if split not in SPLITS:
         raise InvalidInput(f"Unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     source.check()
@@ -168,9 +173,7 @@ def keyed_documents(
         own = OwnText(Path(source.folder), lang, source.column)
         keyed, rule = own.documents(split), own.rule
     elif source.name in HUB_CORPORA:
-        hub = HubText(source.name, source.folder, get_language(lang))
-        partly = partly and source.streamed and split == "train"
-        keyed = hub.training_documents() if partly else hub.documents(split).items()
+        keyed = HubText(source.name, source.folder, get_language(lang)).documents(split)
     else:
         read = embedded.declaration_articles if source.name == "udhr" else embedded.interface_messages
         keyed = read(get_language(lang), split, source.folder).items()
