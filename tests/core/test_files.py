@@ -109,8 +109,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_damaged_tensors_are_named(tmp_path):
-    save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)}, {"n": 1, "s": "text", "none": None})
-    assert load_tensors(tmp_path / "t.safetensors", "a test")[1] == {"n": "1", "s": "text", "none": None}
+    save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(2)}, {"n": 1, "s": "text", "none": None, "e": ""})
+    assert load_tensors(tmp_path / "t.safetensors", "a test")[1] == {"n": "1", "s": "text", "none": None, "e": ""}
     (tmp_path / "t.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(ValueError, match="is not a test, or is damaged"):
         load_tensors(tmp_path / "t.safetensors", "a test")

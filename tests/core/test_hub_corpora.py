@@ -53,6 +53,8 @@ def test_all_training_text_at_once_is_refused_with_the_way_out(tmp_path):
     source = hub_layouts.glotcc(tmp_path, DOCUMENTS)
     with pytest.raises(ValueError, match=r"stream_texts.*max_bytes"):
         load_texts(source, "yo", "train")
+    with pytest.raises(ValueError, match="not a streamed one"):
+        load_parallel(source, ["yo", "en"], "train")
     part = load_texts(source, "yo", "train", max_bytes=100)
     assert sum(len(text) for text in part[:-1]) < 100 <= sum(len(text) for text in part)
 
