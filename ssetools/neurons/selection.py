@@ -61,7 +61,7 @@ def select_neurons(
     """
     rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
     _check_shares(**rates)
-    _check_profile(profile)
+    _check_languages(profile)
     probabilities = profile.probabilities()
     entropy = lape_entropy(profile)
     never_active = (probabilities <= _quantile(probabilities, filter_rate)).all(0)
@@ -73,39 +73,15 @@ def select_neurons(
     return _neuron_sets(profile, owned, "lape", rates)
 
 
-def select_budget(profile: ActivationProfile, neurons_per_language: int, activation_bar: float = 0.90) -> NeuronSets:
-    """Selects the same number of neurons for every language: the lowest in entropy among those that it activates.
-
-    Args:
-        profile: Activation counts of two or more languages.
-        neurons_per_language: Neurons to take for each language, fewer where it activates fewer.
-        activation_bar: Quantile of all probabilities above which a language activates a neuron.
-
-    Returns:
-        One set per language, in the profile's order.
-
-    Raises:
-        ValueError: If `neurons_per_language` is not positive, or `activation_bar` not in (0, 1].
-    """
-    _check_shares(activation_bar=activation_bar)
-    _check_profile(profile, neurons_per_language=neurons_per_language)
-    probabilities = profile.probabilities()
-    active = probabilities > _quantile(probabilities, activation_bar)
-    entropy = lape_entropy(profile).expand_as(active).masked_fill(~active, torch.inf)
-    chosen = _highest(-entropy.flatten(1), neurons_per_language).view_as(active) & active
-    parameters = {"neurons_per_language": neurons_per_language, "activation_bar": activation_bar}
-    return _neuron_sets(profile, chosen, "budget", parameters)
-
-
 def select_specific(
     profile: ActivationProfile, per_layer: int, against: Literal["top 3", "mean"] = "top 3"
 ) -> NeuronSets:
     """Selects for every language the neurons that fire more often for it than for others, equally many in each layer.
 
-    With p the share of a language's tokens on which a neuron fires, its score is s = p ln((p + 1e-4) / (r + 1e-4)), where
-    r is the mean of its shares in the three other languages in which it fires most, or in all others. Each layer gives
-    the neurons with the highest scores, none with a score of 0 or less. What layers cannot give is filled with the
-    highest positive scores that remain in the whole model. Of equal scores, the lower layer and neuron come first.
+    With p the share of a language's tokens on which a neuron fires, its score is s = p ln((p + 1e-4) / (r + 1e-4)),
+    where r is the mean of its shares in the three other languages in which it fires most, or in all others. Each layer
+    gives the neurons with the highest scores, none with a score of 0 or less. What layers cannot give is filled with
+    the highest positive scores that remain in the whole model. Of equal scores, the lower layer and neuron come first.
 
     Args:
         profile: Activation counts of two or more languages.
@@ -121,7 +97,9 @@ def select_specific(
     """
     if against not in ("top 3", "mean"):
         raise InvalidInput(f'against is "top 3" or "mean", got {against!r}.')
-    _check_profile(profile, per_layer=per_layer)
+    if per_layer < 1:
+        raise InvalidInput(f"per_layer must be at least 1, got {per_layer}.")
+    _check_languages(profile)
     scores = _specificity(profile, len(profile.languages) - 1 if against == "mean" else 3)
     chosen = _highest(scores, per_layer) & (scores > 0)
     for own, taken in zip(scores.flatten(1), chosen.flatten(1), strict=True):  # views: `chosen` is filled in place
@@ -163,9 +141,7 @@ def neurons_per_layer(model: nn.Module, share: float = 0.01) -> int:
     weights, blocks = num_parameters(model), find_ffn_blocks(model)
     count = int(share * weights / sum(block.weights_per_neuron for block in blocks))
     if count < 1:
-        raise InvalidInput(
-            f"A share of {share} of {weights:,} weights is less than one neuron in each layer: raise it."
-        )
+        raise InvalidInput(f"A share of {share} of {weights:,} weights is less than a neuron in each layer: raise it.")
     return min(count, blocks[0].num_neurons)
 
 
@@ -173,13 +149,13 @@ def _neuron_sets(
     profile: ActivationProfile, chosen: torch.Tensor, selection: str, parameters: dict[str, Any]
 ) -> NeuronSets:
     """Makes sets of a BoolTensor [languages, layers, neurons]; their metadata say how they were selected."""
-    layers = {
+    sets = {
         language: [layer.nonzero().flatten() for layer in own]
         for language, own in zip(profile.languages, chosen, strict=True)
     }
     tokens = dict(zip(profile.languages, profile.tokens.tolist(), strict=True))
     facts = {"profiled_languages": profile.languages, "tokens": tokens, "selection": selection}
-    return NeuronSets(layers, num_neurons=chosen.shape[2], metadata={**profile.metadata, **facts, **parameters})
+    return NeuronSets(sets, chosen.shape[2], {**profile.metadata, **facts, **parameters})
 
 
 def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -199,11 +175,6 @@ def _check_shares(**shares: float) -> None:
             raise InvalidInput(f"{name} is a share above 0 and at most 1, got {share}.")
 
 
-def _check_profile(profile: ActivationProfile, **counts: int) -> None:
+def _check_languages(profile: ActivationProfile) -> None:
     if len(profile.languages) < 2:
-        raise InvalidInput(
-            f"A selection compares languages; this profile has only {profile.languages}. Profile two or more."
-        )
-    for name, count in counts.items():
-        if count < 1:
-            raise InvalidInput(f"{name} must be at least 1, got {count}.")
+        raise InvalidInput(f"A selection compares languages; here is only {profile.languages}. Profile two or more.")

@@ -31,8 +31,8 @@ class NeuronSets:
         languages: Codes, in order.
         num_layers: Layers of the model.
         num_neurons: FFN neurons in each layer.
-        metadata: Where known: model, revision, corpus, profiled languages, token counts, and the `selection` that made the
-            sets ("lape", "specific", "budget" or "random") with its parameters.
+        metadata: Where known: model, revision, corpus, profiled languages, token counts, and the `selection` that made
+            the sets ("lape" or "specific") with its parameters.
     """
 
     def __init__(
@@ -92,9 +92,8 @@ class NeuronSets:
         import pandas
 
         masks = torch.stack([self.mask(lang).flatten() for lang in self.languages]).float()
-        shared = masks @ masks.T
-        sizes = masks.sum(1)
-        union = sizes[:, None] + sizes[None, :] - shared
+        shared, sizes = masks @ masks.T, masks.sum(1)
+        union = sizes[:, None] + sizes - shared
         return pandas.DataFrame((shared / union).numpy(), index=self.languages, columns=self.languages)
 
     def random_like(self, language: str, seed: int = 0, depth_matched: bool = True) -> LayerNeurons:
@@ -111,27 +110,20 @@ class NeuronSets:
         Raises:
             ValueError: If the language has more than half of a layer (or of the model): too few others remain.
         """
-        generator = torch.Generator().manual_seed(seed)
-        free = ~self.mask(language)
-        for layer, row in enumerate(free if depth_matched else [free.flatten()]):
-            if 2 * int(row.sum()) < len(row):
+        own = self.mask(language)
+        order = torch.rand(own.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(own, 2.0)
+        drawn = torch.zeros_like(own)
+        rows = (x if depth_matched else x.view(1, -1) for x in (own, order, drawn))
+        for layer, (excluded, place, row) in enumerate(zip(*rows, strict=True)):
+            size = int(excluded.sum())
+            if 2 * size > len(excluded):
                 where = f"layer {layer}" if depth_matched else "the model"
                 raise InvalidInput(
-                    f"{language!r} has {int((~row).sum())} of the {len(row)} neurons of {where}: the others are too few for a "
-                    "control of the same size. Select fewer (a lower top_rate or per_layer)."
+                    f"{language!r} has {size} of the {len(excluded)} neurons of {where}: the others are too few for a control "
+                    "of the same size. Select fewer (a lower top_rate or per_layer)."
                 )
-        order = torch.rand(free.shape, generator=generator).masked_fill(~free, 2.0)
-        if depth_matched:
-            return [row.argsort()[: len(ids)].sort().values for row, ids in zip(order, self[language], strict=True)]
-        chosen = torch.zeros(free.numel(), dtype=torch.bool)
-        chosen[order.flatten().argsort()[: self.count(language)]] = True
-        return [row.nonzero().flatten() for row in chosen.view_as(free)]
-
-    def random_control(self, seed: int = 0, depth_matched: bool = True) -> NeuronSets:
-        """Returns `random_like` of every language, as sets whose metadata name the draw and the selection it matches."""
-        draws = {lang: self.random_like(lang, seed, depth_matched) for lang in self}
-        facts = {"selection": "random", "matched": self.metadata.get("selection", "lape"), "seed": seed}
-        return NeuronSets(draws, self.num_neurons, {**self.metadata, **facts, "depth_matched": depth_matched})
+            row[place.argsort()[:size]] = True
+        return [row.nonzero().flatten() for row in drawn]
 
     def check_model(self, model: nn.Module) -> None:
         """Raises a ValueError unless these sets were made for `model`: same name, revision, layers and width."""
@@ -163,10 +155,13 @@ class NeuronSets:
             ValueError: If it is damaged or holds something else.
         """
         tensors, facts = load_tensors(path, "a file of neuron sets")
-        if "num_neurons" not in facts or "languages" not in facts:
-            raise InvalidInput(f"{path} is not a file of neuron sets: its header has no languages.")
+        languages = facts.get("languages", "").split()
+        needed = [f"{lang}.{name}" for lang in languages for name in ("neurons", "per_layer")]
+        missing = [name for name in ("languages", "num_neurons", *needed) if name not in facts | tensors]
+        if missing:
+            raise InvalidInput(f"{path} is not a file of neuron sets: it has no {missing}.")
         sets = {}
-        for lang in facts["languages"].split():
+        for lang in languages:
             ids = tensors[f"{lang}.neurons"].long()
             sets[lang] = list(ids.split(tensors[f"{lang}.per_layer"].tolist()))
         return cls(sets, int(facts["num_neurons"]), {"selection": "lape", **facts.get("metadata", {})})

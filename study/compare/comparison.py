@@ -23,12 +23,13 @@ from ssetools.files import kept, model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language
 from ssetools.models import has_8bit_layers, load_model, model_revision, num_parameters
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.neurons.selection import select_budget, select_neurons
+from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import NeuronSets
 from ssetools.steps import get_profile, neurons_for
 from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import check_method, load_adapter
+from study.budget import select_budget
 from study.compare.runs import METHODS, SEEDS, RunSettings, ablation_settings, read_run, seed_of
 
 _TRAINING = {

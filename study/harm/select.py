@@ -12,7 +12,7 @@ from ssetools.files import run_dir
 from ssetools.languages import PROFILED_LANGUAGES
 from ssetools.models import body_of, device_of, evaluation_mode, load_model, model_source, num_parameters
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.neurons.selection import neurons_per_layer, select_budget, select_neurons, select_specific
+from ssetools.neurons.selection import neurons_per_layer, select_neurons, select_specific
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
 from ssetools.steps import get_profile
 from ssetools.text.sources import load_texts
@@ -21,6 +21,7 @@ from ssetools.training.adapter import Adapter
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import PeftAdapter, WholeWeights
 from ssetools.training.subnetwork import Subnetwork
+from study.budget import select_budget
 from study.harm.recipes import Recipe
 from study.harm.text import RealText
 

@@ -15,7 +15,8 @@ from ssetools import (
     select_neurons,
     select_specific,
 )
-from ssetools.neurons.selection import _specificity, select_budget
+from ssetools.files import load_tensors, save_tensors
+from ssetools.neurons.selection import _specificity
 
 
 def random_profile(languages="mt af is cy", layers=3, neurons=40, seed=0):
@@ -91,22 +92,6 @@ def test_bad_rates_and_single_language():
         select_neurons(profile.subset(["mt"]))
     with pytest.raises(ValueError, match=r"no \['yo'\]"):
         profile.subset(["mt", "yo"])
-
-
-def test_a_budget_takes_each_languages_own_lowest():
-    profile = random_profile()
-    sets = select_budget(profile, 7, activation_bar=0.8)
-    entropy, probabilities = lape_entropy(profile), profile.probabilities()
-    bar = probabilities.flatten().sort().values[round(probabilities.numel() * 0.8) - 1]
-    for k, code in enumerate(profile.languages):
-        assert sets.count(code) == 7
-        mine, active = sets.mask(code), probabilities[k] > bar
-        assert active[mine].all()
-        assert entropy[mine].max() <= entropy[active & ~mine].min()
-    everything = select_budget(profile, 10_000, activation_bar=0.8)
-    assert everything.count("mt") == int((probabilities[0] > bar).sum()), "fewer where fewer are active"
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        select_budget(profile, 0)
 
 
 def plain_specific(profile, per_layer, compared):
@@ -190,7 +175,7 @@ def test_neurons_per_layer_is_a_share_of_the_weights():
     for share in (0.05, 0.2, 0.3):
         assert neurons_per_layer(model, share) == math.floor(share * weights / (2 * 3 * 32))
     assert neurons_per_layer(model, 1.0) == 48, "no more than a layer has"
-    with pytest.raises(ValueError, match="less than one neuron in each layer: raise it"):
+    with pytest.raises(ValueError, match="less than a neuron in each layer: raise it"):
         neurons_per_layer(model, 0.001)
     with pytest.raises(ValueError, match="share is a share above 0 and at most 1, got 2"):
         neurons_per_layer(model, 2)
@@ -216,19 +201,11 @@ def test_one_percent_of_the_embedded_model_is_77_neurons_a_layer():
 
 def test_files_say_which_selection_made_them(tmp_path):
     profile = random_profile()
-    made = {
-        "lape": select_neurons(profile, 0.1),
-        "specific": select_specific(profile, 3),
-        "budget": select_budget(profile, 7),
-    }
-    made["random"] = made["specific"].random_control(seed=3)
+    made = {"lape": select_neurons(profile, 0.1), "specific": select_specific(profile, 3)}
     for selection, neurons in made.items():
         loaded = NeuronSets.load(neurons.save(tmp_path / f"{selection}.safetensors"))
         assert loaded.metadata["selection"] == selection
         assert loaded.metadata == neurons.metadata
-    assert made["random"].metadata["matched"] == "specific"
-    assert made["random"].count("mt") == made["specific"].count("mt")
-    assert not (made["random"].mask("mt") & made["specific"].mask("mt")).any()
     assert load_atlas().metadata["selection"] == "lape", "older files do not say so"
 
 
@@ -263,6 +240,11 @@ def test_files(tmp_path):
     assert all(torch.equal(a, b) for x in neurons for a, b in zip(neurons[x], loaded[x], strict=True))
     with pytest.raises(ValueError, match="not a file of neuron sets"):
         NeuronSets.load(tmp_path / "p.safetensors")
+    tensors, facts = load_tensors(tmp_path / "n.safetensors", "a file of neuron sets")
+    del tensors["is.per_layer"]
+    save_tensors(tmp_path / "cut.safetensors", tensors, facts)
+    with pytest.raises(ValueError, match=r"cut.safetensors is not a file of neuron sets: it has no \['is.per_layer'\]"):
+        NeuronSets.load(tmp_path / "cut.safetensors")
     with pytest.raises(KeyError, match="this file has mt af is cy"):
         neurons["yo"]
 
