@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,167 +68,110 @@ def _scale(text: str) -> float | str:
 
 # --- the parser ---
 
+_TEXT: dict[str, Any] = {"metavar": "TEXT"}
+_RATE: dict[str, Any] = {"type": float, "metavar": "RATE"}
+_COUNT: dict[str, Any] = {"type": _positive, "metavar": "N"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "code": {"nargs": "?", "help": "language code, for example yo"},
+    "lang": {"help": "language code, for example yo; `ssetools languages` lists all"},
+    "--model": {"default": EMBEDDED_MODEL, "help": "a Hugging Face id, a local folder, or the model of the package"},
+    "--runs": {"metavar": "FOLDER", "default": "runs", "help": "folder of all results"},
+    "--16-bit": {"dest": "load_in_8bit", "action": "store_false", "help": "load weights in 16 or 32 bits, not in 8"},
+    "--profile-source": _TEXT | {"help": "text to count on (default: the text of the package)"},
+    "--profile-source|--source": _TEXT | {"help": "text to count on (default: the text of the package)"},
+    "--tokens": _COUNT | {"help": "tokens to count in each language (default: 2048)"},
+    "--top-rate": _RATE | {"default": 0.05, "help": "share of all neurons to select, in all languages together"},
+    "--shard": {"action": "store_true", "help": "split a 16-bit model over the processes of torchrun or accelerate"},
+    "--languages": {"metavar": "CODES", "help": 'as in "yo is ka", or "all" that the text has (default: 22 languages)'},
+    "--method": {
+        "default": "lape",
+        "help": "what to train: lape or specific (the language's neurons), random or random-uniform (as many other "
+        "neurons), lora, lora-equal (LoRA of the neurons' size), ia3, ffn or full",
+    },
+    "--selection": {"default": "lape", "help": "which neurons: lape, specific, or random"},
+    "--scale": {
+        "type": _scale,
+        "metavar": "FACTOR",
+        "help": "how much of the trained change to use: 0 (the base) to 1 (as trained), or auto to choose it on "
+        "validation text; needs no new training (default: as the run was saved, 1 for a new one)",
+    },
+    "--seed": {"type": int, "default": 0, "help": "seed of text order and random choices"},
+    "--source": {
+        "default": "auto",
+        "metavar": "TEXT",
+        "help": 'training text: a name such as "glotcc", names joined with "+", a file or a folder; auto is the text of '
+        "the package",
+    },
+    "--other-text": {
+        "default": "sib200",
+        "metavar": "TEXT",
+        "help": 'text of a genre that is not trained on, to score: a name, or "sib200:FOLDER" for a local copy',
+    },
+    "--batch-size": _COUNT | {"default": 4, "help": "windows in a batch"},
+    "--window": _COUNT | {"default": 256, "help": "tokens in a window"},
+    "--optimizer": {"default": "adamw", "help": "adamw or adamw8bit"},
+    "--checkpoint-activations": {"action": "store_true", "help": "recompute activations: less memory, more time"},
+    "--learning-rate": _RATE | {"help": "peak rate (default: depends on --method)"},
+    "--max-tokens": _COUNT | {"help": "tokens to train on (default: 30720)"},
+    "--tasks": {"nargs": "+", "metavar": "TASK", "help": 'score tasks, not perplexity: NAME, NAME:FOLDER, or "all"'},
+    "--limit": _COUNT | {"help": "largest number of questions in each task"},
+    "--translations": _COUNT | {"help": "largest number of texts to translate in each direction"},
+    "--shots": {"type": int, "metavar": "N", "help": "solved examples before each question"},
+    "--neurons": {"default": "1000", "metavar": "N|FILE", "help": "their number, or a neurons.safetensors file"},
+    "--lang": {"help": "language in that file (default: the one with the most neurons)"},
+    "--dtype": {"help": "float32, bfloat16 or float16 (default: what the device is best at)"},
+    "--device": {"choices": ("cuda", "cpu"), "help": "device to plan for (default: the one of this machine)"},
+    "output": {"help": "file or folder to write"},
+    "files": {"nargs": "*", "metavar": "FILE", "help": "metrics.json files (default: all under --runs)"},
+    "--format": {"default": "peft", "help": "peft, gguf-lora or merged"},
+    "--uniform-rank": {"action": "store_true", "help": "give all modules the same rank, as vLLM needs"},
+    "--push": {"metavar": "USER/NAME", "help": "also upload the folder to the Hugging Face hub"},
+}
+_COMMON = "--model --runs"
+_PROFILE = f"{_COMMON} --16-bit --tokens --top-rate"
+_MEMORY = "--batch-size --window --optimizer --checkpoint-activations"
+_RUN = f"{_COMMON} lang --method --selection --scale --seed"
+_TRAIN = f"{_RUN} {_PROFILE.removeprefix(_COMMON)} --profile-source --source --other-text {_MEMORY}"
+_TRAIN += " --learning-rate --max-tokens"
+_COMMANDS = {
+    "languages": ("code", "list the supported languages, or look one up"),
+    "profile": (
+        f"{_PROFILE} --profile-source|--source --shard --languages",
+        "count how often each feed-forward neuron fires in each language",
+    ),
+    "select": (f"{_PROFILE} --profile-source --selection", "select the neurons that are specific to each language"),
+    "finetune": (f"{_TRAIN} --shard", "train the neurons of one language; profiles and selects first"),
+    "evaluate": (
+        f"{_TRAIN} --tasks --limit --translations --shots",
+        "score a run and its base model; trains first if there is no run",
+    ),
+    "report": (_RUN, "print the table of a run that was evaluated"),
+    "plan": (
+        f"{_COMMON} --neurons --lang --method --16-bit --dtype --device {_MEMORY}",
+        "estimate the memory of a training run without loading the model",
+    ),
+    "collect": (f"{_COMMON} output files", "write the scores of all evaluated runs to one CSV file"),
+    "export": (
+        f"{_RUN} output --push --format --uniform-rank",
+        "write a run as a LoRA checkpoint or a merged model, with a model card",
+    ),
+    "merge": (f"{_RUN} output --push", "write the 16-bit model with a run merged into it, with a model card"),
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ssetools", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.set_defaults(shard=False, format="merged", uniform_rank=False)  # of commands without these options
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-
-    def command(name: str, function: Callable, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        added.set_defaults(command=function)
-        if function is _languages:
-            return added
-        added.add_argument(
-            "--model",
-            default=EMBEDDED_MODEL,
-            help="%(default)s (comes with the package, the default), a Hugging Face id, or a local folder",
-        )
-        added.add_argument("--runs", metavar="FOLDER", default="runs", help="folder of all results (default: runs)")
-        return added
-
-    languages = command("languages", _languages, "list the supported languages, or look one up")
-    languages.add_argument("lang", nargs="?", help="language code, for example yo")
-
-    profile = command("profile", _profile, "count how often each feed-forward neuron fires in each language")
-    _add_profile_options(profile)
-    _add_shard_option(profile)
-    profile.add_argument("--source", metavar="TEXT", dest="profile_source", help="the same as --profile-source")
-    profile.add_argument(
-        "--languages",
-        metavar="CODES",
-        help='codes, as in "yo is ka", or "all" languages that the text has (default: 22 languages)',
-    )
-
-    select = command("select", _select, "select the neurons that are specific to each language")
-    _add_profile_options(select)
-    select.add_argument("--selection", default="lape", help="how: lape or specific (default: %(default)s)")
-
-    finetune = command("finetune", _finetune, "train the neurons of one language; profiles and selects first")
-    _add_run_options(finetune)
-    _add_training_options(finetune)
-    _add_shard_option(finetune)
-
-    evaluate = command("evaluate", _evaluate, "score a run and its base model; trains first if there is no run")
-    _add_run_options(evaluate)
-    _add_training_options(evaluate)
-    evaluate.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help='score tasks, not perplexity: NAME, NAME:FOLDER, or "all"'
-    )
-    evaluate.add_argument("--limit", type=_positive, metavar="N", help="largest number of questions in each task")
-    evaluate.add_argument(
-        "--translations", type=_positive, metavar="N", help="largest number of texts to translate in each direction"
-    )
-    evaluate.add_argument("--shots", type=int, metavar="N", help="solved examples before each question")
-
-    _add_run_options(command("report", _report, "print the table of a run that was evaluated"))
-
-    plan = command("plan", _plan, "estimate the memory of a training run without loading the model")
-    plan.add_argument(
-        "--neurons",
-        default="1000",
-        metavar="N|FILE",
-        help="number of neurons to train, or a neurons.safetensors file (default: %(default)s)",
-    )
-    plan.add_argument("--lang", help="language in that file (default: the one with the most neurons)")
-    plan.add_argument("--method", default="lape", help="as for finetune (default: %(default)s)")
-    _add_precision_option(plan)
-    plan.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what the device is best at)")
-    plan.add_argument("--device", choices=("cuda", "cpu"), help="device to plan for (default: the one of this machine)")
-    _add_memory_options(plan)
-
-    collect = command("collect", _collect, "write the scores of all evaluated runs to one CSV file")
-    collect.add_argument("output", help="CSV file to write")
-    collect.add_argument("files", nargs="*", metavar="FILE", help="metrics.json files (default: all under --runs)")
-
-    export = command("export", _export, "write a run as a LoRA checkpoint or a merged model, with a model card")
-    export.add_argument("--format", default="peft", help="peft, gguf-lora or merged (default: %(default)s)")
-    export.add_argument("--uniform-rank", action="store_true", help="give all modules the same rank, as vLLM needs")
-    merge = command("merge", _export, "write the 16-bit model with a run merged into it, with a model card")
-    merge.set_defaults(format="merged", uniform_rank=False)
-    for added in (export, merge):
-        _add_run_options(added)
-        added.add_argument("output", help="folder to write")
-        added.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
+    functions = (_languages, _profile, _select, _finetune, _evaluate, _report, _plan, _collect, _export, _export)
+    for (name, (options, about)), function in zip(_COMMANDS.items(), functions, strict=True):
+        command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        command.set_defaults(command=function)
+        for option in options.split():
+            settings = _OPTIONS[option]
+            default = " (default: %(default)s)" if "default" in settings else ""
+            command.add_argument(*option.split("|"), **settings | {"help": settings["help"] + default})
     return parser
-
-
-def _add_precision_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--16-bit", dest="load_in_8bit", action="store_false", help="load the weights in 16 or 32 bits, not in 8"
-    )
-
-
-def _add_profile_options(parser: argparse.ArgumentParser) -> None:
-    _add_precision_option(parser)
-    parser.set_defaults(shard=False)
-    parser.add_argument("--profile-source", metavar="TEXT", help="text to count on (default: the text of the package)")
-    parser.add_argument(
-        "--tokens", type=_positive, metavar="N", help="tokens to count in each language (default: 2048)"
-    )
-    parser.add_argument(
-        "--top-rate",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="share of all neurons to select, over all languages together (default: %(default)s)",
-    )
-
-
-def _add_shard_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shard", action="store_true", help="split a 16-bit model over the processes of torchrun or accelerate"
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lang", help="language code, for example yo; `ssetools languages` lists all")
-    parser.add_argument(
-        "--method",
-        default="lape",
-        help="what to train: lape or specific (the language's neurons), random or random-uniform (as many other neurons), "
-        "lora, lora-equal (LoRA of the neurons' size), ia3, ffn or full (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--selection", default="lape", help="which neurons: lape, specific, or random (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--scale",
-        type=_scale,
-        metavar="FACTOR",
-        help="how much of the trained change to use: 0 (the base) to 1 (as trained), or auto to choose it on validation "
-        "text; needs no new training (default: as the run was saved, 1 for a new one)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of text order and random choices (default: 0)")
-
-
-def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    _add_profile_options(parser)
-    parser.add_argument(
-        "--source",
-        default="auto",
-        metavar="TEXT",
-        help='training text: a name such as "glotcc", names joined with "+", a file or a folder (default: the text of '
-        "the package)",
-    )
-    parser.add_argument(
-        "--other-text",
-        default="sib200",
-        metavar="TEXT",
-        help='text of a genre that is not trained on, to score: a name, or "sib200:FOLDER" for a local copy '
-        "(default: %(default)s)",
-    )
-    _add_memory_options(parser)
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak rate (default: depends on --method)")
-    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="tokens to train on (default: 30720)")
-
-
-def _add_memory_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="windows in a batch (default: 4)")
-    parser.add_argument("--window", type=_positive, default=256, metavar="N", help="tokens in a window (default: 256)")
-    parser.add_argument("--optimizer", default="adamw", help="adamw or adamw8bit (default: %(default)s)")
-    parser.add_argument(
-        "--checkpoint-activations", action="store_true", help="use less memory and more time: recompute activations"
-    )
 
 
 # --- the commands ---
@@ -237,7 +180,7 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
 def _languages(arguments: argparse.Namespace) -> None:
     from ssetools.languages import LANGUAGES, get_language
 
-    for x in [get_language(arguments.lang)] if arguments.lang else LANGUAGES:
+    for x in [get_language(arguments.code)] if arguments.code else LANGUAGES:
         print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
@@ -278,18 +221,19 @@ def _select(arguments: argparse.Namespace) -> None:
 
 
 def _get_run(arguments: argparse.Namespace) -> tuple:
-    """Finds or trains the run; returns the model with its adapter, the tokenizer, the run's folder and the plan."""
+    """Loads or trains the run; returns the model with its adapter, the tokenizer, the run's folder and the plan."""
     from ssetools.languages import get_language
     from ssetools.steps import get_neurons, get_run
     from ssetools.text.sources import plan_texts
-    from ssetools.training.methods import METHODS
+    from ssetools.training.methods import METHODS, method_with
 
     lang = get_language(arguments.lang).code
-    name, selection = _method_and_selection(arguments)
+    name = method_with(arguments.method, arguments.selection)
     method = METHODS[name]
     model, tokenizer = _load(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
+        selection = "specific" if "specific" in (arguments.method, arguments.selection) else "lape"
         options = _profile_options(arguments)
         neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, selection, **options)
     plan = plan_texts(arguments.source, arguments.other_text, lang)
@@ -299,14 +243,6 @@ def _get_run(arguments: argparse.Namespace) -> tuple:
     settings |= {"seed": arguments.seed, "runs": arguments.runs, "scale": arguments.scale}
     folder = get_run(model, tokenizer, lang, neurons, plan, name, **settings)
     return model, tokenizer, folder, plan
-
-
-def _method_and_selection(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Returns the name of the run's method, and which neuron sets it needs."""
-    from ssetools.training.methods import method_with
-
-    name = method_with(arguments.method, arguments.selection)
-    return name, "specific" if "specific" in (arguments.method, arguments.selection) else "lape"
 
 
 def _memory_settings(arguments: argparse.Namespace) -> dict:
@@ -339,9 +275,10 @@ def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
     from ssetools.files import run_dir
     from ssetools.languages import get_language
     from ssetools.steps import results_at_scale, scale_of_run
+    from ssetools.training.methods import method_with
 
     get_language(arguments.lang)
-    method, _ = _method_and_selection(arguments)
+    method = method_with(arguments.method, arguments.selection)
     folder = run_dir(arguments.model, arguments.lang, method, arguments.seed, arguments.runs)
     path = folder / needed
     if arguments.scale is not None and needed != "adapter.json":
@@ -387,17 +324,5 @@ def _plan(arguments: argparse.Namespace) -> None:
     else:
         sets = NeuronSets.load(arguments.neurons)
         neurons = sets[arguments.lang or max(sets, key=sets.count)]
-    plan = plan_memory(
-        arguments.model,
-        neurons,
-        arguments.method,
-        arguments.load_in_8bit,
-        arguments.dtype,
-        arguments.device,
-        **_memory_settings(arguments),
-    )
-    print(plan)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    base = (arguments.load_in_8bit, arguments.dtype, arguments.device)
+    print(plan_memory(arguments.model, neurons, arguments.method, *base, **_memory_settings(arguments)))

@@ -20,7 +20,7 @@ from ssetools.text.sources import load_texts
 from ssetools.training.adapter import Adapter
 from ssetools.training.methods import METHODS, load_adapter
 
-FORMATS = ("peft", "gguf-lora", "merged")
+_FORMATS = {"peft": "peft", "gguf-lora": "llama.cpp", "merged": "transformers"}  # and what loads them
 _FORMATS_OF = {"IA3": ("peft", "merged"), "ssetools-weights": ("merged",)}
 _SCORED_TOKENS = 2048
 _NEEDED = ("language", "model_parameters", "tokens", "source", "seed", "settings")
@@ -46,20 +46,20 @@ def export_run(
         run: A run's folder, with adapter.json and, for the numbers of the card, metrics.json.
         output: Folder to write.
         model: The base: embedded name, hub id or local folder. It is loaded in 16 bits.
-        form: "peft", a checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or "merged", a
-            bfloat16 model with the trained change added, scored again, since it was trained beside 8-bit weights.
+        form: "peft", a checkpoint for the 8-bit or 16-bit base; "gguf-lora", `adapter.gguf` for llama.cpp; or "merged",
+            a bfloat16 model with the trained change added, scored again, since it was trained beside 8-bit weights.
         uniform_rank: For "peft": pad all modules to one rank, as vLLM needs.
         scale: `adapter.scale` of what is written; None: as the run was saved; "auto": the one that was chosen.
 
     Raises:
-        ValueError: For an unknown form, an adapter that was trained for another model or that does not have this form, or
-            one without the facts that its card needs.
+        ValueError: For an unknown form, an adapter that was trained for another model or that does not have this form,
+            or one without the facts that its card needs.
     """
-    if form not in FORMATS:
-        raise InvalidInput(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
+    if form not in _FORMATS:
+        raise InvalidInput(f"Unknown format {form!r}: use one of {', '.join(_FORMATS)}.")
     scale = scale_of_run(run, scale)
     metrics_path, about = results_at_scale(run, "metrics.json", scale)
-    forms = _FORMATS_OF.get(about.get("peft_type", about["format"]), FORMATS)
+    forms = _FORMATS_OF.get(about.get("peft_type", about["format"]), _FORMATS)
     if form not in forms:
         raise InvalidInput(f"The adapter in {run} has no {form} form: use {' or '.join(forms)}.")
     lacking = [name for name in _NEEDED if about.get(name) is None]
@@ -79,21 +79,21 @@ def export_run(
     elif form == "gguf-lora":
         adapter.to_gguf_lora(Path(output) / "adapter.gguf")
     else:
-        rescored = _merge(adapter, tokenizer, about, metrics, output)
+        kinds = metrics["request"]["kinds"] if metrics else {}
+        rescored = _merge(adapter, tokenizer, about["language"], kinds, output)
     (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
     return Path(output)
 
 
-def _merge(adapter: Adapter, tokenizer, about: Mapping, metrics: Mapping | None, output: str | Path) -> dict:
+def _merge(adapter: Adapter, tokenizer: Any, lang: str, kinds: Mapping, output: str | Path) -> dict:
     """Merges, scores the target language before and after on the run's kinds of text, and saves the model."""
-    lang, kinds = about["language"], metrics["request"]["kinds"] if metrics else {}
     texts = {kind: load_texts(source, lang, "test") for kind, source in kinds.items()}
     with adapter.switched_off() as model:
-        before = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
-    model = adapter.merge()
-    after = {kind: perplexity(model, tokenizer, t, max_tokens=_SCORED_TOKENS) for kind, t in texts.items()}
+        before = {kind: perplexity(model, tokenizer, text, max_tokens=_SCORED_TOKENS) for kind, text in texts.items()}
+    merged: Any = adapter.merge()
+    after = {kind: perplexity(merged, tokenizer, text, max_tokens=_SCORED_TOKENS) for kind, text in texts.items()}
     with atomic_write(output) as scratch:
-        cast(Any, model).save_pretrained(scratch)
+        merged.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     return {kind: (before[kind], after[kind]) for kind in before}
 
@@ -104,21 +104,20 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
     Args:
         about: The run's adapter.json.
         metrics: Its metrics.json, or None when it was never scored.
-        form: A name of `FORMATS`.
+        form: "peft", "gguf-lora" or "merged".
         rescored: For "merged": perplexity of the 16-bit base and of the merged model by kind of text.
     """
     from huggingface_hub import ModelCardData
 
     base, lang = about["base"]["model"], about["language"]
-    licence = licence_of(base)
+    name, licence = get_language(lang).name, licence_of(base)
     data = ModelCardData(
         language=lang,
         base_model="google/gemma-3-270m" if base == EMBEDDED_MODEL else base,
-        library_name={"peft": "peft", "gguf-lora": "llama.cpp", "merged": "transformers"}[form],
+        library_name=_FORMATS[form],
         license=licence,
         tags=["ssetools", "language-neurons"],
     )
-    name = get_language(lang).name
     method, scale = about.get("method", "lape"), about.get("scale", 1.0)
     what = METHODS[method].trains
     if method in _WHICH:
@@ -132,32 +131,28 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
         + ("" if scale == 1 else f" Of the trained change, {scale:g} times as much is used."),
     ]
     if metrics:
-        lines += ["## What it gained and what it kept", *_numbers(metrics, lang)]
+        lines += ["## What it gained and what it kept", *_numbers(metrics)]
     if rescored:
         lines += ["## This file", "Merged into the 16-bit base and scored again, perplexity before and after:"]
         lines.append("\n".join(f"- {kind}: {a:.2f} to {b:.2f}" for kind, (a, b) in rescored.items()))
-    lines += ["## Licence", _licence(base, licence)]
-    return "\n\n".join(lines) + "\n"
-
-
-def _numbers(metrics, lang):
-    rows = ["| text | target | English | other languages, mean |", "|---|---|---|---|"]
-    for kind, found in metrics["summary"].items():
-        relation = "like the training text" if kind in metrics["same_kind"] else "another kind"
-        moved = [found["target"], found["english"]]
-        cells = ["" if one is None else percent(one["percent"]) for one in moved]
-        mean = found["mean_of_others"]
-        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} | {'' if mean is None else percent(mean)} |")
-    return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
-
-
-def _licence(base: str, licence: str | None) -> str:
+    terms = f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
     if licence == "gemma":
-        return (
+        terms = (
             "Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
             "which bind whoever uses or passes on this derivative."
         )
-    return f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
+    lines += ["## Licence", terms]
+    return "\n\n".join(lines) + "\n"
+
+
+def _numbers(metrics: Mapping) -> list[str]:
+    rows = ["| text | target | English | other languages, mean |", "|---|---|---|---|"]
+    for kind, summary in metrics["summary"].items():
+        relation = "like the training text" if kind in metrics["same_kind"] else "another kind"
+        moved = [x and x["percent"] for x in (summary["target"], summary["english"])]
+        cells = ["" if x is None else percent(x) for x in (*moved, summary["mean_of_others"])]
+        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} |")
+    return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
 
 
 def licence_of(base: str) -> str | None:
@@ -180,15 +175,12 @@ def licence_of(base: str) -> str | None:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Uploads an exported folder to the Hugging Face hub, making the repository when there is none.
+    """Uploads an exported folder to the Hugging Face hub; returns the address of the commit.
 
     Args:
         folder: What `export_run` wrote.
-        repo_id: "user/name"; needs a token (`hf auth login`).
+        repo_id: "user/name", made if absent; needs a token (`hf auth login`).
         private: Whether a new repository is private.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         ConnectionError: If the hub cannot be reached.

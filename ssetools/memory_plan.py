@@ -1,8 +1,4 @@
-"""Predicts the memory of a training run without loading the model.
-
-The model is built from its configuration, with tensors that have shapes but no data. One training step runs on it while
-every allocation is counted. So the prediction covers any family and method, and all that the backward pass keeps.
-"""
+"""Predicts the memory of a training run: counts all allocations of one step on a model of shapes without data."""
 
 from __future__ import annotations
 
@@ -30,7 +26,6 @@ from ssetools.training.methods import METHODS, attach_method, check_method
 
 GIB = 2**30
 _TOKENIZER_BYTES_PER_WORD = 1200  # a BPE tokenizer of the `tokenizers` library; measured on Gemma's 262,144 words
-_MIN_8BIT_STATE, _STATE_BLOCK = 4096, 256  # bitsandbytes keeps 32-bit state of smaller tensors, and a scale per block
 
 _GEMMA = {"model_type": "gemma3_text", "vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048}
 _GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
@@ -53,14 +48,14 @@ class MemoryPlan:
 
     Attributes:
         model: Name of the model.
-        num_weights: Number of weights of the model.
+        num_weights: Number of its weights.
         num_trained: Number of trained parameters.
         weights: The frozen model, with its scales where it is 8-bit.
         trained: What the method adds: float32 deltas or adapters, or for "ffn" and "full" two copies of the weights.
         gradients: Of the trained parameters, float32.
         optimizer: The optimiser's state.
-        tokenizer: The vocabulary, in main memory too.
-        activations: What the forward pass keeps for the backward pass, for the whole batch.
+        tokenizer: The vocabulary, in main memory.
+        activations: What the forward pass of a batch keeps for the backward pass.
         step: Peak of a step beyond the above: activations, loss, gradients and temporary tensors.
         operations: Floating-point operations for each trained token, without attention's own.
         device: "cpu" or "cuda".
@@ -85,8 +80,8 @@ class MemoryPlan:
     def peak(self) -> int:
         """Peak memory of the device while training, in bytes, without Python and its libraries.
 
-        On Linux a process on the CPU holds more than it needs, since glibc keeps much of the freed memory; the
-        environment variable MALLOC_MMAP_THRESHOLD_=262144 makes it return memory. Loading can briefly take more.
+        Loading can briefly take more, as can glibc, which keeps freed memory unless MALLOC_MMAP_THRESHOLD_=262144 is
+        set.
         """
         best = self.gradients  # the loop keeps the best trained parameters so far in main memory, in float32 too
         main_memory = best + self.tokenizer if self.device == "cpu" else 0
@@ -117,6 +112,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Predicts the memory of a training run from the model's configuration, without loading a weight.
 
+    The model is built with tensors that have shapes but no data, for any family and method, and one training step runs
+    on it while every allocation is counted.
+
     Args:
         model: A name of `KNOWN_MODELS` (or its last part), a local folder, or a hub id.
         neurons: How many neurons are trained, spread evenly over the layers; or their ids for each layer.
@@ -133,8 +131,7 @@ def plan_memory(
         ValueError: For an unknown model or method, neurons that do not fit, or a method that the base does not allow.
     """
     check_method(method)
-    training = TrainingSettings(**settings)
-    in_place = not METHODS[method].on_8bit
+    training, in_place = TrainingSettings(**settings), not METHODS[method].on_8bit
     if load_in_8bit and in_place:
         raise InvalidInput(f"Method {method!r} cannot train 8-bit weights: plan it with load_in_8bit=False.")
     if METHODS[method].needs_neurons and neurons is None:
@@ -142,13 +139,19 @@ def plan_memory(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = config_of(model)
     dtype = as_dtype(dtype or (torch.bfloat16 if device == "cuda" else choose_dtype(config, device)))
-    with LiveMemory() as memory:
+    with _LiveMemory() as memory:
         base = build_without_data(config, dtype, load_in_8bit, device)
         num_weights, weights = sum(p.numel() for p in base.parameters()), memory.bytes
         adapter = attach_method(base, method, spread_neurons(base, neurons))
         trained = memory.bytes - weights
         sizes = [p.numel() for p in adapter.parameters()]
-        operations = _operations_per_token(base, sum(sizes), training.checkpoint_activations, in_place)
+        recomputed, head = training.checkpoint_activations, base.get_output_embeddings().weight.numel()
+        products = sum(p.numel() for p in body_of(base).parameters() if p.ndim == 2)
+        products -= base.get_input_embeddings().weight.numel()  # looked up, not multiplied
+        # Two operations for each weight in a product: forward, and again for the gradient of its input; for a trained
+        # one also for its own gradient.
+        operations = 2 * ((2 + recomputed) * products + 2 * head)
+        operations += sum(sizes) * (2 if in_place else 6 + 2 * recomputed)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             use_fake_cpu_tensors(mode, base, adapter)
             before = memory.peak = memory.bytes
@@ -156,10 +159,9 @@ def plan_memory(
             step = memory.peak - before
         adapter.detach()
     gradients = 4 * sum(sizes)
-    sums = (num_weights, sum(sizes), weights, trained, gradients)
     return MemoryPlan(
         model,
-        *sums,
+        *(num_weights, sum(sizes), weights, trained, gradients),
         optimizer=sum(_optimizer_bytes(size, training.optimizer) for size in sizes),
         tokenizer=_TOKENIZER_BYTES_PER_WORD * config.get_text_config().vocab_size,
         activations=activations,
@@ -172,11 +174,7 @@ def plan_memory(
 
 
 def config_of(model: str) -> Any:
-    """Returns the transformers configuration of a known model, a local folder or a hub id.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Returns the transformers config of a known model, a local folder or a hub id; a ValueError if there is none."""
     import transformers
 
     for name, facts in KNOWN_MODELS.items():
@@ -194,7 +192,7 @@ def config_of(model: str) -> Any:
 
 
 def spread_neurons(model: nn.Module, neurons: int | LayerNeurons | None) -> LayerNeurons | None:
-    """Returns neuron ids for each layer: `neurons` itself, or as many as it says, spread evenly over the layers."""
+    """Returns `neurons`, or as many as it says, spread evenly over the layers; a ValueError if the model has fewer."""
     if not isinstance(neurons, int):
         return neurons
     blocks = find_ffn_blocks(model)
@@ -205,31 +203,17 @@ def spread_neurons(model: nn.Module, neurons: int | LayerNeurons | None) -> Laye
     return [torch.arange(per_layer + (layer < remainder)) for layer in range(len(blocks))]
 
 
-def _operations_per_token(base: Any, trained: int, recomputed: bool, in_place: bool) -> int:
-    """Counts two operations for each weight in a product: forward, and again for the gradient of its input."""
-    products = sum(p.numel() for p in body_of(base).parameters() if p.ndim == 2)
-    products -= base.get_input_embeddings().weight.numel()  # looked up, not multiplied
-    head = base.get_output_embeddings().weight.numel()
-    frozen = 2 * ((2 + recomputed) * products + 2 * head)
-    return frozen + trained * (2 if in_place else 6 + 2 * recomputed)  # with the gradient of the weight itself
-
-
 def _optimizer_bytes(size: int, optimizer: str) -> int:
-    if optimizer == "adamw8bit" and size >= _MIN_8BIT_STATE:
-        return 2 * (size + 4 * -(-size // _STATE_BLOCK))
-    return 8 * size
+    # bitsandbytes keeps 32-bit state of smaller tensors, and a scale for each block.
+    in_8bit = optimizer == "adamw8bit" and size >= 4096
+    return 2 * (size + 4 * -(-size // 256)) if in_8bit else 8 * size
 
 
 # --- a model without data, and one training step on it ---
 
 
-class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensor storages that were allocated since the start and not freed yet.
-
-    Attributes:
-        bytes: Bytes now.
-        peak: Largest number of bytes since it was last set.
-    """
+class _LiveMemory(TorchDispatchMode):
+    """Counts `bytes` of all tensor storages since the start that are not freed yet, and their `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -257,7 +241,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.bytes)
 
 
-def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, device: str) -> nn.Module:
+def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, device: str) -> Any:
     """Builds a frozen model from its configuration on PyTorch's "meta" device, 8-bit layers as on `device`."""
     import transformers
 
@@ -279,22 +263,23 @@ def use_fake_cpu_tensors(mode: FakeTensorMode, *modules: nn.Module) -> None:
     @functools.cache  # tied weights stay one tensor
     def fake(tensor: torch.Tensor) -> Any:
         bare = tensor.detach()
-        found = FakeTensor(mode, bare, torch.device("cpu")) if bare.is_meta else mode.from_tensor(bare)
-        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+        replaced = FakeTensor(mode, bare, torch.device("cpu")) if bare.is_meta else mode.from_tensor(bare)
+        return nn.Parameter(replaced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else replaced
 
     for module in (m for root in modules for m in root.modules()):
         for tensors in (module._parameters, module._buffers):
             tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
-def run_training_step(model: Any, settings: TrainingSettings, device: str, memory: LiveMemory) -> int:
+def run_training_step(model: Any, settings: TrainingSettings, device: str, memory: _LiveMemory) -> int:
     """Runs one forward and backward pass; returns the live bytes between the two."""
     from transformers import masking_utils
 
     ids = torch.zeros(settings.batch_size, settings.window, dtype=torch.long)
     # Fake positions cannot be read, and transformers then builds masks that it does not build for real ones.
     unmasked = mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None)
-    with checkpointed_activations(model, settings.checkpoint_activations), unmasked:
+    all_words = mock.patch("ssetools.loss._leaves_out", return_value=False)  # which are likely, data would say
+    with checkpointed_activations(model, settings.checkpoint_activations), unmasked, all_words:
         hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
         between = memory.bytes
         hidden = hidden[:, :-1].flatten(0, 1)

@@ -11,7 +11,7 @@ The notebooks, the command line and `make finetune` all call these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +28,13 @@ from ssetools.neurons.counts import ActivationProfile, profile_languages
 from ssetools.neurons.selection import neurons_per_layer, select_neurons, select_specific
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
 from ssetools.text.sources import TextPlan, default_source, describe_source, load_texts, parse_sources
-from ssetools.text.streams import TextStream, stream_texts
+from ssetools.text.streams import stream_texts
 from ssetools.training.adapter import Adapter, adapter_facts, check_scale
 from ssetools.training.finetune import best_scale, choose_scale, finetune
 from ssetools.training.loop import TrainingSettings
 from ssetools.training.methods import METHODS, check_method, load_adapter, method_with
 
 TOKENS_PER_LANGUAGE = 2048
-_VALIDATION_WORDS = 600
-_RETENTION_WORDS = 200
 _BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
 _RETRAIN = (
     "Text and neuron_ids are digests: the training text or the selected neurons changed. Ask for the same, name another "
@@ -68,7 +66,10 @@ def get_profile(
     source = source or default_source()
     path = model_dir(model_source(model)["model"], runs) / "profile.safetensors"
     facts = {"source": source, "tokens_per_language": tokens_per_language}
-    wanted = _identity(model) | facts | ({"languages": sorted(languages)} if languages else {})
+    identity = model_source(model) | model_precision(model)
+    identity.pop("weights", None)  # older files have none
+    del identity["model" if identity["revision"] else "revision"]  # a folder can be moved
+    wanted = identity | facts | ({"languages": sorted(languages)} if languages else {})
     if kept(path, wanted, remedy="Ask for the same, name another folder of runs, or delete it to profile again."):
         return ActivationProfile.load(path)
     languages = languages or PROFILED_LANGUAGES
@@ -86,39 +87,36 @@ def get_neurons(
     selection: str = "lape",
     **profile_options: Any,
 ) -> NeuronSets:
-    """Loads `runs/<model>/neurons.safetensors`, or selects neurons and writes it.
+    """Loads `runs/<model>/neurons.safetensors`, or selects neurons of the profile and writes it.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
         runs: Folder of runs.
         top_rate: Share of all neurons that LAPE selects. Sets of another rate or profile are replaced.
-        selection: "lape", or "specific" (`neurons-specific.safetensors`: equally many neurons in each layer, in all 1% of
-            the weights). "random" returns LAPE's sets, of which `get_run` draws controls.
-        **profile_options: As in `get_profile`.
-
-    Raises:
-        ValueError: As `get_profile`.
+        selection: "lape", or "specific" (`neurons-specific.safetensors`: 1% of the weights, equally many neurons in
+            each layer). "random" returns LAPE's sets, of which `get_run` draws controls.
+        **profile_options: As in `get_profile`, like the errors.
     """
     method_with("subnetwork", selection)
     profile = get_profile(model, tokenizer, runs, **profile_options)
-    specific = selection == "specific"
-    path = model_dir(model_source(model)["model"], runs) / f"neurons{'-specific' if specific else ''}.safetensors"
-    per_layer = neurons_per_layer(model) if specific else 0
-    size = {"per_layer": per_layer} if specific else {"top_rate": top_rate}
+    select: Any = select_neurons
+    name, size = "neurons", {"top_rate": top_rate}
+    if selection == "specific":
+        name, select, size = "neurons-specific", select_specific, {"per_layer": neurons_per_layer(model)}
+    path = model_dir(model_source(model)["model"], runs) / f"{name}.safetensors"
     if kept(path, profile.metadata | size | {"profiled_languages": profile.languages}, on_change="remake"):
         return NeuronSets.load(path)
-    neurons = select_specific(profile, per_layer) if specific else select_neurons(profile, top_rate)
+    neurons = select(profile, **size)
     if processes.is_main():
         neurons.save(path)
     return neurons
 
 
 def neurons_for(neurons: NeuronSets | None, lang: str, method: str, seed: int) -> LayerNeurons | None:
-    """Returns the neurons that a method is given: the language's own, or a random control of the same size, or none.
+    """Returns the neurons that a method is given: the language's own, a random control of the same size, or none.
 
-    Raises:
-        ValueError: If the language has no selected neurons, or the method is unknown or needs neurons.
+    A ValueError if the language has no selected neurons, or the method is unknown or needs other ones.
     """
     check_method(method)
     if not METHODS[method].needs_neurons:
@@ -167,8 +165,8 @@ def get_run(
         runs: Folder of runs.
         selection: Which neurons a subnetwork trains, a name of `SELECTIONS`; None: the one that made `neurons`. The run
             takes its name: "specific" or "random" in place of the method "lape".
-        scale: `adapter.scale`. A number, or "auto" to choose it by forward passes (`choose_scale`); a finished run takes
-            it without training. None: as the run was saved, 1 for a new one.
+        scale: `adapter.scale`. A number, or "auto" to choose it by forward passes (`choose_scale`); a finished run
+            takes it without training. None: as the run was saved, 1 for a new one.
         **settings: Fields of `TrainingSettings`.
 
     Returns:
@@ -200,15 +198,16 @@ def get_run(
             processes.wait()
         adapter.scale = scale_of_run(folder, scale)
         return folder
-    facts |= {"method": method, "selection": selected_by if chosen else None}
-    facts |= {"language": lang, "seed": seed, "corpus": describe_source(plan.train, lang)}
-    facts |= {"model_parameters": num_parameters(model), **provenance()}
-    if chosen:
-        facts["neurons"] = sum(map(len, chosen))
+    facts |= {"method": method, "selection": selected_by if chosen else None, "language": lang, "seed": seed}
+    facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}
+    facts |= {"neurons": sum(map(len, chosen))} if chosen else {}
+    if texts is None:  # without the documents that are measured on
+        held_out = [text for source in plan.genres.values() for text in load_texts(source, lang, "test")]
+        texts = stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
     finetune(
         model,
         tokenizer,
-        _training_stream(plan, lang) if texts is None else texts,
+        texts,
         "subnetwork" if METHODS[method].selection else method,
         chosen,
         validation_texts=_validation_texts(plan.train, lang),
@@ -222,23 +221,17 @@ def get_run(
 
 
 def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:
-    """Loads validation text in the well-served languages: of the unseen genre if that has some, else the declaration."""
+    """Loads validation text in well-served languages: of the unseen genre if that has some, else the declaration."""
     unseen = plan.genres.get(plan.unseen_genre or "", "udhr")
     source = unseen if parse_sources(unseen)[0].multilingual else "udhr"
-    return {x: _validation_texts(source, x, _RETENTION_WORDS) for x in CONTRAST_LANGUAGES if x != lang}
+    return {x: _validation_texts(source, x, words=200) for x in CONTRAST_LANGUAGES if x != lang}
 
 
 def _is_streamed(source: str) -> bool:
     return any(part.streamed for part in parse_sources(source))
 
 
-def _training_stream(plan: TextPlan, lang: str) -> TextStream:
-    """Streams training text without the documents that are measured on."""
-    held_out = [text for source in plan.genres.values() for text in load_texts(source, lang, "test")]
-    return stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
-
-
-def _validation_texts(source: str, lang: str, words: int = _VALIDATION_WORDS) -> list[str]:
+def _validation_texts(source: str, lang: str, words: int = 600) -> list[str]:
     """Takes validation documents at even distances, about `words` words of them."""
     texts = load_texts(source, lang, "validation")
     total = sum(num_words(text, get_language(lang).script) for text in texts)
@@ -257,14 +250,10 @@ def results_at_scale(folder: str | Path, name: str, scale: float) -> tuple[Path,
 
 
 def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
-    """Returns the scale that is asked for of a finished run.
-
-    Args:
-        folder: The run's folder.
-        scale: A number, None for the scale that was saved, or "auto" for the best of the curve in `scales.json`.
+    """Returns the scale asked of a finished run: a number, None (as saved) or "auto" (the best in scales.json).
 
     Raises:
-        FileNotFoundError: If there is no adapter, or "auto" finds no curve.
+        FileNotFoundError: If there is no adapter, or "auto" finds no scales.json.
         ValueError: For a negative number.
     """
     if scale is None:
@@ -277,21 +266,6 @@ def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
     return best_scale(read_json(path))
 
 
-def load_test_texts(plan: TextPlan, lang: str, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Loads the test text of every kind, by kind and language.
-
-    Args:
-        plan: What to measure on.
-        lang: The target language, which every source must have.
-        languages: Other languages; loaded from the named corpora alone, since text of your own is in the target.
-    """
-    texts = {}
-    for kind, source in plan.genres.items():
-        others = languages if parse_sources(source)[0].multilingual else ()
-        texts[kind] = {code: load_texts(source, code, "test") for code in dict.fromkeys([lang, *others])}
-    return texts
-
-
 def get_metrics(
     model: nn.Module,
     tokenizer: Any,
@@ -302,10 +276,7 @@ def get_metrics(
     languages: Sequence[str] = PROFILED_LANGUAGES,
     budgets: Mapping[str, int] | None = None,
 ) -> dict:
-    """Loads the metrics of a run at the adapter's scale, or scores the adapter and its base and writes them.
-
-    They are in `metrics.json` for the scale at which the run was saved, in `metrics-scale0.4.json` and the like for others.
-    The curve of `choose_scale`, where there is one, is their "scales".
+    """Loads the metrics of a run at the adapter's scale (`results_at_scale`), or scores it and its base.
 
     Args:
         model: The model, with the run's adapter attached.
@@ -318,11 +289,15 @@ def get_metrics(
         budgets: Tokens to score, by language; "*" for the others.
 
     Returns:
-        The metrics, see `summarise`.
+        "before" and "after", scores by kind and language; their "summary" of `summarise`; "scales", the curve of
+        `choose_scale` where there is one; and what was asked for.
     """
     path, about = results_at_scale(folder, "metrics.json", Adapter.attached_to(model).scale)
     budgets = dict(budgets or {"*": 256, "en": 1024, lang: 2048})
-    texts = load_test_texts(plan, lang, ["en", *languages])
+    texts = {}
+    for kind, source in plan.genres.items():  # text of your own is in the target alone
+        others = ["en", *languages] if parse_sources(source)[0].multilingual else ()
+        texts[kind] = {code: load_texts(source, code, "test") for code in dict.fromkeys([lang, *others])}
     request = {"kinds": plan.genres, "languages": list(languages), "budgets": budgets, "text": digest_of(texts)}
     inputs = {"request": request | model_precision(model), "adapter": about}
     if metrics := kept(path, inputs, on_change="remake"):
@@ -330,7 +305,7 @@ def get_metrics(
     print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
     after = score_languages(model, tokenizer, texts, budgets)
     with Adapter.attached_to(model).switched_off():
-        before = _base_scores(model, tokenizer, texts, budgets, plan, runs)
+        before = _base_scores(model, tokenizer, texts, budgets, plan.genres, Path(runs))
     metrics = {"folder": folder.as_posix(), "same_kind": plan.same_genre, "reason": plan.reason, **inputs}
     if (folder / "scales.json").is_file():
         metrics["scales"] = read_json(folder / "scales.json")
@@ -339,42 +314,28 @@ def get_metrics(
     return metrics
 
 
-def _base_scores(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Mapping[str, Mapping[str, list[str]]],
-    budgets: Mapping[str, int],
-    plan: TextPlan,
-    runs: str | Path,
-) -> dict:
+def _base_scores(model: Any, tokenizer: Any, texts: Mapping, budgets: Mapping, sources: Mapping, runs: Path) -> dict:
     """Scores the base by kind and language; `runs/<model>/base.json` has what earlier runs scored."""
     base = model_source(model)
-    path = model_dir(base["model"], runs) / "base.json"
-    hardware = provenance()["hardware"]  # other vector instructions round differently
+    path, hardware = model_dir(base["model"], runs) / "base.json", provenance()["hardware"]  # which rounds differently
     cache = kept(path, {"model": base}, on_change="remake") or {"model": base, "scores": {}}
     scores: dict[str, dict] = {kind: {} for kind in texts}
     for kind, by_language in texts.items():
         for lang, documents in by_language.items():
             budget = budgets.get(lang, budgets["*"])
-            key = f"{plan.genres[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
+            key = f"{sources[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
             if key not in cache["scores"]:
-                scored = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)
-                cache["scores"][key] = scored[kind][lang]
+                cache["scores"][key] = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)[kind][lang]
             scores[kind][lang] = cache["scores"][key]
     write_json(path, cache)
     return scores
 
 
 def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
-    """Summarises the change of perplexity, by kind of text.
-
-    Args:
-        before: Scores of the base by kind and language, from `score_languages`.
-        after: Scores of the trained model on the same text.
-        lang: The target language.
+    """Summarises the change of perplexity by kind of text, from scores of `score_languages` on the same text.
 
     Returns:
-        By kind: "target", "english" and "others" (by language), each as from `change`, in percent, and
+        By kind: "target" (`lang`), "english" and "others" (by language), each as from `change`, in percent, and
         "mean_of_others", the mean change of ln perplexity of the other languages, as a percentage.
     """
     summary = {}
@@ -389,11 +350,3 @@ def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
             "mean_of_others": None if mean is None else 100 * math.expm1(mean),
         }
     return summary
-
-
-def _identity(model: nn.Module) -> dict:
-    """Returns the facts that identify a model: its revision wherever that is known, since a folder can be moved."""
-    facts = model_source(model) | model_precision(model)
-    facts.pop("weights", None)  # older files have none
-    del facts["model" if facts["revision"] else "revision"]
-    return facts
