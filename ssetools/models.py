@@ -28,8 +28,6 @@ _QUANTIZED = ("int8", "nf4", "fp4")  # the kinds that can be read; others replac
 _LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
-"""The `ssetools.training.adapter.Adapter` of each model that carries one."""
-
 
 def load_model(
     name: str = EMBEDDED_MODEL,
@@ -74,7 +72,7 @@ def load_model(
             config = transformers.AutoConfig.from_pretrained(folder)
             kind = _quantization_in(config)
             if kind and (kind not in _QUANTIZED or load_in_8bit and kind != "int8"):
-                other = "" if kind not in _QUANTIZED else ", or this one with load_in_8bit=False"
+                other = ", or this one with load_in_8bit=False" if kind in _QUANTIZED else ""
                 raise ValueError(
                     f"its weights are stored in {kind}. Load the 16-bit model that it was made from{other}."
                 )
@@ -86,16 +84,17 @@ def load_model(
             model: Any = auto.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, SafetensorError) as error:
-            raise InvalidInput(f"Model {name!r} cannot be loaded: {_first_lines(error)}") from error
+            reason = " ".join(str(error).strip().splitlines()[:2])  # the second line often has the remedy
+            raise InvalidInput(f"Model {name!r} cannot be loaded: {reason or type(error).__name__}") from error
     _check_one_device(model)
     if load_in_8bit and not has_8bit_layers(model):
-        raise InvalidInput(
-            f"bitsandbytes converts no layer of {name!r} ({config.model_type}) to 8-bit, because the model uses a linear "
-            "class of its own. Load it with load_in_8bit=False."
-        )
+        raise InvalidInput(f"bitsandbytes converts no layer of {name!r} to 8-bit: load it with load_in_8bit=False.")
     model.requires_grad_(False)
-    if load_in_8bit:
-        _copy_out_of_the_file(model)
+    # Embeddings and norms are views of the mapped checkpoint. As long as such a view exists, the whole file stays in
+    # memory, with the 16-bit weights of the 8-bit layers.
+    for tensor in (*model.parameters(), *model.buffers()) if load_in_8bit else ():
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
     model.ssetools_source = {"model": name, "revision": model_revision(name, model.config)}
     if name != EMBEDDED_MODEL and (weights := _digest_of_weights(name, model.config)):
         model.ssetools_source["weights"] = weights
@@ -105,16 +104,14 @@ def load_model(
 def model_source(model: nn.Module) -> dict[str, Any]:
     """Returns what identifies a loaded model in files.
 
-    Returns:
-        `model` (name), `revision`, `load_in_8bit`, `dtype`; `weights` (digest of the weights, where a folder outside of
-        the package holds them in safetensors) and `quantization` (of other than 8 bits, such as "nf4") where they apply.
+    `model` (name), `revision`, `load_in_8bit`, `dtype`; where they apply, `weights` (digest, of safetensors outside of
+    the package) and `quantization` (of other than 8 bits, such as "nf4").
     """
-    known = getattr(model, "ssetools_source", None)
-    if known is None:
-        known = {"model": getattr(model.config, "_name_or_path", "") or type(model).__name__, "revision": None}
+    unknown = {"model": getattr(model.config, "_name_or_path", "") or type(model).__name__, "revision": None}
     kind = quantization_of(model)
-    known = known | {"load_in_8bit": kind == "int8"} | ({} if kind in (None, "int8") else {"quantization": kind})
-    return known | {"dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
+    facts = getattr(model, "ssetools_source", unknown) | {"load_in_8bit": kind == "int8"}
+    facts |= {"quantization": kind} if kind not in (None, "int8") else {}
+    return facts | {"dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:]}
 
 
 def model_precision(model: nn.Module) -> dict[str, Any]:
@@ -149,23 +146,15 @@ def has_8bit_layers(model: nn.Module) -> bool:
 
 
 def check_base_model(model: nn.Module, use: str) -> None:
-    """Refuses a model that cannot serve as the base of what is counted or trained.
+    """Raises a ValueError if a model cannot be the base of what is counted or trained.
 
-    Args:
-        model: A causal language model.
-        use: What the base is for, as the start of a sentence ("Profiling").
-
-    Raises:
-        ValueError: If an adapter is attached and switched on, if the model has layers of PEFT or quantised layers that
-            are not of `bitsandbytes`, or if it is spread over several devices.
+    That is with an adapter switched on, layers of PEFT, weights quantised by others than `bitsandbytes`, or several
+    devices. `use` is what the base is for, as the start of a sentence ("Profiling").
     """
     adapter: Any = getattr(model, "ssetools_adapter", None)
     kind = quantization_of(model)
     if adapter is not None and adapter.active:
-        raise InvalidInput(
-            f"{use} needs the base model, and an adapter is attached to it: detach() it first, or use "
-            "`with adapter.switched_off():`."
-        )
+        raise InvalidInput(f"{use} needs the base, and an adapter is attached to it: detach() or switched_off() it.")
     if adapter is None and getattr(model, "peft_config", None):
         raise InvalidInput(
             f"{use} needs a base model, and this one carries a PEFT adapter. Take it off (`peft_model.unload()`), or merge "
@@ -173,8 +162,7 @@ def check_base_model(model: nn.Module, use: str) -> None:
         )
     if kind and kind not in _QUANTIZED:
         raise InvalidInput(f"{use} cannot read weights in {kind}: load the 16-bit model that this one was made from.")
-    if any(p.device.type != "meta" for p in model.parameters()):  # else it is planned for, without data
-        _check_one_device(model)
+    _check_one_device(model)
 
 
 def int8_scales(module: nn.Module) -> torch.Tensor:
@@ -185,11 +173,7 @@ def int8_scales(module: nn.Module) -> torch.Tensor:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """Returns the model without its language-model head.
-
-    Raises:
-        ValueError: For a `PeftModel`, and for a model that has no such part.
-    """
+    """Returns the model without its head; a ValueError for a `PeftModel`, and for a model that has no such part."""
     if hasattr(model, "get_base_model"):
         raise InvalidInput(
             f"This is a {type(model).__name__} around a model. To score it with its LoRA or IA3 adapter, pass "
@@ -205,20 +189,13 @@ def body_of(model: nn.Module) -> nn.Module:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Returns the layers of a model's text decoder, first to last.
-
-    Raises:
-        ValueError: If the model has no list of layers under a known name.
-    """
+    """Returns the layers of a model's text decoder, first to last; a ValueError if they have no known name."""
     body: Any = body_of(model)
     decoder = body.get_decoder() if hasattr(body, "get_decoder") else body
     for name, child in decoder.named_children():
         if name in _LAYER_LISTS and isinstance(child, nn.ModuleList):
             return list(child)
-    raise InvalidInput(
-        f"No decoder layers found in {type(model).__name__}: {type(decoder).__name__} has no list of modules called "
-        f"{' or '.join(_LAYER_LISTS)}. Open an issue with the output of print(model)."
-    )
+    raise InvalidInput(f"No decoder layers found in {type(model).__name__}: open an issue that shows print(model).")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -237,10 +214,8 @@ def num_parameters(model: nn.Module) -> int:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Puts the model into the one mode in which ssetools counts, trains and scores, and restores the old one.
 
-    Dropout is off. On a CPU `bitsandbytes` computes differently in `train()` (weights dequantised, activations
-    exact) and `eval()` (activations rounded to int8 too, and half as fast), so numbers from the two do not compare; and
-    in `eval()` it may repack 4-bit weights, through which no gradient flows. Here its layers always compute as in
-    `train()`. On CUDA both modes compute the same.
+    Dropout is off, and layers of `bitsandbytes` compute as in `train()`. On a CPU their `eval()` rounds activations to
+    int8 too, is half as fast, and may repack 4-bit weights, through which no gradient flows. On CUDA both are the same.
     """
     before = {module: module.training for module in model.modules()}
     model.eval()
@@ -269,10 +244,7 @@ def choose_dtype(config: Any, device: str) -> torch.dtype:
     elif cpu_has_it:
         dtype, reason = torch.bfloat16, "this CPU has bfloat16 instructions"
     else:
-        dtype, reason = (
-            torch.float32,
-            "this CPU has no bfloat16 instructions, and emulating them is several times slower",
-        )
+        dtype, reason = torch.float32, "this CPU has no bfloat16 instructions, and emulating them is slow"
     _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.")
     return dtype
 
@@ -280,16 +252,6 @@ def choose_dtype(config: Any, device: str) -> torch.dtype:
 @functools.cache
 def _say_once(message: str) -> None:
     print(message, flush=True)
-
-
-def _copy_out_of_the_file(model: nn.Module) -> None:
-    """Copies embeddings and norms, which are views of the mapped checkpoint, into memory of their own.
-
-    As long as such a view exists, the whole file stays in memory, with the 16-bit weights of the 8-bit layers.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.is_floating_point():
-            tensor.data = tensor.data.clone()
 
 
 def _device(device_map: str | dict | None) -> str:
@@ -303,7 +265,7 @@ def _device(device_map: str | dict | None) -> str:
 
 
 def _check_one_device(model: nn.Module) -> None:
-    """Refuses offloaded layers and several devices: trained slices need a layer's weights on the device of its input."""
+    """Refuses offloaded layers and several devices: slices need a layer's weights on the device of its input."""
     devices = sorted({str(tensor.device) for tensor in model.parameters()})
     # Without accelerate's hooks, a model on "meta" was built without data, to plan its memory.
     offloaded = devices == ["meta"] and any(hasattr(module, "_hf_hook") for module in model.modules())
@@ -314,33 +276,19 @@ def _check_one_device(model: nn.Module) -> None:
         )
 
 
-def _first_lines(error: Exception) -> str:
-    """Returns the first two lines of an error's message: the second often has the remedy."""
-    return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
-
-
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Returns a floating-point dtype by its name.
-
-    Raises:
-        ValueError: If there is no such dtype.
-    """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    """Returns a floating-point dtype by its name; a ValueError if there is no such dtype."""
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise InvalidInput(f"Unknown dtype {dtype!r}: use float32, bfloat16 or float16.")
-    return found
+    return named
 
 
 def model_revision(name: str, config: Any = None) -> str | None:
-    """Returns an identifier of a model's state, without loading its weights.
+    """Returns an identifier of a model's state, without loading its weights; None if none is known.
 
-    Args:
-        name: Embedded name, hub id or local folder.
-        config: The model's transformers config, where it is loaded already.
-
-    Returns:
-        The hub's commit, the digest of the embedded file, or a digest of a local folder's config and of samples of its
-        weight files; None if none is known.
+    That is the hub's commit, the digest of the embedded file, or a digest of a local folder's config and of samples of
+    its weight files. `config` is the model's transformers config, where it is loaded already.
     """
     if name == EMBEDDED_MODEL:
         return GGUF_SHA256
@@ -350,23 +298,21 @@ def model_revision(name: str, config: Any = None) -> str | None:
         hub_reachable()  # without a network the libraries ask their caches, and do not retry for half a minute
         config = transformers.AutoConfig.from_pretrained(name)
     commit = getattr(config, "_commit_hash", None)
-    if commit or not Path(name).is_dir():
-        return commit
-    return digest_of_files(Path(name))
+    return digest_of_files(Path(name)) if not commit and Path(name).is_dir() else commit
 
 
 def _digest_of_weights(name: str, config: Any) -> str | None:
     """Returns the `digest_of_weights` of a local folder, or of a hub model in the hub's cache; None if not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = Path(name) / "config.json"
-    if not found.is_file():
-        found = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
-    return digest_of_weights(Path(found).parent) if isinstance(found, str | Path) else None
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        path = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+    return digest_of_weights(Path(path).parent) if isinstance(path, str | Path) else None
 
 
 def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
-    """Compares the model that a file was made for with another one.
+    """Says in what another model differs from the one that a file was made for ("model 'a', not 'b'"), or None.
 
     Equal weights are the same model, whatever its folder, files and revision are called. The revision decides where the
     weights of one of the two are unknown, and the name where nothing else is known.
@@ -374,9 +320,6 @@ def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> st
     Args:
         recorded: `model`, `revision` and `weights` of the file, as far as they are known.
         source: Those of the model at hand, from `model_source`.
-
-    Returns:
-        What differs, with both values ("model 'a', not 'b'"); None if it is the same model.
     """
     revisions = recorded.get("revision"), source.get("revision")
     if revisions[0] and revisions[0] == revisions[1]:
@@ -399,10 +342,7 @@ def is_sharded(model: nn.Module) -> bool:
 def load_sharded(
     name: str, load_in_8bit: bool = False, dtype: torch.dtype | str | None = None
 ) -> tuple[nn.Module, Any]:
-    """Loads a model into main memory, in every process, and spreads it: see `load_model` and `shard_model`.
-
-    Returns:
-        `(model, tokenizer)`.
+    """Returns `load_model`'s model, spread over all processes by `shard_model`, and tokenizer.
 
     Raises:
         ValueError: For an 8-bit base, or a single process.
@@ -413,18 +353,11 @@ def load_sharded(
 
 
 def shard_model(model: nn.Module) -> nn.Module:
-    """Spreads the weights of a frozen model over all processes (FSDP), for models that fit no single device.
+    """Spreads the frozen weights of a 16- or 32-bit model, the same in all processes, over them (FSDP); returns it.
 
-    Each process keeps 1/processes of the weights; it gathers embeddings, final norm and head for the duration of a step,
-    and each layer while it computes. Trained parameters stay whole in every process. All processes must make the same
-    number of forward passes (`processes.in_step`).
-
-    Args:
-        model: A causal language model in 16 or 32 bits, the same in all processes, nothing attached. `finetune` and
-            `profile_languages` take it afterwards; saved adapters are the same as those of a whole model.
-
-    Returns:
-        The model.
+    Each process keeps 1/processes of the weights; it gathers embeddings, final norm and head for the duration of a
+    step, and each layer while it computes. What is attached later stays whole in every process. All processes must make
+    the same number of forward passes (`processes.in_step`).
 
     Raises:
         ValueError: For a quantised base, or a single process.
@@ -437,8 +370,8 @@ def shard_model(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
-    # The loss reads the head's weight after the body has run, and never calls the head. So the head is gathered with the
-    # body, although it is not part of it. A tied head shares its weight with the embeddings, which are part of the body.
+    # The loss reads the head's weight after the body has run, and never calls the head: so it is gathered with the body,
+    # of which it is no part. A tied head shares its weight with the embeddings, which are.
     body: Any = body_of(model)
     body.head_gathered_here = cast(Any, model).get_output_embeddings()
     fully_shard(body, mesh=mesh, reshard_after_forward=False)

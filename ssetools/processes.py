@@ -72,10 +72,6 @@ def in_step(items: Iterable, together: bool) -> Iterator:
     """Yields this process's items; with `together`, then None for as long as another process still has some.
 
     All processes gather the layers of a sharded model in each forward pass, so none may make fewer passes than another.
-
-    Args:
-        items: This process's share of the work.
-        together: Whether all processes have to make equally many rounds.
     """
     items = iter(items)
     while True:

@@ -7,6 +7,7 @@ no other module depends on the family.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,20 +33,7 @@ _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "gelu_impl", "activation"
 _SILU_IN_FORWARD = ("Lfm2MLP", "Lfm3MLP")  # these call F.silu and have no activation module
 _EXPERT_NAMES = ("experts", "block_sparse_moe", "shared_expert")
 # For these the sign of the activation is the sign of its input, so counting need not compute them.
-_SIGN_KEEPING = [
-    "SiLU",
-    "SiLUActivation",
-    "GELU",
-    "GELUActivation",
-    "GELUTanh",
-    "NewGELUActivation",
-    "FastGELUActivation",
-    "PytorchGELUTanh",
-    "QuickGELUActivation",
-    "AccurateGELUActivation",
-    "BloomGelu",
-    "ReLU",
-]
+_SIGN_KEEPING = re.compile(r"\w*(SiLU|GELU|Gelu)\w*|ReLU")
 
 
 @dataclass(frozen=True)
@@ -87,15 +75,12 @@ class Projection:
     def take(self, matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """Takes some neurons out of a matrix of the weight's shape: [k, hidden], one row a neuron, on the CPU.
 
-        Raises:
-            ValueError: If the matrix has another shape, as the packed weights of a 4-bit layer have.
+        A ValueError if the matrix has another shape, as the packed weights of a 4-bit layer have.
         """
         if matrix.ndim != 2 or matrix.shape[self.weight_axis] != self.width:
-            raise InvalidInput(
-                f"The 4-bit weights of {self.path} cannot be read by neuron: load the model in 8 or 16 bits."
-            )
-        found = matrix.index_select(self.weight_axis, (neurons + self.offset).to(matrix.device))
-        return (found.T if self.weight_axis else found).cpu()
+            raise InvalidInput(f"The 4-bit weights of {self.path} cannot be read by neuron: load 8 or 16 bits.")
+        slices = matrix.index_select(self.weight_axis, (neurons + self.offset).to(matrix.device))
+        return (slices.T if self.weight_axis else slices).cpu()
 
     def add_to_weight(self, neurons: torch.Tensor, delta: torch.Tensor) -> None:
         """Adds a slice in place: `delta` is [k, hidden] for gate and up, [hidden, k] for down."""
@@ -177,14 +162,14 @@ def find_ffn_blocks(model: nn.Module) -> list[FFNBlock]:
         )
     blocks = []
     for number, layer in enumerate(layers):
-        found = [_block(paths[x], x, *layout) for x in layer.modules() if (layout := _layout_of(x))]
-        if len(found) != 1:
+        in_layer = [_block(paths[x], x, *layout) for x in layer.modules() if (layout := _layout_of(x))]
+        if len(in_layer) != 1:
             raise InvalidInput(
-                f"No FFN neurons found in {family}: layer {number} ({paths[layer]}) has {len(found)} FFNs of a known layout, "
+                f"No FFN neurons found in {family}: layer {number} ({paths[layer]}) has {len(in_layer)} FFNs of a known layout, "
                 f"and needs one. ssetools knows {', '.join('/'.join(dict.fromkeys([*x.values(), y])) for x, y in _LAYOUTS)}. "
                 'The methods "full" and "ia3" need no neurons.'
             )
-        blocks += found
+        blocks += in_layer
     widths = sorted({(block.num_neurons, block.hidden_size) for block in blocks})
     if len(widths) > 1:
         raise InvalidInput(
@@ -227,9 +212,7 @@ def _activation(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | N
         return None
     if getattr(module, "activation_sparsity", 0):  # Gemma 3n: only the largest pre-activations of a token pass
         return cast(Any, module)._gaussian_topk
-    found = next((getattr(module, n) for n in _ACTIVATION_NAMES if callable(getattr(module, n, None))), None)
-    if found is None:
-        raise InvalidInput(
-            f"No activation function found in {type(module).__name__} (tried {', '.join(_ACTIVATION_NAMES)})."
-        )
-    return None if type(found).__name__ in _SIGN_KEEPING else found
+    function = next((getattr(module, n) for n in _ACTIVATION_NAMES if callable(getattr(module, n, None))), None)
+    if function is None:
+        raise InvalidInput(f"No activation function found in {type(module).__name__} under {_ACTIVATION_NAMES}.")
+    return None if _SIGN_KEEPING.fullmatch(type(function).__name__) else function

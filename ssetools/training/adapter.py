@@ -1,21 +1,31 @@
-"""What all trained adapters have in common: scale, switching off, merging, saving and loading."""
+"""What all trained adapters have in common: scale, switching off, merging, saving, loading and exporting as LoRA."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from ssetools.errors import InvalidInput
-from ssetools.files import read_json, save_tensors, write_json
-from ssetools.lora_files import LoraPairs, write_gguf_lora, write_peft
+from ssetools.errors import InvalidInput, MissingPackage
+from ssetools.files import atomic_write, read_json, save_tensors, write_json
 from ssetools.models import check_base_model, decoder_layers, model_mismatch, model_source, quantization_of
+
+LoraPairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""A [rank, inputs] and B [outputs, rank] by the path of the module, to whose weight `B @ A` is added."""
+
+UNIFORM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that servers such as vLLM compile for; they read one rank and one alpha for all modules of an adapter."""
+
+_GGUF_FAMILIES = {"mistral": "llama", "gpt_neox": "gptneox", "cohere": "command-r", "gemma3_text": "gemma3"}
+"""Names that llama.cpp gives to families, where they are not transformers' own."""
 
 
 class Adapter(nn.Module):
@@ -33,6 +43,7 @@ class Adapter(nn.Module):
 
     format = ""
     _beside_the_weights = True  # so that the model's own weights are the base's
+    _is_submodule = False  # of the model: only if its parameters are not in the model already
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -48,8 +59,7 @@ class Adapter(nn.Module):
 
     def _register(self) -> None:
         model: Any = self.model
-        # Not as a submodule, unless its parameters are not in the model already: see Subnetwork.
-        object.__setattr__(model, "ssetools_adapter", self)
+        (setattr if self._is_submodule else object.__setattr__)(model, "ssetools_adapter", self)
         if self._beside_the_weights:
             model.save_pretrained = self._save_in_place_of_model
             model._hf_peft_config_loaded = True  # Trainer trains a quantised model only if it sees an adapter
@@ -57,11 +67,7 @@ class Adapter(nn.Module):
 
     @staticmethod
     def attached_to(model: nn.Module) -> Adapter:
-        """Returns the adapter attached to `model`.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """Returns the adapter attached to `model`; a ValueError if there is none."""
         adapter = getattr(model, "ssetools_adapter", None)
         if adapter is None:
             raise InvalidInput("No adapter is attached to this model: attach, load or finetune first.")
@@ -97,11 +103,7 @@ class Adapter(nn.Module):
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[nn.Module]:
-        """Gives the base model, exactly, for the length of a `with` block.
-
-        Raises:
-            ValueError: If the adapter was taken off the model.
-        """
+        """Gives the base model, exactly, for a `with` block; a ValueError if the adapter was taken off the model."""
         self.check_attached()
         before, self.active = self.active, False
         self._set_factor(0.0)
@@ -124,10 +126,7 @@ class Adapter(nn.Module):
         return self.model
 
     def merge(self) -> nn.Module:
-        """Adds the trained change, times `scale`, to the weights of a 16- or 32-bit base and detaches.
-
-        Returns:
-            The model.
+        """Adds the trained change, times `scale`, to the weights of a 16- or 32-bit base and detaches. Returns the model.
 
         Raises:
             ValueError: For a quantised base, or when the adapter is off the model, as after a merge.
@@ -135,8 +134,8 @@ class Adapter(nn.Module):
         self.check_attached()
         if kind := quantization_of(self.model):
             raise InvalidInput(
-                f"Merged into {kind} weights, {self._lost_in(kind)}: {kind} steps are coarse beside a trained change. Load "
-                "the 16-bit base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
+                f"Merged into {kind} weights, what was trained would be rounded: {kind} steps are coarse beside it. Load the "
+                "16-bit base with load_in_8bit=False, load_adapter(folder, model), and merge there (`ssetools merge`)."
             )
         self._set_factor(self.scale)
         self._merge()
@@ -174,12 +173,11 @@ class Adapter(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module) -> Adapter:
-        """Attaches a saved adapter to `model`, at the scale at which it was saved.
+        """Attaches a saved adapter to `model`, 8-bit or not, at the scale at which it was saved.
 
         Raises:
             FileNotFoundError: If `folder` holds no adapter.
-            ValueError: If the adapter is of another format, or was trained for another model or revision. 8-bit or not
-                is free to differ where the method allows it.
+            ValueError: If the adapter is of another format, or was trained for another model or revision.
         """
         about = adapter_facts(folder)
         if about["format"] != cls.format:
@@ -201,19 +199,80 @@ class Adapter(nn.Module):
         Raises:
             ValueError: If the method has no such form, or a layer needs a higher rank than the largest uniform one.
         """
-        pairs = self._lora_pairs()
-        transposed = any(_is_conv1d(self.model.get_submodule(path)) for path in pairs)
-        return write_peft(pairs, folder, model_source(self.model)["model"], uniform_rank, transposed)
+        from peft import LoraConfig
+
+        pairs = dict(self._lora_pairs())
+        ranks = {path: len(a) for path, (a, _) in pairs.items()}
+        rank = _uniform_rank(ranks) if uniform_rank else max(ranks.values())
+        if uniform_rank:
+            for path, (a, b) in pairs.items():
+                pairs[path] = F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - b.shape[1]))
+        patterns = {} if uniform_rank or set(ranks.values()) == {rank} else ranks
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank,  # scaling 1
+            target_modules=sorted(ranks),
+            fan_in_fan_out=any(_is_conv1d(self.model.get_submodule(path)) for path in pairs),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=model_source(self.model)["model"],
+            inference_mode=True,
+            rank_pattern=patterns,
+            alpha_pattern=dict(patterns),
+        )
+        tensors = {
+            f"base_model.model.{path}.lora_{half}.weight": tensor
+            for path, pair in pairs.items()
+            for half, tensor in zip("AB", pair, strict=True)
+        }
+        with atomic_write(folder) as scratch:
+            scratch.mkdir()
+            config.save_pretrained(str(scratch))
+            save_tensors(scratch / "adapter_model.safetensors", tensors, {"format": "pt"})
+        return Path(folder)
 
     def to_gguf_lora(self, path: str | Path) -> Path:
         """Writes the same function, scale included, as a GGUF adapter, which llama.cpp loads beside the base in GGUF.
 
+        Numbers are float16. llama.cpp reads each module's rank off its tensors and scales by alpha / rank, or not at
+        all where alpha is 0. So alpha is 0, and every module has a rank of its own.
+
+        Args:
+            path: File to write.
+
         Raises:
-            ValueError: If the method has no such form, or llama.cpp does not know the family.
+            ModuleNotFoundError: If the package `gguf` is not installed.
+            ValueError: If the method has no such form, or llama.cpp has no name for the family or one of its modules.
         """
-        config: Any = self.model.config
-        layers = len(decoder_layers(self.model))
-        return write_gguf_lora(self._lora_pairs(), path, config.get_text_config().model_type, layers)
+        try:
+            import gguf
+        except ModuleNotFoundError as error:
+            raise MissingPackage('GGUF needs the package "gguf": pip install "ssetools[embedded]"') from error
+
+        pairs, config = self._lora_pairs(), cast(Any, self.model.config)
+        family = config.get_text_config().model_type
+        name = _GGUF_FAMILIES.get(family, family)
+        known = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
+        if name not in known:
+            raise InvalidInput(
+                f"llama.cpp has no model family {name!r} ({family}): export with --format peft or merged."
+            )
+        names = gguf.get_tensor_name_map(known[name], len(decoder_layers(self.model)))
+        with atomic_write(path) as scratch:
+            writer = gguf.GGUFWriter(scratch, name)
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+            for module, pair in pairs.items():
+                tensor = names.get_name(re.sub("(language|text)_model\\.", "", module))  # of a multimodal wrapper
+                if tensor is None:
+                    raise InvalidInput(f"llama.cpp has no name for {module} of {family}: export as peft or merged.")
+                for half, values in zip("ab", pair, strict=True):
+                    writer.add_tensor(f"{tensor}.weight.lora_{half}", values.contiguous().half().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        return Path(path)
 
     # --- what the training loop calls; most methods have nothing to do here ---
 
@@ -242,9 +301,6 @@ class Adapter(nn.Module):
     def _merge(self) -> None:
         raise NotImplementedError
 
-    def _lost_in(self, kind: str) -> str:
-        return "what was trained would be rounded"
-
     def _lora_pairs(self) -> LoraPairs:
         raise InvalidInput(f"{type(self).__name__} cannot be written as LoRA: merge() it (`--format merged`).")
 
@@ -257,11 +313,7 @@ class Adapter(nn.Module):
 
 
 def adapter_facts(folder: str | Path) -> dict[str, Any]:
-    """Reads `adapter.json`.
-
-    Raises:
-        FileNotFoundError: If `folder` holds no adapter.
-    """
+    """Reads `adapter.json`; a FileNotFoundError if `folder` holds no adapter."""
     path = Path(folder) / "adapter.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter in {folder}: {path} does not exist.")
@@ -269,16 +321,22 @@ def adapter_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def check_scale(value: Any) -> float:
-    """Returns a scale as a float.
-
-    Raises:
-        ValueError: If it is negative, not finite or not a number.
-    """
+    """Returns a scale as a float; a ValueError if it is negative, not finite or not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InvalidInput(
-            f'scale is a number from 0 (the base) on, 1 as trained, or "auto" in finetune; got {value!r}.'
-        )
+        raise InvalidInput(f'scale is a number from 0 (the base) on, or "auto" in finetune; got {value!r}.')
     return float(value)
+
+
+def _uniform_rank(ranks: Mapping[str, int]) -> int:
+    widest = max(ranks, key=ranks.__getitem__)
+    if ranks[widest] > UNIFORM_RANKS[-1]:
+        raise InvalidInput(
+            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and vLLM takes no rank above "
+            f"{UNIFORM_RANKS[-1]} ({sum(rank > UNIFORM_RANKS[-1] for rank in ranks.values())} of {len(ranks)} modules "
+            "need more). Export without a uniform rank (PEFT reads one for each module), merge into the "
+            "16-bit model, or train fewer neurons in a layer (a lower top_rate)."
+        )
+    return next(rank for rank in UNIFORM_RANKS if rank >= ranks[widest])
 
 
 def _is_conv1d(module: Any) -> bool:

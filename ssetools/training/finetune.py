@@ -81,11 +81,11 @@ def finetune(
             control `neurons.random_like("yo")`, with "subnetwork".
         validation_texts: Documents for choosing the best weights; none keeps the last.
         run_dir: Folder for `adapter.safetensors`, `adapter.json` and `log.csv`, and `scales.json` with "auto". A run
-            killed at any step resumes from its last checkpoint there, to the same final weights as an uninterrupted one.
+            killed at any step resumes from its last checkpoint there, to the same weights as an uninterrupted one.
         facts: JSON-able facts for adapter.json, such as language and corpus; "method" replaces the name above.
         scale: `adapter.scale` after training: a number, or "auto" to let `choose_scale` find it.
-        retention_texts: Documents by language, for "auto": what the model has to keep, such as validation text in English
-            and other well-served languages.
+        retention_texts: Documents by language, for "auto": what the model has to keep, such as validation text in
+            English and other well-served languages.
         **settings: Fields of `TrainingSettings`.
 
     Returns:
@@ -127,18 +127,9 @@ def finetune(
     except BaseException:
         adapter.detach()
         raise
-    result = TrainingResult(
-        adapter,
-        method,
-        training,
-        run.history,
-        run.best_step,
-        tokens=run.history[-1]["tokens"],
-        seconds=time.monotonic() - began,
-        peak_memory_gib=peak_memory_gib(),
-        optimizer_bytes=run.optimizer_bytes(),
-        curve=curve,
-    )
+    costs = (time.monotonic() - began, peak_memory_gib(), run.optimizer_bytes())
+    tokens = run.history[-1]["tokens"]
+    result = TrainingResult(adapter, method, training, run.history, run.best_step, tokens, *costs, curve)
     if run_dir and processes.is_main():
         if curve:
             write_json(Path(run_dir) / "scales.json", curve)
@@ -171,9 +162,8 @@ def choose_scale(
 ) -> list[dict[str, Any]]:
     """Sets the scale with the lowest validation loss that keeps the other languages, by forward passes alone.
 
-    Every text is scored on its own, after BOS. Among the scales at which the losses in the other languages rise by at
-    most `mean_limit` on average and `worst_limit` at worst, the one with the lowest validation loss is set; the base,
-    scale 0, is one of them. What was chosen, and what full scale would do, is printed.
+    Every text is scored on its own, after BOS. Of the scales within the limits the one with the lowest validation loss is
+    set; the base, scale 0, is one of them. What was chosen, and what full scale would do, is printed.
 
     Args:
         adapter: A trained adapter, attached.
@@ -195,8 +185,8 @@ def choose_scale(
     adapter.check_attached()
     texts = {"": validation_texts, **retention_texts}
     windows = {
-        lang: _scorable([x for t in texts[lang] if t.strip() for x in pack_tokens(tokenizer, [t], window)])
-        for lang in texts
+        lang: _scorable([x for text in own if text.strip() for x in pack_tokens(tokenizer, [text], window)])
+        for lang, own in texts.items()
     }
     curve: list[dict[str, Any]] = []
     base: dict[str, float] = {}
@@ -213,7 +203,7 @@ def choose_scale(
             curve.append(row)
     adapter.scale = best_scale(curve)
     if processes.is_main():
-        print(_said(curve, adapter.scale), flush=True)
+        print(_explanation(curve, adapter.scale), flush=True)
     return curve
 
 
@@ -222,30 +212,30 @@ def best_scale(curve: Sequence[Mapping[str, Any]]) -> float:
     return min((row for row in curve if row["within_limits"]), key=lambda row: row["validation_loss"])["scale"]
 
 
-def _said(curve: Sequence[Mapping[str, Any]], scale: float) -> str:
+def _explanation(curve: Sequence[Mapping[str, Any]], scale: float) -> str:
     """Says in words what was chosen, and what the largest scale would gain and cost."""
-    found = {}
+    sentences = {}
     for row in curve:
         worst = max(row["retention_changes"], key=row["retention_changes"].__getitem__)
-        found[row["scale"]] = (
+        sentences[row["scale"]] = (
             f"cale {row['scale']:g}: validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other "
             f"languages {row['mean_change']:+.1%} on average and {row['worst_change']:+.1%} at worst ({worst})."
         )
-    full = max(found)
+    chosen, full = f"S{sentences[scale]}", f"At s{sentences[max(sentences)]}"
     if scale == 0:
-        return (
+        chosen = (
             "Scale 0, the base: no larger scale lowers the validation loss and keeps the other languages within the "
-            f"limits. Train at a lower learning rate, or give a number as scale. At s{found[full]}"
+            "limits. Train at a lower learning rate, or give a number as scale."
         )
-    return f"S{found[scale]}" + ("" if scale == full else f" At s{found[full]}")
+    return chosen if scale == max(sentences) else f"{chosen} {full}"
 
 
 def _scorable(windows: list[torch.Tensor]) -> list[torch.Tensor]:
     """Leaves out windows of one token, in which no token is predicted."""
-    found = [window for window in windows if len(window) > 1]
-    if not found:
+    scorable = [window for window in windows if len(window) > 1]
+    if not scorable:
         raise InvalidInput("The validation text has no token to predict: give more of it, or none.")
-    return found
+    return scorable
 
 
 def reset_peak_memory() -> None:
@@ -289,12 +279,12 @@ def _num_steps(windows: int, settings: TrainingSettings) -> int:
     steps = max(1, min(windows * settings.epochs, max(1, budget)) // per_step)
     have, trained = windows * settings.epochs * settings.window, steps * per_step * settings.window
     if have < max(trained, budget * settings.window) and processes.is_main():
-        passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
-        said = f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
+        outcome = f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
         if have < trained:
-            said = (
+            outcome = (
                 f"one step takes {trained:,}, so it is gone over again to fill it. A smaller batch would not need to."
             )
+        passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
         asked = f"{settings.max_tokens:,} were asked for"
-        print(f"The training text has {have:,} tokens ({passes}), and {asked}: {said}", flush=True)
+        print(f"The training text has {have:,} tokens ({passes}), and {asked}: {outcome}", flush=True)
     return steps

@@ -30,15 +30,7 @@ from ssetools.training.subnetwork import Subnetwork
 
 _FLOAT16_SCALE = 1024
 _CHECKPOINT = "checkpoint.pt"
-_LOG_COLUMNS: tuple[str, ...] = (
-    "step",
-    "tokens",
-    "loss",
-    "validation_loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-)
+_LOG_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -46,24 +38,22 @@ class TrainingSettings:
     """What a run is: change one of these and it is another run.
 
     Attributes:
-        learning_rate: Peak rate of AdamW, None for the method's own; warm-up over `warmup` of the steps, then cosine
-            decay to zero.
-        max_tokens: Training stops after this many tokens, or after `epochs`, whichever is first; in whole steps, of
-            which there is at least one.
+        learning_rate: Peak rate of AdamW, None for the method's own; linear warm-up, then cosine decay to zero.
+        max_tokens: Training stops after this many tokens or after `epochs`, in whole steps and at least one.
         epochs: Passes over the text.
         batch_size: Windows per forward pass.
         gradient_accumulation: Forward passes per optimiser step.
         window: Tokens per window, BOS included.
-        warmup: Share of the steps.
-        weight_decay: AdamW's; pulls what is trained to zero: deltas and LoRA, and with them the weights to their
-            pretrained values; but whole weights ("ffn", "full") and IA3's factors, which start at 1, as well.
+        warmup: Share of the steps in which the rate rises.
+        weight_decay: AdamW's; pulls deltas and LoRA to zero, and with them the weights to their pretrained values, but
+            whole weights ("ffn", "full") and IA3's factors, which start at 1, to zero as well.
         clip: Largest norm of the gradient.
         validate_every: Steps between validations; the best weights seen are the ones kept.
         checkpoint_every: Steps between checkpoints.
         seed: Order of the windows.
         optimizer: "adamw", or "adamw8bit" (bitsandbytes: a quarter of the state, rounded).
-        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass:
-            over a frozen base half as much work again, for a fraction of the memory that grows with batch and window.
+        checkpoint_activations: Keep only what enters each layer and compute the rest again in the backward pass: half
+            as much work again, for a fraction of the memory that grows with batch and window.
     """
 
     learning_rate: float | None = None
@@ -82,9 +72,9 @@ class TrainingSettings:
     checkpoint_activations: bool = False
 
     def __post_init__(self):
-        least = dict.fromkeys(("max_tokens", "epochs", "batch_size", "gradient_accumulation"), 1)
-        least |= {"window": 2, "validate_every": 1, "checkpoint_every": 1}
-        for name, minimum in least.items():
+        counts = ("max_tokens", "epochs", "batch_size", "gradient_accumulation", "validate_every", "checkpoint_every")
+        for name in (*counts, "window"):
+            minimum = 2 if name == "window" else 1
             if getattr(self, name) < minimum:
                 raise InvalidInput(f"{name} is a whole number from {minimum} on; got {getattr(self, name)!r}.")
         if self.optimizer not in ("adamw", "adamw8bit"):
@@ -95,15 +85,18 @@ class TrainingSettings:
         return self if self.learning_rate is not None else replace(self, learning_rate=METHODS[method].learning_rate)
 
 
-def _rate(step: int, warmup: int, steps: int) -> float:
-    """Share of the peak rate at a step counted from 0: linear warm-up, whose first step already moves, then cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 class Run:
-    """The state of one run, and its loop."""
+    """The state of one run, and its loop.
+
+    Args:
+        adapter: What is trained, attached.
+        windows: Training windows.
+        validation: Windows by whose loss the best weights are chosen; none keeps the last.
+        steps: Optimiser steps in all.
+        settings: With a learning rate.
+        run_dir: Folder of the log, and of the checkpoint from which an interrupted run resumes; None writes nothing.
+        method: Its name.
+    """
 
     def __init__(
         self,
@@ -127,7 +120,12 @@ class Run:
         # In a mean over a thousand tokens, gradients fall below what float16 can hold.
         self.gradient_scale = _FLOAT16_SCALE if model_source(model)["dtype"] == "float16" else 1
         warmup = max(1, round(settings.warmup * steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, warmup, steps))
+
+        def share_of_peak(step: int) -> float:  # from 0; the first step already moves
+            cosine = math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+            return (step + 1) / warmup if step < warmup else 0.5 * (1 + cosine)
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share_of_peak)
         self.step, self.best, self.best_step, self.best_loss = 0, None, 0, math.inf
         self.history: list[dict[str, Any]] = []
         self._order = -1, torch.empty(0)
@@ -172,10 +170,10 @@ class Run:
                     _write_log(self.folder / "log.csv", "a", [row])
                     if self.step % settings.checkpoint_every == 0:
                         self._save(self.folder / _CHECKPOINT)
-        if self.best is not None:
-            self.adapter.load_state_dict(self.best)
-        else:
+        if self.best is None:
             self.best_step = self.step
+        else:
+            self.adapter.load_state_dict(self.best)
         self.adapter.dropout(False)
 
     def _one_step(self) -> dict[str, Any]:
@@ -183,10 +181,10 @@ class Run:
         mine = settings.batch_size * settings.gradient_accumulation
         per_step = mine * processes.count()
         first = self.step * per_step + processes.rank() * mine
-        chosen = [self._window_at(i) for i in range(first, first + mine)]
+        windows = torch.stack([self._window_at(i) for i in range(first, first + mine)])
         loss = 0.0
         self.adapter.dropout(True)
-        for batch in torch.stack(chosen).split(settings.batch_size):
+        for batch in windows.split(settings.batch_size):
             part = chunked_loss(self.adapter.model, batch.to(self.device)) / settings.gradient_accumulation
             (part * self.gradient_scale).backward()
             self.adapter.collect_gradients()
@@ -266,7 +264,7 @@ class Run:
         print(f"Resuming the run in {path.parent} at step {self.step} of {self.steps}.", flush=True)
 
     def optimizer_bytes(self) -> int:
-        """Returns the size of the state that the optimiser keeps for the trained numbers."""
+        """Returns the size of the optimiser's state."""
         tensors = [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())  # tables are shared
 
@@ -278,19 +276,16 @@ class Run:
 
 def _write_log(path: Path, mode: str, rows: Sequence[dict[str, Any]]) -> None:
     with open(path, mode, newline="") as file:
-        csv.DictWriter(file, _LOG_COLUMNS).writerows(rows)
+        csv.DictWriter(file, [*_LOG_COLUMNS]).writerows(rows)
 
 
 def mean_loss(model: nn.Module, windows: Sequence[torch.Tensor], batch_tokens: int) -> float:
-    """Scores windows, which the processes share out, in the mode of `evaluation_mode`.
+    """Returns the mean loss in nats over all tokens but the first of each window, which the processes share out.
 
     Args:
-        model: A causal language model.
+        model: A causal language model, in `evaluation_mode`.
         windows: LongTensors [tokens], each of at least two tokens.
         batch_tokens: Tokens of a forward pass at most, with the padding after shorter windows, which changes no loss.
-
-    Returns:
-        The mean loss in nats over all tokens but the first of each window.
     """
     windows, batches = sorted(windows, key=len, reverse=True), []
     while windows:
@@ -317,14 +312,7 @@ def _exact(numbers: float | list[float], device: torch.device) -> torch.Tensor:
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Makes an optimiser over float32 parameters.
-
-    Args:
-        name: "adamw" (8 bytes of state for each number), or "adamw8bit" (2 bytes; bitsandbytes, in blocks of 256;
-            tensors of fewer than 4,096 numbers keep 8 bytes).
-        parameters: What it moves.
-        learning_rate: Peak rate.
-        weight_decay: Decoupled, as AdamW's.
+    """Makes "adamw" (8 bytes of state for each number) or "adamw8bit" (bitsandbytes: 2 bytes, in large tensors).
 
     Raises:
         ValueError: For a device on which bitsandbytes has no 8-bit AdamW.
@@ -342,14 +330,10 @@ def make_optimizer(
 
 @contextlib.contextmanager
 def checkpointed_activations(model: nn.Module, active: bool = True) -> Iterator[None]:
-    """Keeps only what enters each layer during a `with` block; the backward pass computes the rest again.
+    """Keeps only what enters each layer during a `with` block, if `active`; the backward pass computes the rest again.
 
-    Works in evaluation mode, in which ssetools trains, and with 8-bit layers, whose inputs are kept by `bitsandbytes`
-    itself where autograd cannot drop them: so the layer runs without a graph at first (PyTorch's reentrant kind).
-
-    Args:
-        model: A causal language model, with whatever is trained attached.
-        active: False does nothing.
+    8-bit layers keep their inputs where autograd cannot drop them, so at first a layer runs without a graph (PyTorch's
+    reentrant kind).
     """
     layers: list[Any] = list(decoder_layers(model)) if active else []
     before = [layer.__dict__.get("forward") for layer in layers]  # accelerate puts one on a module, on several devices

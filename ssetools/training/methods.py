@@ -14,10 +14,9 @@ from torch import nn
 
 from ssetools.errors import InvalidInput
 from ssetools.files import atomic_write, load_tensors, readable, save_tensors
-from ssetools.lora_files import LoraPairs
 from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.training.adapter import Adapter, adapter_facts, copy_into
+from ssetools.training.adapter import Adapter, LoraPairs, adapter_facts, copy_into
 from ssetools.training.subnetwork import Subnetwork
 
 
@@ -58,29 +57,19 @@ METHODS = {
     "ffn": Method("all gate, up and down projections", 3e-5, _WEIGHT_RATES, on_8bit=False),
     "full": Method("all weights", 3e-5, _WEIGHT_RATES, on_8bit=False),
     "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, _NEURON_RATES),
-    "lora-equal": Method(
-        "LoRA with as many parameters as the language's neurons", 1e-4, _NEURON_RATES, needs_neurons=True
-    ),
+    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, _NEURON_RATES, True),
     "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (6.7e-4, 2e-3, 6e-3, 18e-3, 54e-3, 162e-3)),
 }
-"""The methods by name. Adapters train on an 8-bit base; "ffn" and "full" need the 16- or 32-bit one.
-
-"lape", "specific", "random" and "random-uniform" all train a subnetwork; the name says which neurons are selected.
-"""
+"""The methods by name. "lape", "specific", "random", "random-uniform" all train a subnetwork, of other neurons."""
 
 SELECTIONS = ("lape", "specific", "random")
 """Which neurons a subnetwork trains: by LAPE, by specificity, or as many others drawn at random as LAPE selects."""
 
 
 def method_with(method: str, selection: str) -> str:
-    """Returns the name of a run: a subnetwork ("lape" or "subnetwork") takes the name of its selection.
+    """Returns the name of a run: a subnetwork ("lape", "subnetwork") takes the name of its selection (`SELECTIONS`).
 
-    Args:
-        method: A name of `METHODS`. "random" and "random-uniform" stay: controls of the selection's neurons.
-        selection: A name of `SELECTIONS`.
-
-    Raises:
-        ValueError: For an unknown name.
+    "random" and "random-uniform" stay, as controls of the selection's neurons. A ValueError for an unknown name.
     """
     check_method(method)
     if selection not in SELECTIONS:
@@ -145,17 +134,11 @@ class WholeWeights(Adapter):
     _beside_the_weights = False
 
     def __init__(self, model: nn.Module, only_ffn: bool):
-        which = "ffn" if only_ffn else "full"
+        what = f"Method {'ffn' if only_ffn else 'full'!r} trains the weights themselves, and"
         if is_sharded(model):
-            raise InvalidInput(
-                f"Method {which!r} trains the weights themselves, and those of a sharded model are spread over processes, "
-                "which exchange only what is trained beside it: load the model whole."
-            )
+            raise InvalidInput(f"{what} those of a sharded model are spread over processes: load the model whole.")
         if kind := quantization_of(model):
-            raise InvalidInput(
-                f"Method {which!r} trains the weights themselves, and {kind} weights cannot be trained: load the model "
-                "with load_in_8bit=False."
-            )
+            raise InvalidInput(f"{what} {kind} weights cannot be trained: load the model with load_in_8bit=False.")
         super().__init__(model)
         self.only_ffn = only_ffn
         self._weights = dict(model.named_parameters())
@@ -186,9 +169,9 @@ class WholeWeights(Adapter):
         return next((before for mine, before in pairs if mine is weight), weight)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        found = super().load_state_dict(*args, **options)
+        keys = super().load_state_dict(*args, **options)
         self.publish()
-        return found
+        return keys
 
     def _set_factor(self, factor: float) -> None:
         for weight, before, master in zip(self._weights.values(), self._before, self.masters, strict=True):
@@ -226,13 +209,7 @@ RANK, ALPHA_OVER_RANK, DROPOUT = 32, 2, 0.1
 
 
 class PeftAdapter(Adapter):
-    """LoRA or IA3 of PEFT, on an 8-bit, 16-bit or 32-bit base.
-
-    A saved folder is a PEFT checkpoint of the adapter at scale 1; `to_peft` writes one at its scale.
-
-    Attributes:
-        kind: PEFT's name of the method: "LORA" or "IA3".
-    """
+    """LoRA or IA3 of PEFT (`kind`: "LORA", "IA3"). A saved folder is a PEFT checkpoint of it at scale 1."""
 
     format = "peft"
 
@@ -276,19 +253,13 @@ class PeftAdapter(Adapter):
 
     @classmethod
     def ia3(cls, model: nn.Module) -> PeftAdapter:
-        """Attaches IA3 to the modules that PEFT scales in this family.
-
-        Raises:
-            ValueError: If PEFT knows no modules for the family.
-        """
+        """Attaches IA3 to the modules that PEFT scales in this family; a ValueError if it knows none."""
         from peft import IA3Config
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
         family = cast(Any, model.config).model_type
         if family not in KNOWN:
-            raise InvalidInput(
-                f"PEFT knows no modules to scale with IA3 in {family!r} models; it knows {sorted(KNOWN)}."
-            )
+            raise InvalidInput(f"PEFT knows no modules for IA3 in {family!r} models, only in {sorted(KNOWN)}.")
         return cls(model, IA3Config(task_type="CAUSAL_LM"))
 
     def dropout(self, active: bool) -> None:
@@ -337,11 +308,12 @@ class PeftAdapter(Adapter):
     def _lora_pairs(self) -> LoraPairs:
         if self.kind != "LORA":
             return super()._lora_pairs()
+        pairs = {}
         with self._at(self.scale):
-            halves = (
-                (path, x, x.lora_A["default"].weight, x.lora_B["default"].weight) for path, x in self._layers().items()
-            )
-            return {path: (a.detach().cpu(), b.detach().cpu() * x.scaling["default"]) for path, x, a, b in halves}
+            for path, module in self._layers().items():
+                a, b = (half["default"].weight.detach().cpu() for half in (module.lora_A, module.lora_B))
+                pairs[path] = a, b * module.scaling["default"]
+        return pairs
 
     def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
         if self.kind == "LORA":
@@ -371,13 +343,13 @@ class PeftAdapter(Adapter):
         config.base_model_name_or_path = None  # the name was compared already
         adapter = cls(model, config)
         tensors, _ = load_tensors(folder / "adapter_model.safetensors", "a PEFT adapter")
-        found = set_peft_model_state_dict(adapter.wrapped, tensors)
-        lacking = [name for name in found.missing_keys if "lora_" in name or "ia3_" in name]
-        if lacking or found.unexpected_keys:
+        keys = set_peft_model_state_dict(adapter.wrapped, tensors)
+        missing = [name for name in keys.missing_keys if "lora_" in name or "ia3_" in name]
+        if missing or keys.unexpected_keys:
             adapter.detach()
             raise InvalidInput(
-                f"{folder} does not fit the modules of this model ({len(lacking)} trained tensors are missing and "
-                f"{len(found.unexpected_keys)} have no place, such as {[*lacking, *found.unexpected_keys][0]}): load the "
+                f"{folder} does not fit the modules of this model ({len(missing)} trained tensors are missing and "
+                f"{len(keys.unexpected_keys)} have no place, such as {[*missing, *keys.unexpected_keys][0]}): load the "
                 "model in the class in which it was trained."
             )
         return adapter

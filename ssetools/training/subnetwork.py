@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, save_tensors
-from ssetools.models import has_8bit_layers, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import check_layers
 from ssetools.training.adapter import Adapter, copy_into
@@ -54,10 +53,10 @@ class _Slice(nn.Module):
 
 
 class _Added(torch.autograd.Function):
-    """A projection's output with a change added at some columns, in the output's own memory.
+    """A projection's output with a change added at some columns, in the output's own memory: copying it costs more.
 
-    A copy of the output costs more than all the rest of a slice. No layer keeps its output for the backward pass, so
-    writing into it is safe; plain autograd forbids it, as an 8-bit layer's output is a view made by a custom function.
+    No layer keeps its output for the backward pass, so writing into it is safe; plain autograd forbids it, as an 8-bit
+    layer's output is a view made by a custom function.
     """
 
     @staticmethod
@@ -94,6 +93,7 @@ class Subnetwork(Adapter):
     """
 
     format = "ssetools-subnetwork"
+    _is_submodule = True
 
     def __init__(self, model: nn.Module, neurons: Sequence[torch.Tensor]):
         blocks = find_ffn_blocks(model)
@@ -101,7 +101,6 @@ class Subnetwork(Adapter):
         if not any(len(ids) for ids in neurons):
             raise InvalidInput("There is nothing to train: no neuron is selected in any layer. Raise top_rate.")
         super().__init__(model)
-        self.parts: list[Subnetwork] = []  # of a stack
         self.neurons = [torch.as_tensor(ids, dtype=torch.long).cpu() for ids in neurons]
         self.slices = nn.ModuleDict()
         for layer, (block, ids) in enumerate(zip(blocks, self.neurons, strict=True)):
@@ -122,16 +121,11 @@ class Subnetwork(Adapter):
         """
         return cls(model, neurons)
 
-    def _register(self) -> None:
-        super()._register()
-        del self.model.__dict__["ssetools_adapter"]
-        self.model.ssetools_adapter = self  # a submodule, so that trainers find its parameters
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A model that is moved or cast takes its submodules along: to another device, but the deltas stay float32.
         def moved(tensor: torch.Tensor) -> torch.Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         return super()._apply(moved, recurse)
 
@@ -152,40 +146,16 @@ class Subnetwork(Adapter):
             for piece in self._pieces:
                 piece.projection.add_to_weight(self.neurons[piece.layer], piece.scaled(self.scale))
 
-    def _lost_in(self, kind: str) -> str:
-        if kind != "int8":
-            return super()._lost_in(kind)
-        return f"these slices would miss what was trained by {self.int8_merge_error():.0%} of its norm"
-
-    def int8_merge_error(self) -> float:
-        """Measures what merging into the 8-bit base would lose: 0 nothing, 1 as much as was trained.
-
-        Every merged matrix is rounded to int8 as bitsandbytes does and read back. Returned is the norm of what the
-        neurons' slices are then off by, over the norm of the deltas.
-
-        Raises:
-            ValueError: If the base is not 8-bit.
-        """
-        if not has_8bit_layers(self.model):
-            raise InvalidInput("The base has no 8-bit layers: merge() loses nothing but its own rounding.")
-        missed = trained = 0.0
-        with torch.no_grad():
-            for piece in self._pieces:
-                missed += _missed_in_int8(piece, self.scale).square().sum().item()
-                trained += piece.scaled(self.scale).square().sum().item()
-        return (missed / trained) ** 0.5 if trained else 0.0
-
     def _lora_pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Writes each slice as a pair of which one half is one-hot; the slices of a fused module share one."""
         pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for piece in self._pieces:
-            columns, delta = piece.columns.cpu(), piece.scaled(self.scale).detach().cpu()
-            one_hot = F.one_hot(columns, piece.projection.width).float()
+            path, delta = piece.projection.path, piece.scaled(self.scale).detach().cpu()
+            one_hot = F.one_hot(piece.columns.cpu(), piece.projection.width).float()
             a, b = (one_hot, delta) if piece.projection.axis else (delta, one_hot.T)
-            if piece.projection.path in pairs:
-                before = pairs[piece.projection.path]
-                a, b = torch.cat([before[0], a]), torch.cat([before[1], b], 1)
-            pairs[piece.projection.path] = a, b
+            if path in pairs:
+                a, b = torch.cat([pairs[path][0], a]), torch.cat([pairs[path][1], b], 1)
+            pairs[path] = a, b
         return pairs
 
     def _write(self, folder: Path) -> dict[str, Any]:
@@ -205,15 +175,12 @@ class Subnetwork(Adapter):
 
     @classmethod
     def stack(cls, folders: Sequence[str | Path], model: nn.Module, weights: Sequence[float]) -> Subnetwork:
-        """Attaches several saved subnetworks to one base, as one over the union of their neurons.
-
-        Deltas add: each neuron's slice is the sum of the adapters' slices, times their scale and weight. With one weight
-        1 and the others 0 it is the function of that adapter; `weigh` changes the weights in place.
+        """Attaches saved subnetworks as one: each neuron's delta is the sum of theirs, times their scale and weight.
 
         Args:
             folders: Folders of saved subnetworks of this model.
             model: The model, with nothing attached.
-            weights: A factor for each folder.
+            weights: A factor for each folder; with one of them 1 and the others 0 it is that adapter.
 
         Raises:
             ValueError: If there are not as many weights as folders, or an adapter does not fit the model.
@@ -225,35 +192,9 @@ class Subnetwork(Adapter):
             parts.append(cast(Subnetwork, cls.load(folder, model)))
             parts[-1].detach()
         stacked = cls(model, [torch.cat(ids).unique() for ids in zip(*(part.neurons for part in parts), strict=True)])
-        stacked.parts = parts
-        stacked.weigh(weights)
+        for part, weight in zip(parts, weights, strict=True):
+            for name, theirs in part.slices.items():
+                ours, theirs = cast(_Slice, stacked.slices[name]), cast(_Slice, theirs)
+                places = torch.searchsorted(ours.columns, theirs.columns)
+                ours.delta.data.index_add_(theirs.projection.axis, places, theirs.delta.data, alpha=weight * part.scale)
         return stacked
-
-    def weigh(self, weights: Sequence[float]) -> None:
-        """Gives the adapters of a stack other weights, in place: (0, 1) switches to the second of two.
-
-        Raises:
-            ValueError: If this is no stack, or there are not as many weights as adapters.
-        """
-        if len(weights) != len(self.parts):
-            raise InvalidInput(f"Give a weight for each adapter: {len(self.parts)} adapters, {len(weights)} weights.")
-        with torch.no_grad():
-            for mine in self._pieces:
-                mine.delta.zero_()
-            for part, weight in zip(self.parts, weights, strict=True):
-                for name, piece in part.slices.items():
-                    mine, piece = cast(_Slice, self.slices[name]), cast(_Slice, piece)
-                    places = torch.searchsorted(self.neurons[piece.layer], part.neurons[piece.layer])
-                    places = places.to(mine.delta.device)
-                    mine.delta.index_add_(piece.projection.axis, places, piece.delta, alpha=weight * part.scale)
-
-
-def _missed_in_int8(piece: _Slice, scale: float) -> torch.Tensor:
-    """What the slice's weights would be off by after merging into the int8 matrix; same shape as its delta."""
-    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
-
-    module, axis = piece.projection.module, piece.projection.axis
-    merged = int8_vectorwise_dequant(module.weight.data, int8_scales(module))
-    merged.index_add_(axis, piece.columns, piece.scaled(scale))
-    codes, scales, _ = int8_vectorwise_quant(merged.half())
-    return (int8_vectorwise_dequant(codes, scales) - merged).index_select(axis, piece.columns)
