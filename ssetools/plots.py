@@ -345,25 +345,3 @@ def change_by_layer(changes: pandas.DataFrame) -> Axes:
     _heatmap(table, axes, cbar_kws={"label": "% of the base norm"})
     axes.set(xlabel="layer", ylabel="", title="Where the weights moved")
     return axes
-
-
-def amplification(shares: pandas.DataFrame, lang: str) -> Axes:
-    """Draws the share of continuations identified as a language, against the factor, with 95% intervals.
-
-    Args:
-        shares: From `identified_shares`.
-        lang: The language.
-    """
-    axes = _axes(3.2)
-    factors = sorted(shares["factor"].unique())
-    for offset, (colour, (name, part)) in enumerate(zip(PALETTE, shares.groupby("neurons", sort=False), strict=False)):
-        places = [factors.index(factor) + 0.08 * (offset - 0.5) for factor in part["factor"]]
-        label = f"{_name(lang)} neurons" if name == lang else "random neurons of the same layers"
-        errors = [part["share"] - part["low"], part["high"] - part["share"]]
-        axes.errorbar(places, part["share"], errors, fmt="o-", color=colour, capsize=3, label=label)
-    axes.set_xticks(range(len(factors)), [f"{factor:g}" for factor in factors])
-    axes.set(xlabel="neurons' output multiplied by", ylabel=f"identified as {_name(lang)}")
-    axes.set_ylim(0, max(0.2, *(1.1 * high for high in shares["high"])))
-    axes.set_title("Does amplifying the neurons make the model write the language?")
-    axes.legend(frameon=False, loc="upper left")
-    return axes

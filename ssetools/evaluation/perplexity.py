@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import interval
@@ -230,15 +231,11 @@ def generate_ids(
     """
     device = device_of(model)
     padding: Any = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), padding, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    options = (
-        {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, **sampling}
-    )
+    rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+    ids = pad_sequence(rows, True, padding, "left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+    sampled = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, **sampling}
+    options = {"do_sample": False} if seed is None else sampled
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed or 0)
         texts = cast(Any, model).generate(
@@ -250,7 +247,7 @@ def generate_ids(
             pad_token_id=padding,
             **options,
         )
-    return cast(torch.Tensor, texts)[:, longest:]
+    return cast(torch.Tensor, texts)[:, ids.shape[1] :]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -34,6 +34,8 @@ from ssetools.text import embedded
 from ssetools.text.embedded import EMBEDDED_MODEL
 from ssetools.text.sources import languages_in
 from study.atlas import statistics
+from study.atlas.amplification import LANGUAGES as AMPLIFIED_LANGUAGES
+from study.atlas.amplification import amplification_effect
 from study.atlas.effects import deactivation_losses, row_names, score_declarations, specificity
 from study.atlas.shards import (
     SHARDS,
@@ -150,6 +152,7 @@ class AtlasBuild:
         self.write_analysis("families.json", family_tests)
         self.write_analysis("correlates.json", correlates)
         self.write_analysis("deactivation.json", self.deactivation)
+        self.write_analysis("amplification.json", self.amplification)
         self.write_analysis("more_text.json", self.stability_with_more_text)
         self.write_analysis("cost.json", self.cost)
 
@@ -230,6 +233,11 @@ class AtlasBuild:
         if len(losses["rows"]) < len(rows):
             raise OutOfTime(f"{len(losses['rows'])} of {len(rows)} rows are measured")
         return {"specificity": specificity(losses), **losses}
+
+    def amplification(self) -> dict:
+        """Identifies what the model writes while a set is amplified."""
+        neurons = load_atlas(self.arguments.model, 0.05)
+        return {"languages": {code: amplification_effect(*self.model, neurons, code) for code in AMPLIFIED_LANGUAGES}}
 
     def stability_with_more_text(self) -> dict:
         """Repeats `stability` on declaration and messages, for the target and contrast languages."""

@@ -1,4 +1,4 @@
-"""Alignment, weight change and identification against what is known by construction."""
+"""Alignment and weight change against what is known by construction."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ import families
 import pytest
 import torch
 
-from ssetools.evaluation.identify import (
-    amplification_effect,
-    can_identify,
-    identification_accuracy,
-    identified_most,
-    identified_shares,
-    identify_language,
-)
 from ssetools.evaluation.inside import align_passages, alignment, change_by_depth, training_logs, weight_change
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.neurons.sets import NeuronSets
 from ssetools.training.methods import attach_method
 
 _WORDS = torch.randint(3, 93, (9, 15), generator=torch.Generator().manual_seed(0)).tolist()
@@ -131,53 +122,3 @@ def test_logs_add_up_to_seconds(tmp_path):
     )
     logs = training_logs("m", "yo", tmp_path)
     assert logs.seconds.tolist() == [2.0, 3.0]
-
-
-def test_languages_are_identified_and_babble_is_not():
-    texts = [
-        "Every person has the right to freedom of thought, conscience and religion.",
-        "Gbogbo ènìyàn ni a bí ní òmìnira; iyì àti ẹ̀tọ́ kọ̀ọ̀kan sì dọ́gba.",
-        "ყველა ადამიანი იბადება თავისუფალი და თანასწორი თავისი ღირსებითა და უფლებებით.",
-        "7",
-    ]
-    assert [code for code, _ in identify_language(texts)] == ["en", "yo", "ka", "und"]
-
-
-@pytest.mark.parametrize(
-    ("lang", "document"),
-    [
-        ("zh", "人人生而自由，在尊严和权利上一律平等。" * 20),
-        ("th", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ" * 6),
-        ("en", "All human beings are born free and equal in dignity and rights. " * 6),
-    ],
-)
-def test_the_identifier_is_measured_on_pieces_of_equal_length_in_every_script(monkeypatch, lang, document):
-    monkeypatch.setattr("ssetools.evaluation.identify.load_texts", lambda *asked: [document])
-    seen = []
-    identify = identify_language
-    monkeypatch.setattr("ssetools.evaluation.identify.identify_language", lambda x: seen.extend(x) or identify(x))
-    assert identification_accuracy(lang, characters=100) == {"pieces": len(document) // 101, "accuracy": 1.0}
-    assert all(80 < len(piece) <= 100 for piece in seen)
-    with pytest.raises(ValueError, match="more than 1000 characters: ask for fewer"):
-        identification_accuracy(lang, characters=1000)
-
-
-def test_amplification_compares_a_language_with_random_neurons(word_tokenizer):
-    model = families.tiny_model("llama")
-    sets = NeuronSets({"yo": families.some_neurons(model)}, find_ffn_blocks(model)[0].num_neurons)
-    effect = amplification_effect(
-        model, word_tokenizer, sets, "yo", factors=(1, 4), prompts=("w5", "w9 w7"), samples=3, new_tokens=4
-    )
-    assert effect.groupby(["neurons", "factor", "prompt"]).size().tolist() == [3] * 8
-    plain = effect[effect.factor == 1]
-    own, random = (plain[plain.neurons == name].text.tolist() for name in ("yo", "random"))
-    assert own == random, "a factor of one is the model as it is"
-    shares = identified_shares(effect.assign(identified=["yo", "und"] * 12), "yo")
-    assert shares.share.tolist() == [0.5] * 4
-    assert (shares.low < 0.5).all()
-    counted = identified_most(effect.assign(identified=["yo", "und", "und"] * 8), "yo")
-    assert counted.loc[4, "identified as"] == {"und": 4, "yo": 2}
-    assert can_identify("yo")
-    assert not can_identify("qq")
-    with pytest.raises(ValueError, match="does not know 'qq'"):
-        amplification_effect(model, word_tokenizer, sets, "qq")

@@ -174,18 +174,6 @@ def test_figures_of_the_inside_draw_their_tables():
     numpy.testing.assert_allclose(cells(axes), [[2, 4], [1, 3]])
 
 
-def test_amplification_draws_shares_with_their_intervals():
-    columns = ["neurons", "factor", "share", "low", "high"]
-    rows = [["yo", 1, 0.1, 0.0, 0.2], ["yo", 4, 0.5, 0.3, 0.8], ["random", 1, 0.0, 0.0, 0.1], ["random", 4, 0, 0, 0.1]]
-    axes = plots.amplification(pandas.DataFrame(rows, columns=columns), "yo")
-    own, control = axes.containers
-    assert own.lines[0].get_ydata().tolist() == [0.1, 0.5]
-    assert [segment[:, 1].tolist() for segment in own.lines[2][0].get_segments()] == [[0.0, 0.2], [0.3, 0.8]]
-    assert control.lines[0].get_ydata().tolist() == [0, 0]
-    assert labels(axes, "x") == ["1", "4"]
-    assert legend(axes) == ["Yoruba neurons", "random neurons of the same layers"]
-
-
 def _seen(colour, matrix):
     """Lab coordinates of a colour as one sees it whose cones mix colours by `matrix` (Machado et al., linear RGB)."""
     rgb = numpy.array(matplotlib.colors.to_rgb(colour))
