@@ -30,11 +30,10 @@ def check_parameters() -> None:
     declared, given = _declared(namespace.get("In", ()))
     if not declared:
         raise InvalidInput("check_parameters() found no cell of parameters above: run it in a notebook that has one.")
-    for name in given:
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InvalidInput(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(declared)}.")
+    for name in (x for x in given if x not in declared):
+        near = difflib.get_close_matches(name, declared, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidInput(f"Unknown parameter {name!r}.{hint} This notebook has: {', '.join(declared)}.")
     values = {name: namespace[name] for name in declared}
     for name, (annotation, default) in declared.items():
         _check_type(name, values[name], annotation, default)
@@ -48,11 +47,7 @@ def check_parameters() -> None:
 
 
 def _declared(cells: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Reads the code that a notebook has run.
-
-    Returns:
-        Annotation and default of each parameter, and the names that are assigned before the first check.
-    """
+    """Reads a notebook's cells: annotation and default of each parameter, and names assigned before the first check."""
     declared, given, checked = {}, [], False
     for cell in cells:
         try:
@@ -72,14 +67,12 @@ def _check_type(name: str, value: Any, annotation: str, default: str) -> None:
     allowed = annotation.split(" | ")
     actual = "None" if value is None else type(value).__name__
     if actual not in allowed and not (actual == "int" and "float" in allowed):
-        wanted = " or ".join(_TYPES.get(kind, kind) for kind in allowed)
+        wanted = " or ".join(_TYPES.get(x, x) for x in allowed)
         hint = ""
+        if "str" in allowed:
+            hint = f" papermill's -p reads nan and digits as numbers: use -r {name} {value}, or quote it in YAML."
         if "str" in allowed and actual == "bool":
             hint = f' YAML reads no and off as False, yes and on as True: quote it ({name}: "no").'
-        elif "str" in allowed:
-            hint = (
-                f" papermill's -p reads nan and digits as numbers: use -r {name} {value}, or quote it in a YAML file."
-            )
         raise InvalidInput(f"{name} must be {wanted}, such as its default {default}; got {value!r}.{hint}")
     if isinstance(value, int | float) and not value >= 0:
         raise InvalidInput(f"{name} must be a number from 0 on; got {value}.")

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ssetools.errors import InvalidInput
-from ssetools.evaluation.intervals import signed
+from ssetools.evaluation.intervals import percent
 from ssetools.languages import get_language
 from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.selection import lape_entropy
@@ -42,11 +42,7 @@ _theme = "light"
 
 @contextlib.contextmanager
 def theme(name: str) -> Iterator[None]:
-    """Draws figures for a "light" (the default) or a "dark" page while the block runs.
-
-    Raises:
-        ValueError: For another name.
-    """
+    """Draws figures for a "light" (the default) or a "dark" page while the block runs; refuses another name."""
     global _theme
     if name not in _THEMES:
         raise InvalidInput(f"Unknown theme {name!r}: use one of {', '.join(_THEMES)}.")
@@ -92,11 +88,7 @@ def _heatmap(table: pandas.DataFrame, axes: Axes, x_rotation: int = 0, **options
 
 
 def activation_probabilities(profile: ActivationProfile, languages: Sequence[str]) -> Axes:
-    """Draws how the neurons' activation probabilities are distributed in each layer, over some languages.
-
-    A line for each language at the median of its layer's neurons, with a band from the 25th to the 75th percentile
-    of the first.
-    """
+    """Draws each layer's median activation probability for some languages, and the middle half for the first."""
     probabilities = profile.subset(languages).probabilities()
     axes = _axes(3.6)
     layers = range(probabilities.shape[1])
@@ -166,9 +158,6 @@ def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
 
     Languages differ in how sensitive they are, so colours compare within a column: the darkest square is the set that
     hurts this language most. The numbers are the changes themselves.
-
-    Args:
-        changes: Rows are codes of switched-off sets (or "random"), columns are codes of measured languages.
     """
     names = {"random": "random control"} | {code: _name(code) for code in changes.columns}
     shares = (changes / changes.max()).clip(lower=0).rename(index=names, columns=names)
@@ -177,33 +166,6 @@ def deactivation_matrix(changes: pandas.DataFrame) -> Axes:
     _heatmap(shares, axes, 45, vmin=0.0, vmax=1.0, cbar_kws={"label": "share of the column's largest"}, **numbers)
     axes.set(xlabel="ln perplexity measured in", ylabel="neurons switched off", title="Whose neurons are they?")
     return axes
-
-
-def entropy_against_ratio(ratio: Sequence[float], entropy: Sequence[float]) -> Axes:
-    """Draws LAPE against how much a neuron fires for the other languages, relative to its own."""
-    axes = _axes(3.2)
-    axes.plot(ratio, entropy, color=AFTER, linewidth=2)
-    axes.axhline(max(entropy), color=RULE, linestyle=":", linewidth=1.2)
-    axes.text(0.99, max(entropy), "ln(languages)", ha="right", va="bottom", fontsize=9)
-    axes.margins(y=0.12)
-    axes.set(xlabel="firing for each other language, relative to its own", ylabel="LAPE (nats)")
-    axes.set_title("From one language's neuron to a neuron of all")
-    return axes
-
-
-def firing(profile: ActivationProfile, layer: int = 0) -> Figure:
-    """Draws how often each neuron of a layer fires in each language, a panel a neuron, with its LAPE; for a few neurons."""
-    entropy = lape_entropy(profile)[layer]
-    probabilities = profile.probabilities()[:, layer]
-    figure, panels = _panels(len(entropy), 2.6, sharey=True)
-    names = [_name(code) for code in profile.languages]
-    for number, axes in enumerate(panels):
-        axes.bar(names, probabilities[:, number].tolist(), color=AFTER, width=0.6)
-        axes.set_title(f"neuron {number}\nLAPE {entropy[number]:.2f}", fontsize=11)
-        axes.tick_params(axis="x", rotation=90)
-        axes.grid(axis="x", visible=False)
-    panels[0].set_ylabel("probability of firing")
-    return figure
 
 
 # --- training and evaluation ---
@@ -221,51 +183,42 @@ def loss_curve(log: pandas.DataFrame) -> Axes:
     return axes
 
 
-def dynamics(logs: pandas.DataFrame) -> Figure:
-    """Draws training and validation loss of every run against tokens and against seconds, from `training_logs`."""
+def dynamics(logs: Mapping[str, pandas.DataFrame]) -> Figure:
+    """Draws training and validation loss of runs, from the log.csv of each, against tokens and seconds of training."""
     figure, panels = _panels(2, 3.6, sharey=True)
-    colours = seaborn.color_palette(PALETTE, logs.run.nunique())
-    for axes, over in zip(panels, ("tokens", "seconds"), strict=True):
-        for colour, (run, log) in zip(colours, logs.groupby("run"), strict=True):
-            axes.plot(log[over], log.loss.ewm(span=10).mean(), color=colour, alpha=0.45, linewidth=1.2)
-            validated = log.dropna(subset="validation_loss")
-            axes.plot(validated[over], validated.validation_loss, "o-", color=colour, label=run, markersize=4)
-        axes.set_xlabel(over)
-    panels[0].set(ylabel="loss (nats per token)", title="Dots: validation; faint: training, smoothed")
+    for colour, (run, log) in zip(seaborn.color_palette(PALETTE, len(logs)), logs.items(), strict=True):
+        seconds = (log.tokens.diff().fillna(log.tokens) / log.tokens_per_second).cumsum()
+        validated = log.validation_loss.notna()
+        for axes, over in zip(panels, (log.tokens, seconds), strict=True):
+            axes.plot(over, log.loss.ewm(span=10).mean(), color=colour, alpha=0.45, linewidth=1.2)
+            axes.plot(over[validated], log.validation_loss[validated], "o-", color=colour, label=run, markersize=4)
+    panels[0].set(xlabel="tokens", ylabel="loss (nats per token)", title="Dots: validation; faint: training, smoothed")
+    panels[1].set_xlabel("seconds")
     panels[1].legend(frameon=False)
     return figure
 
 
 def before_after(metrics: Mapping, lang: str) -> Figure:
-    """Draws perplexity before and after for the target and English, one panel for each genre.
-
-    Whiskers on "after" are the 95% interval of the paired change, over windows.
-    """
-    kinds = list(metrics["before"])
-    figure, panels = _panels(len(kinds), 3.4)
-    for axes, kind in zip(panels, kinds, strict=True):
-        summary = metrics["summary"][kind]
-        changes = {lang: summary["target"]} | (
-            {"en": summary["english"]} if lang != "en" and summary["english"] else {}
-        )
+    """Draws perplexity before and after, for the target and English, with the 95% interval of the paired change."""
+    genres = list(metrics["before"])
+    figure, panels = _panels(len(genres), 3.4)
+    for axes, genre in zip(panels, genres, strict=True):
+        summary = metrics["summary"][genre]
+        english = {"en": summary["english"]} if lang != "en" and summary["english"] else {}
+        changes = {lang: summary["target"], **english}
         for place, (code, change) in enumerate(changes.items()):
-            old, new = (metrics[when][kind][code]["perplexity"] for when in ("before", "after"))
+            old, new = (metrics[when][genre][code]["perplexity"] for when in ("before", "after"))
             axes.bar(place - 0.19, old, 0.36, color=BEFORE, label="before" if place == 0 else None)
             axes.bar(place + 0.19, new, 0.36, color=AFTER, label="after" if place == 0 else None)
             low, high = (new if change[end] is None else old * (1 + change[end] / 100) for end in ("low", "high"))
             if change["low"] is not None:
                 line = {"color": plt.rcParams["text.color"], "linewidth": 1.2, "capsize": 3}
                 axes.errorbar(place + 0.19, new, [[max(0.0, new - low)], [max(0.0, high - new)]], **line)
-            axes.annotate(
-                f"{signed(change['percent'], 0 if abs(change['percent']) >= 10 else 1)}%",
-                (place + 0.19, high),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-            )
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+            digits = 0 if abs(change["percent"]) >= 10 else 1
+            axes.annotate(percent(change["percent"], digits), (place + 0.19, high), **above)
         axes.set_xticks(range(len(changes)), [_name(code) for code in changes])
-        axes.set_title(f"{kind}\n{'seen' if kind in metrics['same_kind'] else 'unseen'} genre", fontsize=10)
+        axes.set_title(f"{genre}\n{'seen' if genre in metrics['same_kind'] else 'unseen'} genre", fontsize=10)
         axes.margins(y=0.15)
         axes.grid(axis="x", visible=False)
     panels[0].set_ylabel("perplexity")
@@ -277,18 +230,18 @@ def before_after(metrics: Mapping, lang: str) -> Figure:
 def retention(metrics: Mapping, lang: str) -> Axes:
     """Draws the change of perplexity in every language, in percent: a row a language, a dot with its interval a genre."""
     rows = [
-        {"language": _name(code), "kind": kind, **change}
-        for kind, summary in metrics["summary"].items()
+        {"language": _name(code), "genre": genre, **change}
+        for genre, summary in metrics["summary"].items()
         for code, change in {lang: summary["target"], **summary["others"]}.items()
     ]
     table = pandas.DataFrame(rows).astype({"low": float, "high": float})
     order = list(table.groupby("language").agg({"percent": "mean"}).sort_values("percent").index)
-    kinds = list(metrics["summary"])
+    genres = list(metrics["summary"])
     axes = _axes(0.26 * len(order) + 1.2)
-    for offset, (kind, colour) in enumerate(zip(kinds, PALETTE, strict=False)):
-        part = table[table["kind"] == kind]
-        places = [order.index(name) + 0.18 * (offset - (len(kinds) - 1) / 2) for name in part["language"]]
-        axes.plot(part["percent"], places, "o", markersize=5, color=colour, label=kind)
+    for offset, (genre, colour) in enumerate(zip(genres, PALETTE, strict=False)):
+        part = table[table["genre"] == genre]
+        places = [order.index(name) + 0.18 * (offset - (len(genres) - 1) / 2) for name in part["language"]]
+        axes.plot(part["percent"], places, "o", markersize=5, color=colour, label=genre)
         axes.hlines(places, part["low"], part["high"], color=colour, linewidth=1.2)
     axes.axvline(0, color=RULE, linewidth=1)
     axes.set_yticks(range(len(order)), order)
@@ -302,12 +255,9 @@ def retention(metrics: Mapping, lang: str) -> Axes:
 
 
 def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame, pairs: int) -> Figure:
-    """Draws cosine (left), its margin over wrong pairs (middle) and retrieval (right) over layers, with 95% bands.
+    """Draws cosine, its margin over wrong pairs, and retrieval over layers, with 95% bands, from `Alignment.table()`.
 
-    Args:
-        base: `Alignment.table()` of the base.
-        tuned: The same with the adapter.
-        pairs: Number of passages: chance retrieves one in so many.
+    `pairs` is the number of passages: chance retrieves one in so many.
     """
     figure, (left, middle, right) = _panels(3, 3.4, WIDTH + 1.5)
     for table, line, when, colour in ((base, "--", "base", PALETTE[0]), (tuned, "-", "tuned", PALETTE[1])):
@@ -334,11 +284,7 @@ def alignment_by_layer(base: pandas.DataFrame, tuned: pandas.DataFrame, pairs: i
 
 
 def change_by_layer(changes: pandas.DataFrame) -> Axes:
-    """Draws the change of each layer's gate, up and down projection, relative to the touched neurons' base weights.
-
-    Args:
-        changes: From `weight_change`.
-    """
+    """Draws the change of each layer's projections relative to the touched neurons' weights, from `weight_change`."""
     table = 100 * changes.pivot(index="projection", columns="layer", values="relative")
     table = table.reindex([name for name in ("gate", "up", "down") if name in table.index])
     axes = _axes(0.6 * len(table) + 1.4)

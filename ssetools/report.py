@@ -26,74 +26,52 @@ if TYPE_CHECKING:
 
 
 def report(metrics: Mapping) -> str:
-    """Writes the report of a run as text: what was trained, the table of perplexities, and where the adapter is.
-
-    Args:
-        metrics: From `get_metrics`, or a run's metrics.json.
-    """
+    """Writes a run's metrics.json as text: what was trained, the table of perplexities, and where the adapter is."""
     about = metrics["adapter"]
-    facts = {"neurons trained": f"{about['neurons']:>10,}"} if "neurons" in about else {}
-    facts["weights trained"] = f"{about['parameters']:>10,}   {percent_trained(about):.2f}% of the model"
+    name = f"{get_language(about['language']).name} ({about['language']})"
+    lines = [f"{name}, {about['base']['model']}, {about['method']}, seed {about['seed']}"]
+    if "neurons" in about:
+        lines.append(f"  neurons trained      {about['neurons']:>10,}")
+    lines.append(f"  weights trained      {about['parameters']:>10,}   {percent_trained(about):.2f}% of the model")
     if about.get("scale", 1) != 1:
-        facts["scale"] = f"{about['scale']:>10g}   of the trained change"
-    facts["training"] = (
-        f"{about['tokens']:>10,} tokens of {about['source']}, {about['seconds'] / 60:.1f} minutes, "
-        f"{about['peak_memory_gib']:.1f} GiB"
-    )
+        lines.append(f"  scale                {about['scale']:>10g}   of the trained change")
+    cost = f"{about['seconds'] / 60:.1f} minutes, {about['peak_memory_gib']:.1f} GiB"
+    lines += [f"  training             {about['tokens']:>10,} tokens of {about['source']}, {cost}", ""]
     table = report_table(metrics)
     rows = [table.columns.to_list(), *table.to_numpy().tolist()]
     width = max(36, *(len(row[0]) + 2 for row in rows))
-    return "\n".join(
-        [
-            f"{get_language(about['language']).name} ({about['language']}), {about['base']['model']}, {about['method']}, "
-            f"seed {about['seed']}",
-            *(f"  {name:<21}{value}" for name, value in facts.items()),
-            "",
-            *(f"  {text:<{width}}{before:>8}{after:>8}  {change}" for text, before, after, change in rows),
-            "",
-            f"  {metrics['reason']}",
-            f"  adapter: {metrics['folder']}",
-        ]
-    )
+    lines += [f"  {text:<{width}}{before:>8}{after:>8}  {change}" for text, before, after, change in rows]
+    return "\n".join([*lines, "", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"])
 
 
 def report_table(metrics: Mapping) -> pandas.DataFrame:
-    """Tabulates the perplexities of a run, ready to be shown as text or as HTML.
-
-    Args:
-        metrics: From `get_metrics`, or a run's metrics.json.
+    """Tabulates the perplexities in a run's metrics.json, ready to be shown as text or as HTML.
 
     Returns:
         Strings, a row for each genre and the language, English, and the mean of all other languages: "perplexity" (of
         which text), "before", "after", and "change (95% interval)" in percent.
     """
     rows = []
-    for kind, summary in metrics["summary"].items():
-        genre = "seen genre" if kind in metrics["same_kind"] else "unseen genre"
+    for genre, summary in metrics["summary"].items():
+        seen = "seen genre" if genre in metrics["same_kind"] else "unseen genre"
         for code, change in {metrics["adapter"]["language"]: summary["target"], "en": summary["english"]}.items():
             if change is not None:
-                scores = (f"{metrics[when][kind][code]['perplexity']:.2f}" for when in ("before", "after"))
-                text = f"{get_language(code).name}, {kind} ({genre})"
+                scores = (f"{metrics[when][genre][code]['perplexity']:.2f}" for when in ("before", "after"))
+                text = f"{get_language(code).name}, {genre} ({seen})"
                 rows.append([text, *scores, with_interval(change["percent"], change["low"], change["high"])])
         if summary["mean_of_others"] is not None:
-            text = f"{len(summary['others'])} other languages, {kind} ({genre})"
+            text = f"{len(summary['others'])} other languages, {genre} ({seen})"
             rows.append([text, "", "", f"{percent(summary['mean_of_others'])} on average"])
     return pandas.DataFrame(rows, columns=["perplexity", "before", "after", "change (95% interval)"])
 
 
-_COLUMNS = ("model", "language", "method", "seed", "text", "trained_kind", "measured_in", "percent", "low", "high")
-
-
 def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = ()) -> int:
-    """Gathers the metrics of scored runs into one CSV, a row per run, genre and language.
+    """Gathers the metrics of scored runs into one CSV, a row per run, genre and language, and returns how many runs.
 
     Args:
         runs: Folder of runs.
-        files: The metrics.json of each run; none takes every run of the folder.
         output: CSV file: change of perplexity in percent with its 95% interval, empty where there are too few windows.
-
-    Returns:
-        Number of runs.
+        files: The metrics.json of each run; none takes every run of the folder.
 
     Raises:
         FileNotFoundError: If there is no scored run.
@@ -105,12 +83,13 @@ def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = 
     for metrics in map(read_json, paths):
         about = metrics["adapter"]
         run = [about["base"]["model"], about["language"], about["method"], about["seed"]]
-        for kind, summary in metrics["summary"].items():
+        for genre, summary in metrics["summary"].items():
             for lang, change in {about["language"]: summary["target"], **summary["others"]}.items():
                 numbers = [change[name] for name in ("percent", "low", "high")]
-                rows.append([*run, kind, kind in metrics["same_kind"], lang, *numbers])
+                rows.append([*run, genre, genre in metrics["same_kind"], lang, *numbers])
+    columns = ["model", "language", "method", "seed", "text", "trained_kind", "measured_in", "percent", "low", "high"]
     with atomic_write(output) as scratch:
-        pandas.DataFrame(rows, columns=_COLUMNS).to_csv(scratch, index=False)
+        pandas.DataFrame(rows, columns=columns).to_csv(scratch, index=False)
     return len(paths)
 
 
@@ -145,8 +124,7 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
             continue
         if base["digest"] != tuned["digest"]:
             raise InvalidInput(
-                f"The questions or prompts of {name} were not the same before and after: evaluate both again, with the "
-                "same tasks and settings."
+                f"The questions or prompts of {name} were not the same before and after: evaluate both again."
             )
         if "hypotheses" in base:
             scores = compare_translations(base["hypotheses"], tuned["hypotheses"], base["references"], base["target"])
@@ -165,9 +143,8 @@ def _compare_answers(base: Mapping, tuned: Mapping) -> dict:
     means, sizes = (torch.tensor(units[name].tolist(), dtype=torch.float64) for name in ("mean", "size"))
     difference, low, high = interval(means[None], sizes)
     gained, lost = int((moved > 0).sum()), int((moved < 0).sum())
-    ends = {"low": low, "high": high}
-    if math.isnan(low) or not gained + lost:  # resampling zeros alone would claim certainty
-        ends = {"low": None, "high": None}
+    unknown = math.isnan(low) or not gained + lost  # resampling zeros alone would claim certainty
+    ends = {"low": None, "high": None} if unknown else {"low": low, "high": high}
     return {"difference": difference, **ends, "gained": gained, "lost": lost}
 
 
@@ -183,17 +160,8 @@ def get_task_scores(
 ) -> dict:
     """Loads `tasks.json` of a run, or evaluates the tuned model and its base and writes it.
 
-    A file in which a task was unavailable is made again: the hub may be reachable by now.
-
-    Args:
-        model: The model, with the run's adapter attached.
-        tokenizer: Its tokenizer.
-        lang: The target language.
-        folder: The run's folder.
-        tasks: As in `evaluate`.
-        limit: As there.
-        translations: As there.
-        shots: As there.
+    A file in which a task was unavailable is made again: the hub may be reachable by now. The model has the run's
+    adapter attached; the arguments after the run's folder are those of `evaluate`.
 
     Returns:
         "before" and "after", results of `evaluate`, and "changes", of `compare_tasks`.
@@ -214,10 +182,7 @@ def get_task_scores(
 
 
 def task_table(scores: Mapping) -> pandas.DataFrame:
-    """Tabulates the scores of a run and its base, ready to be shown as text or as HTML.
-
-    Args:
-        scores: From `get_task_scores`.
+    """Tabulates what `get_task_scores` returns, ready to be shown as text or as HTML.
 
     Returns:
         Strings, a row per task, also for those that are unavailable: language, measure, chance, base, tuned, change with
@@ -225,21 +190,14 @@ def task_table(scores: Mapping) -> pandas.DataFrame:
     """
     rows = {}
     for name, after in scores["after"]["tasks"].items():
-        before, change = scores["before"]["tasks"].get(name, after), scores["changes"].get(name)
-        if change is None:
-            rows[name] = {"language": after["language"], "measure": "unavailable"}
-            continue
-        scale = 1 if "hypotheses" in after else 100
-        values = {"chance": after["chance"], "base": before["value"], "tuned": after["value"]}
-        rows[name] = {
-            "language": after["language"],
-            "measure": after["measure"],
-            **{column: f"{scale * value:.1f}" for column, value in values.items()},
-            "change": _change_in_words(change, scale),
-            "questions": str(after["items"]),
-        }
+        rows[name] = [after["language"], "unavailable", "", "", "", "", ""]
+        if change := scores["changes"].get(name):
+            scale = 1 if "hypotheses" in after else 100
+            values = (after["chance"], scores["before"]["tasks"][name]["value"], after["value"])
+            shown = [f"{scale * value:.1f}" for value in values]
+            rows[name][1:] = [after["measure"], *shown, _change_in_words(change, scale), str(after["items"])]
     columns = ["language", "measure", "chance", "base", "tuned", "change", "questions"]
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("")
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def _change_in_words(change: Mapping, scale: int) -> str:

@@ -61,28 +61,23 @@ def sample_from_base(
     if path and kept(path, {"settings": settings}, on_change="remake"):
         cached, _ = load_tensors(path, "samples from the base", needed=list(languages))
         return {lang: cached[lang] for lang in languages}
-    prompts = []
+    prompts, opening = [], len(bos_ids(tokenizer)) + _PROMPT_TOKENS
     for lang in languages:
         texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
         if len(texts) < samples:
             raise InvalidInput(f"The declaration opens {len(texts)} samples in {lang!r}; asked for {samples}.")
-        prompts += [_opening(tokenizer, text, lang) for text in texts]
+        for text in texts:
+            prompts.append(prompt_ids(tokenizer, text)[:opening])
+            if len(prompts[-1]) < opening:
+                raise InvalidInput(
+                    f"A sample opens with {_PROMPT_TOKENS} tokens, and an article in {lang!r} has fewer: {text!r}."
+                )
     # Past an end of text too: drift is measured on as many tokens of every sample.
     drawn = generate_ids(model, tokenizer, prompts, tokens, seed=seed, top_k=0, eos_token_id=None).cpu()
     by_language = dict(zip(languages, torch.cat([torch.tensor(prompts), drawn], 1).split(samples), strict=True))
     if path:
         save_tensors(path, by_language, {"settings": settings})
     return by_language
-
-
-def _opening(tokenizer: PreTrainedTokenizerBase, text: str, lang: str) -> list[int]:
-    length = len(bos_ids(tokenizer)) + _PROMPT_TOKENS
-    ids = prompt_ids(tokenizer, text)[:length]
-    if len(ids) < length:
-        raise InvalidInput(
-            f"A sample opens with {_PROMPT_TOKENS} tokens, and an article in {lang!r} has fewer: {text!r}."
-        )
-    return ids
 
 
 def drift(model: nn.Module, samples: Mapping[str, torch.Tensor]) -> dict[str, dict]:
@@ -104,14 +99,9 @@ def drift(model: nn.Module, samples: Mapping[str, torch.Tensor]) -> dict[str, di
 
 
 def token_divergence(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """Computes KL(base || trained) of the next token's distribution at every position, over the whole vocabulary.
+    """Computes KL(base || trained) of the next token at every position, over the whole vocabulary.
 
-    Args:
-        model: A causal language model with an adapter attached.
-        input_ids: LongTensor [batch, window].
-
-    Returns:
-        FloatTensor [batch, window - 1], in nats.
+    `input_ids` is a LongTensor [batch, window]; the result is a FloatTensor [batch, window - 1], in nats.
     """
     adapter = Adapter.attached_to(model)
     ids = input_ids.to(device_of(model))

@@ -36,11 +36,7 @@ class InMemoryLM(_Base):
     over the whole vocabulary in the model's own dtype: with 262,144 words a gigabyte for every thousand tokens, and
     in bfloat16 rounding errors as large as the differences that decide a question. Here only the tokens that are
     scored go through the head, in float32 sums over blocks of the vocabulary, as in `score_texts`; texts that occur
-    in several questions are computed once.
-
-    Attributes:
-        opening: Ids that open every text: BOS, or nothing.
-        cut: How many texts were longer than the model's context and lost their beginning.
+    in several questions are computed once. `cut` counts texts that were too long and lost their beginning.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int):
@@ -66,11 +62,7 @@ class InMemoryLM(_Base):
         return ids[:opening] + ids[opening - length :]
 
     def tok_batch_encode(
-        self,
-        strings: Sequence[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
+        self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
         rows = [torch.tensor(self.tok_encode(text, left_truncate_len=left_truncate_len)) for text in strings]
@@ -86,14 +78,12 @@ class InMemoryLM(_Base):
             places_of[tuple(self._shortened((context + continuation)[:-1], self.max_length))].append(place)
         texts = sorted(places_of, key=len, reverse=True)  # batches of similar length, the longest first
         answers: list = [None] * len(requests)
-        with tqdm(total=len(texts), desc="Scoring", disable=disable_tqdm) as bar:
-            for start in range(0, len(texts), self.batch_size):
-                batch = texts[start : start + self.batch_size]
-                places = [places_of[ids] for ids in batch]
-                labels = [[requests[place][2] for place in row] for row in places]
-                for place, answer in zip(sum(places, []), self._score(batch, labels), strict=True):
-                    answers[place] = answer
-                bar.update(len(batch))
+        for start in tqdm(range(0, len(texts), self.batch_size), desc="Scoring", disable=disable_tqdm):
+            batch = texts[start : start + self.batch_size]
+            places = [places_of[ids] for ids in batch]
+            labels = [[requests[place][2] for place in row] for row in places]
+            for place, answer in zip(sum(places, []), self._score(batch, labels), strict=True):
+                answers[place] = answer
         return answers
 
     @torch.no_grad()

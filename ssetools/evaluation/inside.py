@@ -1,10 +1,9 @@
-"""What training changed inside the model: alignment between languages, weights by layer, and the course of training."""
+"""What is inside a model, and what training changed: alignment between languages, weights, and neuron sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import interval
 from ssetools.evaluation.perplexity import prompt_ids, window_losses, within_budget
-from ssetools.files import model_dir
 from ssetools.models import body_of, device_of, evaluation_mode, int8_scales
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import NeuronSets, deactivated
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 _NEURONS_AT_ONCE = 1024
 _THIRDS = ("first third", "middle third", "last third")
 
-# --- alignment --------------------------------------------------------------------------------------------------
+# --- alignment ---
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,7 @@ class Alignment:
 
         if base is not None and base.matched.shape != self.matched.shape:
             shapes = f"{list(base.matched.shape)} and {list(self.matched.shape)}"
-            raise InvalidInput(
-                f"These alignments cannot be compared: their shapes, [layers + 1, pairs], are {shapes}. Measure both on the "
-                "same passages, with models of one architecture."
-            )
+            raise InvalidInput(f"These alignments cannot be compared: their shapes, [layers + 1, pairs], are {shapes}.")
         rows = []
         for measure in ("matched", "shuffled", "margin", "retrieved"):
             values = getattr(self, measure) - (0 if base is None else getattr(base, measure))
@@ -139,8 +134,7 @@ def align_passages(
     if len(first) != len(second) or len(first) < 2:
         raise InvalidInput(f"Alignment needs two or more pairs of passages; got {len(first)} and {len(second)}.")
     a, b = (F.normalize(_mean_states(model, tokenizer, texts, max_tokens), dim=-1) for texts in (first, second))
-    cosines = a @ b.transpose(1, 2)  # [layers + 1, pairs of first, pairs of second]
-    pairs = cosines.shape[1]
+    cosines, pairs = a @ b.transpose(1, 2), len(first)  # [layers + 1, pairs of first, pairs of second]
     matched = cosines.diagonal(dim1=1, dim2=2)
     # The mean over all wrong pairings is the expectation over shuffles, without sampling noise.
     shuffled = (cosines.sum(1) + cosines.sum(2) - 2 * matched) / (2 * (pairs - 1))
@@ -149,11 +143,11 @@ def align_passages(
     return Alignment(matched, shuffled, retrieved)
 
 
-def _mean_states(model, tokenizer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
-    """Averages the hidden states of each text over its tokens: float32 on the CPU, [layers + 1, texts, hidden].
-
-    BOS opens every text and is left out of the mean: its state is the same in every language and many times larger.
-    """
+def _mean_states(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int
+) -> torch.Tensor:
+    """Averages the hidden states of each text over its tokens: float32 on the CPU, [layers + 1, texts, hidden]."""
+    # BOS is left out of the mean: its state is the same in every language and many times larger.
     opening, device = len(bos_ids(tokenizer)), device_of(model)
     means = []
     with evaluation_mode(model), torch.no_grad():
@@ -167,7 +161,7 @@ def _mean_states(model, tokenizer, texts: Sequence[str], max_tokens: int) -> tor
     return torch.stack(means, 1)
 
 
-# --- weights ----------------------------------------------------------------------------------------------------
+# --- weights ---
 
 
 def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
@@ -194,14 +188,12 @@ def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
     rows = []
     for layer, block in enumerate(find_ffn_blocks(adapter.model)):
         every = torch.arange(block.num_neurons)
+        touched = adapter.neurons[layer] if isinstance(adapter, Subnetwork) else every
         for projection in block.projections:
-            neurons = every
-            if isinstance(adapter, Subnetwork):
-                neurons = adapter.neurons[layer]
-            delta = _delta(adapter, layer, projection, neurons)
+            delta = _delta(adapter, layer, projection, touched)
             if delta is not None:
-                norms = (_base_norm(adapter, projection, ids) for ids in (neurons, every))
-                rows.append([layer, projection.name, len(neurons), delta.norm().item(), *norms])
+                norms = (_base_norm(adapter, projection, neurons) for neurons in (touched, every))
+                rows.append([layer, projection.name, len(touched), delta.norm().item(), *norms])
     if not rows:
         raise InvalidInput(f"This {adapter.format} adapter changes no FFN projection: there is no change to measure.")
     table = pandas.DataFrame(rows, columns=["layer", "projection", "neurons", "delta", "base", "matrix"])
@@ -217,7 +209,7 @@ def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.
         delta = cast(Any, adapter.slices[f"{layer}-{projection.name}"]).scaled(adapter.scale).detach().float().cpu()
         return delta.T if projection.axis else delta
     if isinstance(adapter, WholeWeights):
-        return projection.take((module.weight - adapter.base_value(module.weight)).detach().float(), neurons)
+        return projection.take(module.weight.detach().float(), neurons) - _base_rows(adapter, projection, neurons)
     if hasattr(module, "get_delta_weight"):
         return projection.take(module.get_delta_weight("default").detach().float(), neurons)
     if not hasattr(module, "ia3_l"):
@@ -225,26 +217,18 @@ def _delta(adapter: Adapter, layer: int, projection: Projection, neurons: torch.
     factors = module.ia3_l["default"].detach().float().flatten().cpu() - 1
     if module.is_feedforward == (projection.axis == 1):  # a factor for each neuron, else for each hidden dimension
         factors = factors[neurons + projection.offset][:, None]
-    return _base_rows(projection, neurons) * factors
+    return _base_rows(adapter, projection, neurons) * factors
 
 
 def _base_norm(adapter: Adapter, projection: Projection, neurons: torch.Tensor) -> float:
-    """Returns the Frobenius norm of some neurons' base weights."""
-    weight: Any = projection.module.weight
-    squares = 0.0
-    for ids in neurons.split(_NEURONS_AT_ONCE):
-        if isinstance(adapter, WholeWeights):
-            rows = projection.take(adapter.base_value(weight).detach(), ids).float()
-        else:
-            rows = _base_rows(projection, ids)
-        squares += rows.square().sum().item()
-    return squares**0.5
+    parts = (_base_rows(adapter, projection, ids) for ids in neurons.split(_NEURONS_AT_ONCE))
+    return sum(rows.square().sum().item() for rows in parts) ** 0.5
 
 
-def _base_rows(projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
+def _base_rows(adapter: Adapter, projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
     """Returns the base weights of some neurons, dequantised if need be: float32 on the CPU, [k, hidden]."""
     module: Any = getattr(projection.module, "base_layer", projection.module)  # PEFT wraps the layer it adapts
-    rows = projection.take(module.weight.data, neurons).float()
+    rows = projection.take(adapter.base_value(module.weight).detach(), neurons).float()
     if module.weight.dtype != torch.int8:
         return rows
     scale = int8_scales(module).float().cpu() / 127
@@ -252,11 +236,7 @@ def _base_rows(projection: Projection, neurons: torch.Tensor) -> torch.Tensor:
 
 
 def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFrame:
-    """Pools the change of weights over thirds of the model's depth.
-
-    Args:
-        changes: From `weight_change`.
-        num_layers: Layers of the model.
+    """Pools what `weight_change` returns over thirds of the model's depth.
 
     Returns:
         DataFrame [projections, thirds] of norms of the change over norms of the same weights; NaN where a third has
@@ -270,57 +250,7 @@ def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFr
     return ratios.reindex(index=projections, columns=list(_THIRDS))
 
 
-# --- training ---------------------------------------------------------------------------------------------------
-
-
-def training_logs(model: str, lang: str, runs: str | Path = "runs") -> pandas.DataFrame:
-    """Reads the log.csv of every run of a language.
-
-    Args:
-        model: The model's name, as in `load_model`.
-        lang: Language code.
-        runs: Folder of runs.
-
-    Returns:
-        DataFrame of the logs' columns and `run` (such as "lape-seed0") and `seconds` (spent on training steps so
-        far, without validation), in the order of the runs' names.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    import pandas
-
-    logs = []
-    folder = model_dir(model, runs) / lang
-    for path in sorted(folder.glob("*/log.csv")):
-        log = pandas.read_csv(path)
-        if len(log):
-            seconds = log.tokens.diff().fillna(log.tokens.iloc[0]) / log.tokens_per_second
-            logs.append(log.assign(run=path.parent.name, seconds=seconds.cumsum()))
-    if not logs:
-        raise FileNotFoundError(f"There is no log.csv of a run in {folder}: train one with 03_finetune.ipynb first.")
-    return pandas.concat(logs, ignore_index=True)
-
-
-# --- neurons switched off ---------------------------------------------------------------------------------------
-
-
-def losses_switched_off(
-    model: nn.Module, neurons: Sequence[torch.Tensor], windows: Iterable[torch.Tensor], batch_size: int = 4
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measures the loss of each window while neurons are switched off.
-
-    Args:
-        model: A causal language model.
-        neurons: Neuron ids for each layer, as in `neurons["yo"]`; empty lists measure the whole model.
-        windows: As in `window_losses`, like the batch size and what is returned.
-        batch_size: Windows per forward pass.
-
-    Raises:
-        ValueError: If the neurons do not fit the model.
-    """
-    with deactivated(model, neurons):
-        return window_losses(model, windows, batch_size)
+# --- neuron sets ---
 
 
 def deactivation_matrix(
@@ -330,14 +260,7 @@ def deactivation_matrix(
     languages: Sequence[str],
     max_tokens: int = 400,
 ) -> pandas.DataFrame:
-    """Switches off each language's neurons and measures every language.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        neurons: Its neuron sets.
-        languages: Codes: rows and columns of the matrix.
-        max_tokens: Tokens of the declaration's test articles to score, per language.
+    """Switches off each language's neurons and measures every language on `max_tokens` of the declaration's test split.
 
     Returns:
         DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
@@ -345,21 +268,18 @@ def deactivation_matrix(
     """
     import pandas
 
-    windows = {}
-    for lang in languages:
-        documents, _ = within_budget(load_texts("udhr", lang, "test"), tokenizer, max_tokens)
-        windows[lang] = pack_tokens(tokenizer, documents)
+    texts = {lang: within_budget(load_texts("udhr", lang, "test"), tokenizer, max_tokens)[0] for lang in languages}
+    windows = {lang: pack_tokens(tokenizer, documents) for lang, documents in texts.items()}
     sets = {"none": [torch.empty(0, dtype=torch.long)] * neurons.num_layers}
     sets |= {lang: neurons[lang] for lang in languages} | {"random": neurons.random_like(languages[0])}
-    table = {}
+    table: dict[str, dict[str, float]] = {name: {} for name in sets}
     for name, chosen in sets.items():
-        measured = ((lang, losses_switched_off(model, chosen, windows[lang])) for lang in languages)
-        table[name] = {lang: (losses.sum() / tokens.sum()).item() for lang, (losses, tokens) in measured}
+        with deactivated(model, chosen):
+            for lang in languages:
+                losses, tokens = window_losses(model, windows[lang])
+                table[name][lang] = (losses.sum() / tokens.sum()).item()
     changes = pandas.DataFrame(table).T
     return (changes - changes.loc["none"]).drop(index="none")
-
-
-# --- neuron sets ------------------------------------------------------------------------------------------------
 
 
 def compare_neurons(
@@ -368,7 +288,7 @@ def compare_neurons(
     """Compares two files of neuron sets, by language and layer.
 
     Args:
-        first: Neuron sets, for instance of this package.
+        first: Neuron sets.
         second: Sets of the same model, for instance from `NeuronSets.from_reference`.
         languages: Code in `second` by code in `first`, where they are named differently; None takes all common codes.
 

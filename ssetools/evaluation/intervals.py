@@ -64,25 +64,15 @@ def student_over_normal(free: float) -> float:
 
 
 def wilson(share: float, units: float) -> tuple[float, float]:
-    """Computes Wilson's 95% interval of a share, which also holds for few units and for shares near 0 and 1.
+    """Computes the ends of Wilson's 95% interval of a share (0 to 1) of independent units.
 
-    scipy's `binomtest` takes whole numbers of successes only. Questions on the same passage count as one unit, and the
-    number of units that were answered correctly is then a fraction.
-
-    Args:
-        share: Share of successes, from 0 to 1.
-        units: Number of independent units.
-
-    Returns:
-        Low and high.
+    It also holds for few units and for shares near 0 and 1. scipy's `binomtest` takes whole numbers of successes only.
+    Questions on the same passage count as one unit, and the number of units answered correctly is then a fraction.
     """
     wider = 1 + _NORMAL**2 / units
     middle = (share + _NORMAL**2 / (2 * units)) / wider
     half = _NORMAL / wider * math.sqrt(share * (1 - share) / units + _NORMAL**2 / (4 * units**2))
     return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-# --- in words ---
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -97,15 +87,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 1, unit: str = "%") -> str:
-    """Writes a number with its unit and its 95% interval: "-4.4% (-5.1 to -3.7)".
-
-    Args:
-        value: The number.
-        low: Lower end of its interval; None or NaN if there is none.
-        high: Upper end.
-        digits: Decimals.
-        unit: What follows the number, such as " nats"; the ends of the interval go without.
-    """
+    """Writes a number with its unit and its 95% interval, if it has one (not None or NaN): "-4.4% (-5.1 to -3.7)"."""
     text = f"{signed(value, digits)}{unit}"
     if low is None or high is None or math.isnan(low):
         return text

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextScore:
-    """The loss of a model on one text, window by window.
+    """The loss of a model on a text, window by window.
 
     Attributes:
         losses: FloatTensor [windows], summed negative log-likelihood of each window's tokens, in nats.
@@ -90,9 +90,7 @@ def score_texts(
     documents, encoded = within_budget(texts, tokenizer, max_tokens)
     losses, tokens = window_losses(model, pack_tokens(tokenizer, documents, window), batch_size)
     if not len(tokens):
-        raise InvalidInput(
-            "There is nothing to predict: no token has another before it. Give more text or a larger window."
-        )
+        raise InvalidInput("There is nothing to predict: no token follows another. Give more text or a larger window.")
     # Without BOS the first token of a window is not predicted: count the bytes of the predicted share alone.
     share = tokens.sum().item() / encoded
     return TextScore(losses, tokens, sum(len((text + "\n").encode()) for text in documents) * share)
@@ -101,15 +99,11 @@ def score_texts(
 def window_losses(
     model: nn.Module, windows: Iterable[torch.Tensor], batch_size: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums the loss of each window of token ids; windows of a single token, which nothing precedes, are left out.
-
-    Args:
-        model: A causal language model.
-        windows: LongTensors [tokens]. Consecutive windows of one length share forward passes.
-        batch_size: Windows per forward pass.
+    """Sums the loss of each window of token ids (LongTensors [tokens]), `batch_size` windows per forward pass.
 
     Returns:
         FloatTensor [windows] (float64), in nats, and LongTensor [windows], how many tokens of each were predicted.
+        Windows of a single token, which nothing precedes, are left out.
     """
     device = device_of(model)
     losses, tokens = [], []
@@ -156,41 +150,36 @@ def score_languages(
     window: int = 256,
     batch_size: int = 4,
 ) -> dict[str, dict[str, dict]]:
-    """Scores every language on every kind of text.
+    """Scores every language on every genre of text.
 
     Args:
         model: A causal language model, with or without an adapter attached.
         tokenizer: Its tokenizer.
-        texts: Documents by kind ("articles", "messages") and, within, by language.
+        texts: Documents by genre ("articles", "messages") and, within, by language.
         budgets: Largest number of tokens to score by language; "*" for the others.
         window: Tokens per window, BOS included.
         batch_size: Windows per forward pass.
 
     Returns:
-        By kind and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
+        By genre and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
     """
-    return {
-        kind: {
-            lang: score_texts(
-                model, tokenizer, documents, window, batch_size, budgets.get(lang, budgets["*"])
-            ).to_dict()
-            for lang, documents in by_language.items()
-        }
-        for kind, by_language in texts.items()
-    }
+    scores: dict[str, dict[str, dict]] = {genre: {} for genre in texts}
+    for genre, by_language in texts.items():
+        for lang, documents in by_language.items():
+            budget = budgets.get(lang, budgets["*"])
+            scores[genre][lang] = score_texts(model, tokenizer, documents, window, batch_size, budget).to_dict()
+    return scores
 
 
 def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
-    """Compares two scores of the same text, window by window, with the interval of `intervals.interval`.
-
-    Args:
-        before: A score's dict, from `score_languages`.
-        after: The same text scored by the trained model.
-        seed: Seed of the bootstrap.
+    """Compares two scores of the same text (dicts of `score_languages`), window by window.
 
     Returns:
-        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval over windows.
-        Fewer than `MIN_UNITS` windows are too few to resample, and the interval is None.
+        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval over windows
+        (`intervals.interval`), None with fewer than `MIN_UNITS` windows.
+
+    Raises:
+        ValueError: If the windows differ.
     """
     if before["window_tokens"] != after["window_tokens"]:
         raise InvalidInput("These scores are of different texts: their windows differ. Score the same text twice.")
@@ -212,19 +201,11 @@ def generate_ids(
     seed: int | None = None,
     **sampling: Any,
 ) -> torch.Tensor:
-    """Lets a model continue prompts, all in one batch, in the mode in which it is scored.
+    """Lets a model continue prompts (ids, BOS included), all in one batch, in the mode in which it is scored.
 
-    Shorter prompts are padded on the left, so that each ends where its continuation begins. The same arguments give the
+    Shorter prompts are padded on the left. With a seed, tokens are sampled at temperature 1, under more options of
+    transformers' `generate` such as `top_k`; without one, the likeliest is taken each time. The same arguments give the
     same ids on the same machine, and the random state of the process stays as it was.
-
-    Args:
-        model: A causal language model, 8-bit or not.
-        tokenizer: Its tokenizer.
-        prompts: Ids of each prompt, BOS included.
-        new_tokens: Tokens to generate at most.
-        samples: Continuations of each prompt.
-        seed: Seed of sampling at temperature 1; None takes the likeliest token each time.
-        **sampling: More options of transformers' `generate`, such as `top_k`.
 
     Returns:
         LongTensor [prompts * samples, tokens], the continuations alone; one that ended early is padded on the right.
@@ -238,15 +219,8 @@ def generate_ids(
     options = {"do_sample": False} if seed is None else sampled
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed or 0)
-        texts = cast(Any, model).generate(
-            input_ids=ids,
-            attention_mask=mask,
-            num_return_sequences=samples,
-            max_new_tokens=new_tokens,
-            use_cache=True,
-            pad_token_id=padding,
-            **options,
-        )
+        options |= {"num_return_sequences": samples, "max_new_tokens": new_tokens, "pad_token_id": padding}
+        texts = cast(Any, model).generate(input_ids=ids, attention_mask=mask, use_cache=True, **options)
     return cast(torch.Tensor, texts)[:, ids.shape[1] :]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """A set of tasks.
-
-    Attributes:
-        title: Its name in sentences.
-        repository: Its id on the hub; "" for sets that are made from the declaration.
-        built_in: Its name in lm-eval, "" where lm-eval lacks it: "{code}" is replaced by the language's code in this
-            set, "{tag}" by language and script in lower case.
-        folder: Folder of its definition in lm-eval.
-        measure: The metric that is reported.
-        english: Whether it is in English for every language: it measures what a model kept.
-        gated: Whether its terms must be accepted on the hub.
-    """
+    """A set of tasks: `evaluate` describes each."""
 
     title: str
-    repository: str = ""
-    built_in: str = ""
-    folder: str = ""
+    repository: str = ""  # on the hub; "" for sets that are made from the declaration
+    built_in: str = (
+        ""  # name in lm-eval, if it has the set; {code}: the language's in this set, {tag}: such as yor_latn
+    )
+    folder: str = ""  # of the definition in lm-eval
     measure: str = "acc"
-    english: bool = False
-    gated: bool = False
+    english: bool = False  # for every language: what a model kept
+    gated: bool = False  # whether its terms must be accepted on the hub
 
     @property
     def translates(self) -> bool:
@@ -80,7 +71,6 @@ TASKS = {
     "piqa": TaskSet("PIQA", "baber/piqa", "piqa", "piqa", "acc_norm", english=True),
     "winogrande": TaskSet("WinoGrande", "allenai/winogrande", "winogrande", "winogrande", english=True),
 }
-"""Task sets by name."""
 
 OFFLINE_TASKS = ("udhr_match", "udhr_translate")
 """Tasks that need no hub."""
@@ -104,11 +94,6 @@ class Request:
     seed: int = 0
 
     @property
-    def task_set(self) -> TaskSet:
-        """The set."""
-        return TASKS[self.name]
-
-    @property
     def source(self) -> str:
         """The source of its text, for `load_parallel`."""
         name = "udhr" if self.name in OFFLINE_TASKS else self.name
@@ -118,7 +103,7 @@ class Request:
         """Returns what identifies its data."""
         if self.name in OFFLINE_TASKS:
             return describe_source(self.source, self.language.code)
-        return revision_of(self.task_set, self.folder, self.name)
+        return revision_of(TASKS[self.name], self.folder, self.name)
 
 
 def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
@@ -148,15 +133,15 @@ def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str
 
     Raises:
         TextUnavailable: If the data cannot be fetched.
-        ValueError: If the set lacks the language, or enough examples. Both messages have the remedy.
+        InvalidInput: If the set lacks the language, or enough examples. Both messages have the remedy.
     """
     from lm_eval.tasks import TaskManager
 
     name, language = request.name, request.language
-    if language.code == "en" and (request.task_set.translates or name == "udhr_match"):
+    if language.code == "en" and (TASKS[request.name].translates or name == "udhr_match"):
         raise InvalidInput(f"{name} pairs a language with English: name another language than English.")
     try:
-        if request.task_set.built_in:
+        if TASKS[request.name].built_in:
             loaded: dict[str, Mapping] = {name: _built_in(request)}
         else:
             define = {"udhr_match": _match, "sib200": _topics}.get(name, _translations)
@@ -168,7 +153,7 @@ def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str
         raise NoTextInLanguage(f"{error} Of the other sets, {', '.join(others)} have it.") from error
     configs = [task.config for row in loaded.values() for task in row["tasks"].values()]
     if request.shots and not all(x.fewshot_split or x.training_split or x.validation_split for x in configs):
-        raise InvalidInput(f"{request.task_set.title} has no examples beside its questions: use shots=0.")
+        raise InvalidInput(f"{TASKS[request.name].title} has no examples beside its questions: use shots=0.")
     return loaded
 
 
@@ -176,13 +161,14 @@ def _built_in(request: Request) -> Mapping:
     """Loads a task or group of lm-eval from its definition alone: indexing all tasks of lm-eval takes half a minute."""
     import datasets
     import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
 
-    task_set, language = request.task_set, request.language
+    task_set, language = TASKS[request.name], request.language
     codes = {"code": language.code_for(request.name), "tag": f"{language.iso639_3}_{language.script}".lower()}
     definitions = Path(lm_eval.tasks.__file__).parent / task_set.folder.format(**codes)
     built_in = task_set.built_in.format(**codes)
-    manager = TaskManager(include_path=definitions, include_defaults=False) if definitions.is_dir() else None
+    manager = (
+        lm_eval.tasks.TaskManager(include_path=definitions, include_defaults=False) if definitions.is_dir() else None
+    )
     if manager is None or built_in not in manager.all_tasks:
         raise NoTextInLanguage(f"{task_set.title} has no text in {language.name}.")
     if not request.folder:
@@ -214,8 +200,7 @@ def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
 def _topics(request: Request, _: object) -> dict[str, dict]:
     """Defines SIB-200, the topic of a sentence among seven, which lm-eval has for African languages only."""
     corpus = HubText("sib200", request.folder, request.language)
-    tables = {split: corpus.load(split) for split in _splits(request)}
-    return _questions(request, tables, "Text: {{text}}\nTopic:", _TOPICS, "category")
+    return _questions(request, corpus.load, "Text: {{text}}\nTopic:", _TOPICS, "category")
 
 
 def _match(request: Request, _: object) -> dict[str, dict]:
@@ -226,20 +211,21 @@ def _match(request: Request, _: object) -> dict[str, dict]:
     """
     import datasets
 
-    pairs = {split: parallel_paragraphs(request.language.code, split, request.source) for split in _splits(request)}
-    tables = {split: datasets.Dataset.from_list(match_questions(x, request.seed)) for split, x in pairs.items()}
-    return _questions(request, tables, f"{request.language.name}: {{{{passage}}}}\nEnglish:", "options", "answer")
+    def table(split: str) -> datasets.Dataset:
+        pairs = parallel_paragraphs(request.language.code, split, request.source)
+        return datasets.Dataset.from_list(match_questions(pairs, request.seed))
+
+    return _questions(request, table, f"{request.language.name}: {{{{passage}}}}\nEnglish:", "options", "answer")
 
 
-def _splits(request: Request) -> tuple[str, ...]:
-    return ("test", "train") if request.shots else ("test",)
-
-
-def _questions(request: Request, tables: Mapping, prompt: str, choices: str | list[str], target: str) -> dict:
+def _questions(
+    request: Request, table: Callable[[str], Any], prompt: str, choices: str | list[str], target: str
+) -> dict[str, dict]:
     """Defines a task that is scored by the likelihood of each choice after a prompt.
 
     `choices` may name a column, `target` names the column of the right choice or of its index.
     """
+    tables = {split: table(split) for split in (("test", "train") if request.shots else ("test",))}
     metrics = ("acc", "acc_norm", "acc_mutual_info")
     return {
         request.name: {
@@ -259,8 +245,7 @@ def _questions(request: Request, tables: Mapping, prompt: str, choices: str | li
 def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dict[str, str]]:
     """Pairs the declaration's paragraphs in a language ("text") with the English ones ("english").
 
-    An article with different numbers of paragraphs in the two languages is a single pair. `source` is "udhr", or
-    "udhr:FOLDER" for a local copy.
+    An article with different numbers of paragraphs in the two languages is a single pair.
     """
     pairs = []
     articles = load_parallel(source, [lang, "en"], split)
@@ -273,15 +258,11 @@ def parallel_paragraphs(lang: str, split: str, source: str = "udhr") -> list[dic
 
 
 def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict]:
-    """Makes questions: which of four English passages is the translation of a passage?
+    """Makes questions ("passage", "options", "answer"): which of four English passages is the passage's translation?
 
     The wrong ones are drawn from the six others whose length is nearest to the right one's, four times for each
     passage: with a single draw, the draw would cause half of the variance. Every passage is asked once before any is
-    asked again.
-
-    Returns:
-        Dicts of "passage", "options" (four English passages), "answer" (index of the right one) and "unit" (number of
-        the passage: its questions are not independent of each other).
+    asked again. "unit" is the number of the passage: its questions are not independent of each other.
     """
     if len(pairs) < _OPTIONS:
         raise InvalidInput(f"A question needs {_OPTIONS} passages to choose from; the text has {len(pairs)}.")
@@ -293,10 +274,8 @@ def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict
             others.sort(key=lambda i: abs(len(pairs[i]["english"]) - len(pair["english"])))
             chosen = [place, *draw.sample(others[:_NEAR], _OPTIONS - 1)]
             draw.shuffle(chosen)
-            options = [pairs[i]["english"] for i in chosen]
-            questions.append(
-                {"passage": pair["text"], "options": options, "answer": chosen.index(place), "unit": place}
-            )
+            question = {"passage": pair["text"], "options": [pairs[i]["english"] for i in chosen]}
+            questions.append({**question, "answer": chosen.index(place), "unit": place})
     return questions
 
 
@@ -318,22 +297,19 @@ def _translations(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[
     else:
         splits = [load_parallel(request.source, [lang, "en"], split) for split in ("validation", "test")]
         examples, texts = ([{"text": a, "english": b} for a, b in zip(x[lang], x["en"], strict=True)] for x in splits)
-    texts = texts[: request.limit]
     short = [pair for pair in examples if len(pair["english"]) <= _LONGEST_EXAMPLE]
     if len(short) < shots:
-        raise InvalidInput(
-            f"{request.name} has {len(short)} examples of at most {_LONGEST_EXAMPLE} characters; asked for {shots}: use "
-            "fewer shots."
-        )
-    shown = random.Random(request.seed).sample(short, shots)
+        have = f"{request.name} has {len(short)} examples of at most {_LONGEST_EXAMPLE} characters"
+        raise InvalidInput(f"{have}; asked for {shots}: use fewer shots.")
+    pairs = {"examples": random.Random(request.seed).sample(short, shots), "test": texts[: request.limit]}
     names, codes = {"text": request.language.name, "english": "English"}, {"text": lang, "english": "en"}
     tasks = {}
     for source, target in (("text", "english"), ("english", "text")):
-        longest = max(len(tokenizer(pair[target], add_special_tokens=False)["input_ids"]) for pair in texts)
+        longest = max(len(tokenizer(x[target], add_special_tokens=False)["input_ids"]) for x in pairs["test"])
         tables = {
-            split: datasets.Dataset.from_list([{"source": pair[source], "target": pair[target]} for pair in pairs])
-            for split, pairs in (("examples", shown), ("test", texts))
-            if pairs
+            split: datasets.Dataset.from_list([{"source": x[source], "target": x[target]} for x in of_split])
+            for split, of_split in pairs.items()
+            if of_split
         }
         tasks[f"{request.name} {codes[source]}-{codes[target]}"] = {
             "task": f"{request.name}_{codes[source]}_{codes[target]}",

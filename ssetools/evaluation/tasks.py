@@ -162,10 +162,8 @@ def _digest(asked: Sequence[tuple[str, dict]]) -> str:
 def share(correct: Sequence[int], units: Sequence[int]) -> dict[str, float]:
     """Computes the share of right answers ("value") and its 95% interval ("low", "high"; Wilson).
 
-    Args:
-        correct: 1 or 0 for each question.
-        units: The passage that each question is about, or the number of the question; answers on the same passage count
-            as one observation.
+    `correct` is 1 or 0 for each question, `units` the passage that it is about: answers on the same passage count as
+    one observation.
     """
     value = sum(correct) / len(correct)
     low, high = wilson(value, len(set(units)))
@@ -175,19 +173,12 @@ def share(correct: Sequence[int], units: Sequence[int]) -> dict[str, float]:
 def score_translations(
     hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str], shown: Sequence[str], target: str
 ) -> dict:
-    """Scores translations into the language with code `target` as a corpus.
-
-    Args:
-        hypotheses: Translations.
-        references: Reference translations.
-        sources: Source texts.
-        shown: Translations of the examples before each text.
-        target: Language code.
+    """Scores translations of `sources` into the language with code `target`, as a corpus.
 
     Returns:
         "chrF++" and "BLEU", each with "value", its 95% interval "low" and "high" (bootstrap over texts; None where the
-        score is zero), "floor" (the best score without translating: copying every source, or repeating one example
-        each time, as models that cannot translate do) and "signature".
+        score is zero), "floor" (the best score without translating: copying every source, or repeating one of the
+        translations that were `shown` as examples, as models that cannot translate do) and "signature".
     """
     scores = {}
     for name, metric in _metrics(target).items():

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput
-from ssetools.evaluation.inside import losses_switched_off
 from ssetools.evaluation.intervals import INTERVAL
 from ssetools.evaluation.perplexity import window_losses
 from ssetools.files import kept, read_json, write_json
 from ssetools.models import model_source
-from ssetools.neurons.sets import NeuronSets
+from ssetools.neurons.sets import NeuronSets, deactivated
 from ssetools.text.windows import bos_ids, pack_tokens
 from study.atlas.shards import atlas_texts
 
@@ -108,7 +107,8 @@ def deactivation_losses(
             switched_off = neurons.random_like(lang, seed=int(kind.removeprefix("control")))
         else:
             switched_off = neurons[lang] if kind == "set" else no_neurons
-        totals, tokens = losses_switched_off(model, switched_off, windows, _BATCH)
+        with deactivated(model, switched_off):
+            totals, tokens = window_losses(model, windows, _BATCH)
         means = (totals / tokens).view(len(languages), WINDOWS)
         losses["rows"][name] = [[round(x, 4) for x in row] for row in means.tolist()]
         write_json(path, losses)

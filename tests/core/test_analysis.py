@@ -8,7 +8,7 @@ import families
 import pytest
 import torch
 
-from ssetools.evaluation.inside import align_passages, alignment, change_by_depth, training_logs, weight_change
+from ssetools.evaluation.inside import align_passages, alignment, change_by_depth, weight_change
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.training.methods import attach_method
 
@@ -110,15 +110,3 @@ def test_an_adapter_beside_the_ffn_has_no_change_to_measure():
     adapter.detach()
     with pytest.raises(ValueError, match="No adapter is attached"):
         weight_change(model)
-
-
-def test_logs_add_up_to_seconds(tmp_path):
-    folder = tmp_path / "m" / "yo" / "lape-seed0"
-    folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="03_finetune"):
-        training_logs("m", "yo", tmp_path)
-    (folder / "log.csv").write_text(
-        "step,tokens,loss,validation_loss,tokens_per_second\n1,100,3,,50\n2,200,2,2.5,100\n"
-    )
-    logs = training_logs("m", "yo", tmp_path)
-    assert logs.seconds.tolist() == [2.0, 3.0]

@@ -87,17 +87,6 @@ def test_every_neuron_is_in_the_histogram_and_every_set_in_its_layer(profile):
     assert labels(axes, "y")[0] == f"Yoruba  {neurons.count('yo')}"
 
 
-def test_firing_and_entropy_of_made_up_neurons(profile):
-    few = ActivationProfile(profile.counts[:, :1, :3], profile.tokens, LANGS)
-    figure = plots.firing(few)
-    for number, axes in enumerate(figure.axes):
-        assert axes.get_title(loc="left").startswith(f"neuron {number}\nLAPE ")
-        numpy.testing.assert_allclose(heights(axes), few.probabilities()[:, 0, number])
-    axes = plots.entropy_against_ratio([0, 0.5, 1], [0.1, 2.0, 3.0])
-    assert axes.lines[0].get_ydata().tolist() == [0.1, 2.0, 3.0]
-    assert axes.lines[1].get_ydata() == [3.0, 3.0]
-
-
 def test_the_deactivation_figure_compares_within_columns():
     changes = pandas.DataFrame([[2.0, 0.1], [1.0, 0.4], [-1.0, 0.2]], ["yo", "is", "random"], ["yo", "is"])
     axes = plots.deactivation_matrix(changes)
@@ -114,9 +103,9 @@ def test_losses_are_drawn_where_they_were_measured():
     assert batch.get_ydata().tolist() == log["loss"]
     assert smooth.get_ydata()[-1] > 2.0
     assert (validation.get_xdata().tolist(), validation.get_ydata().tolist()) == ([2], [2.6])
-    logs = pandas.concat([pandas.DataFrame(log).assign(run=run, seconds=[4, 5, 6]) for run in ("lape-seed0", "lora")])
-    tokens, seconds = plots.dynamics(logs).axes
-    assert [line.get_xdata().tolist() for line in seconds.lines] == [[4, 5, 6], [5]] * 2
+    log["tokens_per_second"] = [1, 0.5, 0.25]
+    tokens, seconds = plots.dynamics({run: pandas.DataFrame(log) for run in ("lape-seed0", "lora")}).axes
+    assert [line.get_xdata().tolist() for line in seconds.lines] == [[1, 3, 7], [3]] * 2
     assert tokens.lines[3].get_ydata().tolist() == [2.6]
     assert legend(seconds) == ["lape-seed0", "lora"]
 
