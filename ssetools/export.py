@@ -79,23 +79,23 @@ def export_run(
     elif form == "gguf-lora":
         adapter.to_gguf_lora(Path(output) / "adapter.gguf")
     else:
-        kinds = metrics["request"]["kinds"] if metrics else {}
-        rescored = _merge(adapter, tokenizer, about["language"], kinds, output)
+        sources = metrics["request"]["kinds"] if metrics else {}
+        rescored = _merge(adapter, tokenizer, about["language"], sources, output)
     (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
     return Path(output)
 
 
-def _merge(adapter: Adapter, tokenizer: Any, lang: str, kinds: Mapping, output: str | Path) -> dict:
-    """Merges, scores the target language before and after on the run's kinds of text, and saves the model."""
-    texts = {kind: load_texts(source, lang, "test") for kind, source in kinds.items()}
+def _merge(adapter: Adapter, tokenizer: Any, lang: str, sources: Mapping, output: str | Path) -> dict:
+    """Merges, scores the target language before and after on the run's genres, and saves the model."""
+    texts = {genre: load_texts(source, lang, "test") for genre, source in sources.items()}
     with adapter.switched_off() as model:
-        before = {kind: perplexity(model, tokenizer, text, max_tokens=_SCORED_TOKENS) for kind, text in texts.items()}
+        before = {genre: perplexity(model, tokenizer, text, max_tokens=_SCORED_TOKENS) for genre, text in texts.items()}
     merged: Any = adapter.merge()
-    after = {kind: perplexity(merged, tokenizer, text, max_tokens=_SCORED_TOKENS) for kind, text in texts.items()}
+    after = {genre: perplexity(merged, tokenizer, text, max_tokens=_SCORED_TOKENS) for genre, text in texts.items()}
     with atomic_write(output) as scratch:
         merged.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-    return {kind: (before[kind], after[kind]) for kind in before}
+    return {genre: (before[genre], after[genre]) for genre in before}
 
 
 def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Mapping | None = None) -> str:
@@ -105,7 +105,7 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
         about: The run's adapter.json.
         metrics: Its metrics.json, or None when it was never scored.
         form: "peft", "gguf-lora" or "merged".
-        rescored: For "merged": perplexity of the 16-bit base and of the merged model by kind of text.
+        rescored: For "merged": perplexity of the 16-bit base and of the merged model by genre.
     """
     from huggingface_hub import ModelCardData
 
@@ -134,7 +134,7 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
         lines += ["## What it gained and what it kept", *_numbers(metrics)]
     if rescored:
         lines += ["## This file", "Merged into the 16-bit base and scored again, perplexity before and after:"]
-        lines.append("\n".join(f"- {kind}: {a:.2f} to {b:.2f}" for kind, (a, b) in rescored.items()))
+        lines.append("\n".join(f"- {genre}: {a:.2f} to {b:.2f}" for genre, (a, b) in rescored.items()))
     terms = f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
     if licence == "gemma":
         terms = (
@@ -147,11 +147,11 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
 
 def _numbers(metrics: Mapping) -> list[str]:
     rows = ["| text | target | English | other languages, mean |", "|---|---|---|---|"]
-    for kind, summary in metrics["summary"].items():
-        relation = "like the training text" if kind in metrics["same_kind"] else "another kind"
+    for genre, summary in metrics["summary"].items():
+        seen = "seen genre" if genre in metrics["same_kind"] else "unseen genre"
         moved = [x and x["percent"] for x in (summary["target"], summary["english"])]
         cells = ["" if x is None else percent(x) for x in (*moved, summary["mean_of_others"])]
-        rows.append(f"| {kind} ({relation}) | {' | '.join(cells)} |")
+        rows.append(f"| {genre} ({seen}) | {' | '.join(cells)} |")
     return ["\n".join(rows), "Change of perplexity on held-out text, adapter against base; lower is better."]
 
 
