@@ -91,9 +91,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def readable(folder: Path) -> None:
-    """Makes safetensors files as readable as their folder; safetensors makes them readable for their owner only."""
+    """Gives safetensors files the permissions of new files; safetensors makes them readable for their owner only."""
+    new = folder / f".{secrets.token_hex(4)}"
+    new.touch()
+    mode = new.stat().st_mode
+    new.unlink()
     for path in folder.rglob("*.safetensors"):
-        path.chmod(path.parent.stat().st_mode & 0o666)
+        path.chmod(mode)
 
 
 def read_json(path: str | Path) -> Any:
