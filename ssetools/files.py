@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import platform
 import secrets
 import shutil
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
 _ROWS = 8  # of each tensor, at even distances
+# What a reader of a file raises if its contents are not what it expects; bugs elsewhere are not read by `reading`.
+_FAULTS = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+)
+_FAULTS += (TypeError, ValueError)
 _PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
 
 
@@ -116,6 +128,22 @@ def write_json(path: str | Path, data: Any) -> Path:
     return Path(path)
 
 
+@contextlib.contextmanager
+def reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Turns what goes wrong while the block reads a file into one sentence, since any file may be damaged or hostile.
+
+    Raises:
+        InvalidInput: Naming the file, what it should be ("a file of neuron sets"), and the fault.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        raise error if str(path) in str(error) else InvalidInput(f"{path} is not {kind}: {error}") from error
+    except _FAULTS as error:
+        fault = str(error).split("\n")[0] or "its end is missing"
+        raise InvalidInput(f"{path} is not {kind}, or is damaged ({type(error).__name__}: {fault}).") from error
+
+
 def facts_of(path: str | Path) -> dict[str, Any]:
     """Reads the facts that a file records: a JSON file, the metadata of safetensors, or a folder's manifest.json.
 
@@ -128,7 +156,8 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return read_json(path / "manifest.json" if path.is_dir() else path)
     header = load_tensors(path, "a safetensors file", only_metadata=True)[1]
-    header |= header.pop("metadata", {})
+    with reading(path, "a file of ssetools"):
+        header |= header.pop("metadata", {})
     if isinstance(codes := header.get("languages"), str):
         header["languages"] = sorted(codes.split())
     return header
@@ -205,17 +234,15 @@ def load_tensors(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path} ({kind}).")
-    try:
+    with reading(path, kind):
         with safe_open(path, "pt") as file:
             names = () if only_metadata else file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
             strings = file.metadata() or {}
-    except SafetensorError as error:
-        raise InvalidInput(f"{path} is not {kind}, or is damaged: {error}.") from error
-    if missing := [name for name in needed if name not in tensors]:
-        raise InvalidInput(f"{path} is not {kind}: it has no {missing}.")
-    coded = {k: v for k, v in strings.items() if v.startswith(("[", "{", '"')) or v in ("null", "true", "false")}
-    return tensors, strings | {key: json.loads(value) for key, value in coded.items()}
+        if missing := [name for name in needed if name not in tensors]:
+            raise InvalidInput(f"it has no {missing}.")
+        coded = {k: v for k, v in strings.items() if v.startswith(("[", "{", '"')) or v in ("null", "true", "false")}
+        return tensors, strings | {key: json.loads(value) for key, value in coded.items()}
 
 
 def digest_of_weights(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ssetools import processes
 from ssetools.errors import InvalidInput
-from ssetools.files import digest, kept, load_tensors, save_tensors
+from ssetools.files import digest, kept, load_tensors, reading, save_tensors
 from ssetools.models import (
     body_of,
     check_base_model,
@@ -104,7 +104,10 @@ class ActivationProfile:
     def load(cls, path: str | Path) -> ActivationProfile:
         """Reads what `save` wrote."""
         tensors, metadata = load_tensors(path, "an activation profile", ("counts", "tokens"))
-        return cls(tensors["counts"], tensors["tokens"], metadata["languages"].split(), metadata.get("metadata", {}))
+        with reading(path, "an activation profile"):
+            return cls(
+                tensors["counts"], tensors["tokens"], metadata["languages"].split(), metadata.get("metadata", {})
+            )
 
 
 def profile_languages(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssetools.errors import InvalidInput, MissingLanguage
-from ssetools.files import atomic_write, load_tensors, save_tensors
+from ssetools.files import atomic_write, load_tensors, reading, save_tensors
 from ssetools.models import model_mismatch, model_source
 from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
 from ssetools.text.embedded import EMBEDDED_MODEL
@@ -155,16 +155,12 @@ class NeuronSets:
             ValueError: If it is damaged or holds something else.
         """
         tensors, facts = load_tensors(path, "a file of neuron sets")
-        languages = facts.get("languages", "").split()
-        needed = [f"{lang}.{name}" for lang in languages for name in ("neurons", "per_layer")]
-        missing = [name for name in ("languages", "num_neurons", *needed) if name not in facts | tensors]
-        if missing:
-            raise InvalidInput(f"{path} is not a file of neuron sets: it has no {missing}.")
-        sets = {}
-        for lang in languages:
-            ids = tensors[f"{lang}.neurons"].long()
-            sets[lang] = list(ids.split(tensors[f"{lang}.per_layer"].tolist()))
-        return cls(sets, int(facts["num_neurons"]), {"selection": "lape", **facts.get("metadata", {})})
+        with reading(path, "a file of neuron sets"):
+            sets = {}
+            for lang in facts["languages"].split():
+                ids = tensors[f"{lang}.neurons"].long()
+                sets[lang] = list(ids.split(tensors[f"{lang}.per_layer"].tolist()))
+            return cls(sets, int(facts["num_neurons"]), {"selection": "lape", **facts.get("metadata", {})})
 
     def to_reference(self, path: str | Path) -> Path:
         """Writes the layout of the papers' files: `List[language][layer] -> LongTensor`, with no names in it."""
@@ -193,14 +189,15 @@ class NeuronSets:
         Raises:
             ValueError: If the number of languages does not fit the file.
         """
-        sets = torch.load(path, weights_only=True)
-        if len(sets) > len(languages):
-            raise InvalidInput(f"{path} has {len(sets)} languages, but {len(languages)} were named.")
-        # The reference leaves out the last languages if they have no neurons.
-        sets = [*sets, *[[torch.empty(0)] * len(sets[0])] * (len(languages) - len(sets))]
-        largest = max((int(ids.max()) for layers in sets for ids in layers if len(ids)), default=0)
-        sets = {lang: [ids.long().sort().values for ids in s] for lang, s in zip(languages, sets, strict=True)}
-        return cls(sets, num_neurons or largest + 1, metadata)
+        with reading(path, "a file of neuron sets in the papers' layout"):
+            sets = torch.load(path, weights_only=True)
+            if len(sets) > len(languages):
+                raise InvalidInput(f"it has {len(sets)} languages, but {len(languages)} were named.")
+            # The reference leaves out the last languages if they have no neurons.
+            sets = [*sets, *[[torch.empty(0)] * len(sets[0])] * (len(languages) - len(sets))]
+            largest = max((int(ids.max()) for layers in sets for ids in layers if len(ids)), default=0)
+            sets = {lang: [ids.long().sort().values for ids in s] for lang, s in zip(languages, sets, strict=True)}
+            return cls(sets, num_neurons or largest + 1, metadata)
 
 
 def check_ids(ids: torch.Tensor, num_neurons: int, where: str) -> None:

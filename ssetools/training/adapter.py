@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssetools.errors import InvalidInput, MissingPackage
-from ssetools.files import atomic_write, read_json, save_tensors, write_json
+from ssetools.files import atomic_write, read_json, reading, save_tensors, write_json
 from ssetools.models import check_base_model, decoder_layers, model_mismatch, model_source, quantization_of
 
 LoraPairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -182,11 +182,20 @@ class Adapter(nn.Module):
         about = adapter_facts(folder)
         if about["format"] != cls.format:
             raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
-        if differs := model_mismatch(about["base"], model_source(model)):
-            raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
-        adapter = cls._read(Path(folder), model, about)
-        adapter.scale = about.get("scale", 1.0)  # saved before adapters had a scale
-        return adapter
+        before = getattr(model, "ssetools_adapter", None)
+        try:
+            with reading(folder, "an adapter"):
+                if differs := model_mismatch(about["base"], model_source(model)):
+                    raise InvalidInput(f"The adapter in {folder} was trained for {differs}.")
+                adapter = cls._read(Path(folder), model, about)
+                adapter.scale = about.get("scale", 1.0)  # saved before adapters had a scale
+                if not all(bool(p.isfinite().all()) for p in adapter.parameters()):
+                    raise InvalidInput("it holds infinite numbers or NaN")
+            return adapter
+        except InvalidInput:
+            if (half_read := getattr(model, "ssetools_adapter", None)) is not before:
+                half_read.detach()
+            raise
 
     def to_peft(self, folder: str | Path, uniform_rank: bool = False) -> Path:
         """Writes the same function, scale included, as a PEFT checkpoint, which PEFT, vLLM and the hub load.
@@ -317,7 +326,10 @@ def adapter_facts(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "adapter.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no adapter in {folder}: {path} does not exist.")
-    return read_json(path)
+    about = read_json(path)
+    if not isinstance(about, dict) or not isinstance(about.get("format"), str):
+        raise InvalidInput(f"{path} does not describe an adapter: it names no format.")
+    return about
 
 
 def check_scale(value: Any) -> float:

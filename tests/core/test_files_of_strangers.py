@@ -9,7 +9,7 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -18,19 +18,28 @@ from ssetools.errors import UserError
 from ssetools.files import kept, read_json, write_json
 from ssetools.training.methods import load_adapter
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 WIDTH, LAYERS = 20, 2
 
 
 def neuron_sets(path):
-    NeuronSets({"yo": [torch.tensor([1, 5]), torch.tensor([7])], "is": [torch.tensor([2]), torch.tensor([])]}, WIDTH).save(
-        path
-    )
+    NeuronSets(
+        {"yo": [torch.tensor([1, 5]), torch.tensor([7])], "is": [torch.tensor([2]), torch.tensor([])]}, WIDTH
+    ).save(path)
 
 
 def profile(path):
     counts = torch.arange(2 * LAYERS * WIDTH).view(2, LAYERS, WIDTH)
-    ActivationProfile(counts=counts, tokens=torch.tensor([100, 100]), languages=["yo", "is"], metadata={"a": 1}).save(path)
+    ActivationProfile(counts=counts, tokens=torch.tensor([100, 100]), languages=["yo", "is"], metadata={"a": 1}).save(
+        path
+    )
 
 
 def reference(path):
@@ -51,7 +60,8 @@ def read(loader, path):
     try:
         return loader(path)
     except UserError as error:
-        assert str(path) in str(error) or path.name in str(error)
+        sentence = str(error)
+    assert path.name in sentence
     return None
 
 
@@ -149,11 +159,13 @@ def test_damaged_adapters(data, saved, tmp_path):
 def read_adapter(folder: Path, model):
     """Attaches an adapter or is refused; either way the model is as it was afterwards."""
     before = model(input_ids=families.tokens()).logits
+    adapter, sentence = None, folder.name
     try:
         adapter = load_adapter(folder, model)
     except UserError as error:
-        assert folder.name in str(error)
-    else:
+        sentence = str(error)
+    assert folder.name in sentence
+    if adapter:
         assert all(bool(p.isfinite().all()) for p in adapter.parameters())
         adapter.detach()
     torch.testing.assert_close(model(input_ids=families.tokens()).logits, before, rtol=0, atol=0)
@@ -169,7 +181,7 @@ class _Command:
 
 @pytest.mark.parametrize("loader", [KINDS["reference.pt"][1], NeuronSets.load, ActivationProfile.load])
 def test_a_pickle_with_code_is_refused(tmp_path, loader):
-    (tmp_path / "reference.pt").write_bytes(pickle.dumps(_Command(tmp_path / "run")))
+    (tmp_path / "reference.pt").write_bytes(pickle.dumps(_Command(tmp_path / "run"), protocol=2))
     with pytest.raises(UserError, match=r"reference\.pt"):
         loader(tmp_path / "reference.pt")
     assert not (tmp_path / "run").exists()
