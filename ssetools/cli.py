@@ -191,7 +191,7 @@ def _load(arguments: argparse.Namespace, load_in_8bit: bool) -> tuple[Any, Any]:
     return load(arguments.model, load_in_8bit=load_in_8bit)
 
 
-def _profile_options(arguments: argparse.Namespace) -> dict:
+def _profile_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {"source": arguments.profile_source}
     return options | ({"tokens_per_language": arguments.tokens} if arguments.tokens else {})
 

@@ -252,8 +252,7 @@ def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, devi
         head = model.get_output_embeddings()
         linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
         for path, module in linear if load_in_8bit else ():
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, _Linear8bit(module, device))
+            model.set_submodule(path, _Linear8bit(module, device))
     return model
 
 

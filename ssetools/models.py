@@ -231,13 +231,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def choose_dtype(config: Any, device: str) -> torch.dtype:
     """Chooses the dtype for a model on a device, and prints the reason once per process."""
-    overflows = config.model_type in _NO_FP16_MODELS
+    gpu = device.startswith("cuda")
     cpu_has_it = any(getattr(torch.cpu, x, bool)() for x in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    if device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 8:
+    if gpu and torch.cuda.get_device_capability()[0] >= 8:
         dtype, reason = torch.bfloat16, "this GPU computes in bfloat16"
-    elif device.startswith("cuda") and overflows:
+    elif gpu and config.model_type in _NO_FP16_MODELS:
         dtype, reason = torch.float32, f"this GPU has no bfloat16 and {config.model_type} overflows float16"
-    elif device.startswith("cuda"):
+    elif gpu:
         dtype, reason = torch.float16, "this GPU has no bfloat16"
     elif device == "mps":
         dtype, reason = torch.float32, "bfloat16 is not reliable on MPS"
@@ -383,9 +383,8 @@ def shard_model(model: nn.Module) -> nn.Module:
 def _check_can_shard(quantized: bool) -> None:
     if quantized:
         raise InvalidInput(
-            "A quantised base cannot be sharded: bitsandbytes keeps the scales of a layer beside its weight, and FSDP splits "
-            "and gathers only the weight. Load the model in 16 bits (--16-bit). If it fits one device in 8 bits, leave "
-            "sharding out: several processes share the text without it."
+            "A quantised base cannot be sharded: bitsandbytes keeps the scales of a layer beside its weight, and FSDP "
+            "gathers the weight alone. Load it in 16 bits (--16-bit), or leave sharding out if it fits one device."
         )
     if processes.count() == 1:
         raise InvalidInput(

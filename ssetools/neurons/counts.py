@@ -67,11 +67,7 @@ class ActivationProfile:
         return self.counts.float() / self.tokens.float()[:, None, None]
 
     def subset(self, languages: Sequence[str]) -> ActivationProfile:
-        """Returns the profile of some of the languages, in the order asked for.
-
-        Raises:
-            ValueError: Naming the languages that the profile lacks.
-        """
+        """Returns the profile of some languages, in the order asked for; a ValueError names those that it lacks."""
         missing = [language for language in languages if language not in self.languages]
         if missing:
             raise InvalidInput(f"The profile has no {missing}; it has {self.languages}. Profile them too, and add.")

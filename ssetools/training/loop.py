@@ -86,17 +86,7 @@ class TrainingSettings:
 
 
 class Run:
-    """The state of one run, and its loop.
-
-    Args:
-        adapter: What is trained, attached.
-        windows: Training windows.
-        validation: Windows by whose loss the best weights are chosen; none keeps the last.
-        steps: Optimiser steps in all.
-        settings: With a learning rate.
-        run_dir: Folder of the log, and of the checkpoint from which an interrupted run resumes; None writes nothing.
-        method: Its name.
-    """
+    """The state of one run, and its loop: log and checkpoints, if there is a folder, and the best weights."""
 
     def __init__(
         self,

@@ -104,12 +104,7 @@ def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor]
 
 
 def load_adapter(folder: str | Path, model: nn.Module) -> Adapter:
-    """Attaches a saved adapter of any method.
-
-    Raises:
-        FileNotFoundError: If `folder` holds no adapter.
-        ValueError: If it was trained for another model.
-    """
+    """Attaches a saved adapter of any method; errors as of `Subnetwork.load`."""
     form = adapter_facts(folder)["format"]
     for kind in (Subnetwork, PeftAdapter, WholeWeights):
         if kind.format == form:
@@ -300,8 +295,7 @@ class PeftAdapter(Adapter):
     def _take_off(self) -> None:
         # Not PEFT's own unload: for IA3 on 8-bit layers it refuses, as if it were to merge.
         for path, module in self._layers().items():
-            parent, _, name = path.rpartition(".")
-            setattr(self.model.get_submodule(parent), name, module.get_base_layer())
+            self.model.set_submodule(path, module.get_base_layer())
         del self.model.peft_config
         self.model.requires_grad_(False)
 
