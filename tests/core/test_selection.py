@@ -243,7 +243,7 @@ def test_files(tmp_path):
     tensors, facts = load_tensors(tmp_path / "n.safetensors", "a file of neuron sets")
     del tensors["is.per_layer"]
     save_tensors(tmp_path / "cut.safetensors", tensors, facts)
-    with pytest.raises(ValueError, match=r"cut.safetensors is not a file of neuron sets: it has no \['is.per_layer'\]"):
+    with pytest.raises(ValueError, match=r"cut.safetensors is not a file of neuron sets.*is.per_layer"):
         NeuronSets.load(tmp_path / "cut.safetensors")
     with pytest.raises(KeyError, match="this file has mt af is cy"):
         neurons["yo"]
