@@ -302,7 +302,7 @@ def get_metrics(
     inputs = {"request": request | model_precision(model), "adapter": about}
     if metrics := kept(path, inputs, on_change="remake"):
         return metrics
-    print(f"Scoring {len(texts)} kinds of text in up to {len(languages)} languages, after and before ...", flush=True)
+    print(f"Scoring {len(texts)} genres in up to {len(languages)} languages, after and before ...", flush=True)
     after = score_languages(model, tokenizer, texts, budgets)
     with Adapter.attached_to(model).switched_off():
         before = _base_scores(model, tokenizer, texts, budgets, plan.genres, Path(runs))
@@ -319,16 +319,19 @@ def _base_scores(model: Any, tokenizer: Any, texts: Mapping, budgets: Mapping, s
     base = model_source(model)
     path, hardware = model_dir(base["model"], runs) / "base.json", provenance()["hardware"]  # which rounds differently
     cache = kept(path, {"model": base}, on_change="remake") or {"model": base, "scores": {}}
-    scores: dict[str, dict] = {kind: {} for kind in texts}
-    for kind, by_language in texts.items():
-        for lang, documents in by_language.items():
-            budget = budgets.get(lang, budgets["*"])
-            key = f"{sources[kind]} {lang} {budget} {digest_of(documents)}, {hardware}"
-            if key not in cache["scores"]:
-                cache["scores"][key] = score_languages(model, tokenizer, {kind: {lang: documents}}, budgets)[kind][lang]
-            scores[kind][lang] = cache["scores"][key]
+    keys = {
+        (kind, lang): f"{sources[kind]} {lang} {budgets.get(lang, budgets['*'])} {digest_of(documents)}, {hardware}"
+        for kind, by_language in texts.items()
+        for lang, documents in by_language.items()
+    }
+    missing: dict[str, dict] = {kind: {} for kind in texts}
+    for (kind, lang), key in keys.items():
+        if key not in cache["scores"]:
+            missing[kind][lang] = texts[kind][lang]
+    for kind, by_language in score_languages(model, tokenizer, missing, budgets).items():
+        cache["scores"] |= {keys[kind, lang]: score for lang, score in by_language.items()}
     write_json(path, cache)
-    return scores
+    return {kind: {lang: cache["scores"][keys[kind, lang]] for lang in texts[kind]} for kind in texts}
 
 
 def summarise(before: Mapping, after: Mapping, lang: str) -> dict:

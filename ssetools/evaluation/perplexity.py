@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.evaluation.intervals import interval
 from ssetools.loss import token_losses
 from ssetools.models import device_of, evaluation_mode
+from ssetools.progress import progress
 from ssetools.text.windows import bos_ids, pack_tokens
 
 if TYPE_CHECKING:
@@ -87,32 +89,51 @@ def score_texts(
     """
     if isinstance(texts, str):
         raise TypeError("texts is a list of documents; for a single one give [text].")
-    documents, encoded = within_budget(texts, tokenizer, max_tokens)
-    losses, tokens = window_losses(model, pack_tokens(tokenizer, documents, window), batch_size)
-    if not len(tokens):
+    return _score(model, tokenizer, [(texts, max_tokens)], window, batch_size)[0]
+
+
+def _score(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[tuple[Sequence[str], int | None]],
+    window: int,
+    batch_size: int,
+) -> list[TextScore]:
+    """Scores several texts, each with its budget, in shared forward passes."""
+    chosen = [within_budget(texts, tokenizer, budget) for texts, budget in requests]
+    windows = [[x for x in pack_tokens(tokenizer, documents, window) if len(x) > 1] for documents, _ in chosen]
+    if not all(windows):
         raise InvalidInput("There is nothing to predict: no token follows another. Give more text or a larger window.")
-    # Without BOS the first token of a window is not predicted: count the bytes of the predicted share alone.
-    share = tokens.sum().item() / encoded
-    return TextScore(losses, tokens, sum(len((text + "\n").encode()) for text in documents) * share)
+    sizes = [len(own) for own in windows]
+    losses, tokens = (x.split(sizes) for x in window_losses(model, sum(windows, []), batch_size))
+    scores = []
+    for (documents, encoded), own_losses, own_tokens in zip(chosen, losses, tokens, strict=True):
+        # Without BOS the first token of a window is not predicted: count the bytes of the predicted share alone.
+        share = own_tokens.sum().item() / encoded
+        scores.append(TextScore(own_losses, own_tokens, sum(len((x + "\n").encode()) for x in documents) * share))
+    return scores
 
 
 def window_losses(
     model: nn.Module, windows: Iterable[torch.Tensor], batch_size: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums the loss of each window of token ids (LongTensors [tokens]), `batch_size` windows per forward pass.
+    """Sums the loss of each window of token ids (LongTensors [tokens]), `batch_size` of one length per forward pass.
 
     Returns:
-        FloatTensor [windows] (float64), in nats, and LongTensor [windows], how many tokens of each were predicted.
-        Windows of a single token, which nothing precedes, are left out.
+        FloatTensor [windows] (float64), in nats, and LongTensor [windows], how many tokens of each were predicted, in the
+        order given. Windows of a single token, which nothing precedes, are left out.
     """
-    device = device_of(model)
-    losses, tokens = [], []
-    with evaluation_mode(model), torch.no_grad():
-        for length, group in itertools.groupby(windows, key=len):
-            for batch in torch.stack(list(group)).split(batch_size) if length > 1 else ():
-                losses += token_losses(model, batch.to(device)).sum(1).tolist()
-                tokens += [length - 1] * len(batch)
-    return torch.tensor(losses, dtype=torch.float64), torch.tensor(tokens, dtype=torch.long)
+    windows = [window for window in windows if len(window) > 1]
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+    losses, device = torch.zeros(len(windows), dtype=torch.float64), device_of(model)
+    bar = progress(len(windows), "Scoring", "windows", show=processes.is_main())
+    with bar, evaluation_mode(model), torch.no_grad():
+        for _, group in itertools.groupby(order, key=lambda i: len(windows[i])):
+            for places in torch.tensor(list(group)).split(batch_size):
+                batch = torch.stack([windows[i] for i in places.tolist()])
+                losses[places] = token_losses(model, batch.to(device)).sum(1).double().cpu()
+                bar.update(len(places))
+    return losses, torch.tensor([len(window) - 1 for window in windows], dtype=torch.long)
 
 
 def within_budget(
@@ -163,11 +184,11 @@ def score_languages(
     Returns:
         By genre and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
     """
+    places = [(genre, lang) for genre, by_language in texts.items() for lang in by_language]
+    requests = [(texts[genre][lang], budgets.get(lang, budgets["*"])) for genre, lang in places]
     scores: dict[str, dict[str, dict]] = {genre: {} for genre in texts}
-    for genre, by_language in texts.items():
-        for lang, documents in by_language.items():
-            budget = budgets.get(lang, budgets["*"])
-            scores[genre][lang] = score_texts(model, tokenizer, documents, window, batch_size, budget).to_dict()
+    for (genre, lang), score in zip(places, _score(model, tokenizer, requests, window, batch_size), strict=True):
+        scores[genre][lang] = score.to_dict()
     return scores
 
 

