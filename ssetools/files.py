@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import platform
 import secrets
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ssetools.errors import InvalidInput
 
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
 _ROWS = 8  # of each tensor, at even distances
-# What a reader of a file raises if its contents are not what it expects; bugs elsewhere are not read by `reading`.
-_FAULTS = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-)
-_FAULTS += (TypeError, ValueError)
 _PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
 
 
@@ -67,11 +55,8 @@ def run_dir(model: str, lang: str, method: str, seed: int, runs: str | Path = "r
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, and renames the file or folder made there to `path` only if the block succeeds.
 
-    A folder replaces an earlier one that has no other files than the new one, and a README.md.
-
-    Raises:
-        FileExistsError: If there is a folder with other files.
-        OSError: With one sentence about free space when the disk is full.
+    A folder replaces an earlier one that has no other files than the new one, and a README.md; otherwise it is a
+    `FileExistsError`. A full disk is an `OSError` with one sentence about free space.
     """
     path = Path(path)
     scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}"
@@ -83,20 +68,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             others = sorted({p.name for p in path.iterdir()} - {p.name for p in new.glob("*")} - {"README.md"})
             if others:
-                listed = ", ".join(others[:3])
-                raise FileExistsError(
-                    f"{path} holds other files ({listed}), which are not overwritten: name another folder."
-                )
+                raise FileExistsError(f"{path} holds other files ({', '.join(others[:3])}): name another folder.")
             shutil.rmtree(path)
         new.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         free = shutil.disk_usage(path.parent).free / 2**20
         if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free >= 1:
             raise
+        said = f"The disk is full while writing {path} ({free:.0f} MiB free), and no partial file was left. Free some space"
         raise OSError(
-            errno.ENOSPC,
-            f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, or set SSETOOLS_HOME (caches) "
-            "or the runs folder to another disk; no partial file was left",
+            errno.ENOSPC, f"{said}, or set SSETOOLS_HOME (caches) or the runs folder to another disk"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -106,10 +87,9 @@ def readable(folder: Path) -> None:
     """Gives safetensors files the permissions of new files; safetensors makes them readable for their owner only."""
     new = folder / f".{secrets.token_hex(4)}"
     new.touch()
-    mode = new.stat().st_mode
-    new.unlink()
     for path in folder.rglob("*.safetensors"):
-        path.chmod(mode)
+        path.chmod(new.stat().st_mode)
+    new.unlink()
 
 
 def read_json(path: str | Path) -> Any:
@@ -130,16 +110,17 @@ def write_json(path: str | Path, data: Any) -> Path:
 
 @contextlib.contextmanager
 def reading(path: str | Path, kind: str) -> Iterator[None]:
-    """Turns what goes wrong while the block reads a file into one sentence, since any file may be damaged or hostile.
+    """Turns what goes wrong while the block reads a file into an `InvalidInput`: any file may be damaged or hostile.
 
-    Raises:
-        InvalidInput: Naming the file, what it should be ("a file of neuron sets"), and the fault.
+    The message names the file, what it should be ("a file of neuron sets"), and the fault.
     """
     try:
         yield
     except InvalidInput as error:
         raise error if str(path) in str(error) else InvalidInput(f"{path} is not {kind}: {error}") from error
-    except _FAULTS as error:
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of many types, by what the contents are instead
         fault = str(error).split("\n")[0] or "its end is missing"
         raise InvalidInput(f"{path} is not {kind}, or is damaged ({type(error).__name__}: {fault}).") from error
 
@@ -148,9 +129,6 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     """Reads the facts that a file records: a JSON file, the metadata of safetensors, or a folder's manifest.json.
 
     The languages of a profile or of neuron sets are sorted, since their order changes nothing.
-
-    Raises:
-        InvalidInput: If the file is damaged; the message names it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -169,22 +147,16 @@ def kept(
     on_change: Literal["raise", "remake"] = "raise",
     remedy: str = "Ask for the same, name another folder, or delete it to make it again.",
 ) -> dict[str, Any] | None:
-    """Checks whether a file can be reused: whether it records the facts that are wanted.
-
-    Args:
-        path: As in `facts_of`.
-        wanted: Facts that the file must record, by name. Compared as JSON, so a tuple equals a list.
-        on_change: "raise" refuses a file whose facts differ; "remake" treats it as absent.
-        remedy: Last sentence of the error.
+    """Checks whether a file can be reused: whether it records (`facts_of`) the facts that are wanted, by name.
 
     Returns:
-        All facts that the file records; None if there is no file, or it differs and is to be made again.
+        All facts that the file records; None if there is no file, or it differs and `on_change` is "remake".
 
     Raises:
-        InvalidInput: If the file differs, with "raise"; the message names each fact, its value and the one wanted.
+        InvalidInput: If the file differs, with "raise". The message names each fact, its value and the one wanted, and
+            ends with the remedy. Facts are compared as JSON, so a tuple equals a list.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         return None
     facts = facts_of(path)
     differ = differences(facts, wanted)
@@ -209,9 +181,6 @@ def differences(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return differ
 
 
-# --- tensors ---
-
-
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
     """Writes tensors and metadata (strings as they are, anything else as JSON) to one safetensors file."""
     import safetensors.torch
@@ -228,9 +197,7 @@ def load_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """Returns the tensors of a safetensors file, unless `only_metadata`, and its metadata, in which JSON is decoded.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        InvalidInput: If it is damaged, lacks a `needed` tensor, or is not what `kind` ("a neuron set") says.
+    A file that is damaged, lacks a `needed` tensor, or is not what `kind` ("a neuron set") says is an `InvalidInput`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {path} ({kind}).")
@@ -293,9 +260,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- provenance ---
-
-
 def provenance() -> dict[str, Any]:
     """Returns package versions, the commit of a source checkout (None elsewhere) and the kind of machine."""
     import torch
@@ -304,21 +268,18 @@ def provenance() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-    commit, root = None, Path(__file__).resolve().parent.parent
+    commit, root = "", Path(__file__).resolve().parent.parent
     if (root / ".git").exists():
-        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = done.stdout.strip() if done.returncode == 0 else None
+        command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     # With other vector instructions, rounding differs, and perplexity by a few parts in 10,000.
     amx = " and AMX" if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else ""
     cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}{amx}, {os.cpu_count()} cores"
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return {"versions": versions, "commit": commit, "hardware": hardware}
+    return {"versions": versions, "commit": commit or None, "hardware": hardware}
 
 
-# --- cached folders ---
-
-_VERIFIED: dict[Path, int] = {}
-"""Cached folders that this process has verified, with the time of change of their manifest."""
+_VERIFIED: dict[Path, int] = {}  # cached folders that this process has verified, with the time of their manifest
 
 
 def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str, Any] | None = None) -> Path:
@@ -328,34 +289,31 @@ def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str,
     each file too. A process verifies all files once.
     """
     folder = cache_dir() / name
-    if not _fault(folder, wanted or {}):
+    if not _fault(folder, wanted):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may find it missing: one builds, the others wait and use the result.
     with FileLock(folder.parent / f"{folder.name}.lock"):
-        fault = _fault(folder, wanted or {})
-        if not fault:
-            return folder
-        if folder.exists():
-            print(f"The cached {name} is not used ({fault}); building it again.", flush=True)
-            shutil.rmtree(folder)
-        with atomic_write(folder) as scratch:
-            scratch.mkdir()
-            facts = build(scratch)
-            files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}
-            write_json(scratch / "manifest.json", {**facts, "files": files})
+        if fault := _fault(folder, wanted):
+            if folder.exists():
+                print(f"The cached {name} is not used ({fault}); building it again.", flush=True)
+                shutil.rmtree(folder)
+            with atomic_write(folder) as scratch:
+                scratch.mkdir()
+                facts = build(scratch)
+                files = {p.relative_to(scratch).as_posix(): file_sha256(p) for p in scratch.rglob("*") if p.is_file()}
+                write_json(scratch / "manifest.json", {**facts, "files": files})
     return folder
 
 
-def _fault(folder: Path, wanted: Mapping[str, Any]) -> str:
+def _fault(folder: Path, wanted: Mapping[str, Any] | None) -> str:
     """Says why a cached folder cannot be used; "" if it can."""
     try:
-        files, changed = (kept(folder, wanted) or {})["files"], (folder / "manifest.json").stat().st_mtime_ns
+        files, changed = (kept(folder, wanted or {}) or {})["files"], (folder / "manifest.json").stat().st_mtime_ns
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"manifest.json: {error}"
-    if _VERIFIED.get(folder) != changed:
-        for name, digest in files.items():
-            if not (folder / name).is_file() or file_sha256(folder / name) != digest:
-                return f"{name} is missing or has changed"
+    for name, digest in files.items() if _VERIFIED.get(folder) != changed else ():
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest:
+            return f"{name} is missing or has changed"
     _VERIFIED[folder] = changed
     return ""

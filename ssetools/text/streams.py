@@ -27,10 +27,8 @@ from ssetools.text.sources import Source, describe_source, keyed_documents, pars
 class TextStream:
     """The training documents of a language, read lazily, the same in every pass. Make one with `stream_texts`.
 
-    Attributes:
-        source, lang: As given.
-        overlap: The evaluation text, and how many lines were left out because of it.
-        facts: What determines the text: JSON-able, for provenance and for the names of caches.
+    `overlap` is the evaluation text, with the number of lines that were left out because of it; `facts` determine the
+    text, JSON-able, for provenance and for the names of caches.
     """
 
     def __init__(self, source: str, lang: str, avoid: Sequence[str], seed: int, buffer: int, normalize: Normalization):
@@ -93,44 +91,29 @@ def stream_texts(
     document by document. Lines that share 50 letters in a row (16 in Chinese and Japanese) with `avoid` or with the
     held-out text of a streamed source are left out.
 
-    Args:
-        source: As in `load_texts`.
-        lang: Language code.
-        avoid: Evaluation documents that must not be trained on.
-        seed: Of the order.
-        buffer: Documents shuffled together.
-        normalize: Unicode normalization form, as in `load_texts`.
-
-    Returns:
-        An iterable of documents, for `finetune` or for a loop; the same in each pass and on each machine.
-
-    Raises:
-        InvalidInput: For an unknown language or source, or one that has no training text in this language.
-        TextUnavailable: For a set that cannot be fetched, with the remedy.
+    `source`, `normalize` and errors are those of `load_texts`. The result is an iterable of documents, for `finetune` or for
+    a loop, the same in each pass and on each machine.
     """
     return TextStream(source, lang, avoid, seed, buffer, normalize)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One source of a stream: its shards, what identifies them, and the text that it holds out, by key.
+    """One source of a stream."""
 
-    A shard is a function that takes the number of documents to skip and yields the rest.
-    """
-
-    shards: Sequence[Callable[[int], Iterable[str]]]
+    shards: Sequence[Callable[[int], Iterable[str]]]  # each takes the number of documents to skip, and yields the rest
     revision: str
-    held_out: dict[str, str] = field(default_factory=dict)
+    held_out: dict[str, str] = field(default_factory=dict)  # by key
 
     def read(self, seed: int, place: list[int]) -> Iterator[tuple[str, list[int]]]:
         """Documents from a place on (a shard, and the documents already read from it), each with the place after it."""
-        order = _order(len(self.shards), seed)
-        for turn in range(place[0], len(order)):
-            row = place[1] if turn == place[0] else 0
-            for text in self.shards[order[turn]](row):
+        first, row = place
+        for turn, shard in list(enumerate(_order(len(self.shards), seed)))[first:]:
+            for text in self.shards[shard](row):
                 row += 1
                 if text and not (self.held_out and document_key(text) in self.held_out):
                     yield text, [turn, row]
+            row = 0
 
 
 def _open(source: Source, lang: str) -> _Part:
@@ -164,12 +147,8 @@ class Overlap:
     """Finds lines that share a run of letters with evaluation text, whose runs are kept as 64-bit hashes.
 
     Only letters and digits count, without case and accents, so that spacing, punctuation and line breaks do not hide
-    a copy.
-
-    Attributes:
-        span: Letters that a run has: 50, or 16 in Chinese and Japanese. Shorter texts may be common phrases.
-        lines: How many lines were left out so far.
-        digest: Identifies the evaluation text, in names of caches.
+    a copy. A run has `span` letters: 50, or 16 in Chinese and Japanese; shorter texts may be common phrases. `lines` counts
+    the lines that were left out so far, and `digest` identifies the evaluation text, in names of caches.
     """
 
     def __init__(self, texts: Iterable[str], language: Language):

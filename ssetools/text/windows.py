@@ -32,11 +32,7 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Tokenises documents, each followed by a newline, without special tokens: uint32 arrays of several documents.
-
-    Raises:
-        InvalidInput: If there is no text.
-    """
+    """Tokenises documents, each followed by a newline, without special tokens: uint32 arrays of several documents."""
     if isinstance(texts, str):
         raise InvalidInput("pack_tokens takes a list of documents, not one string.")
     documents = (text + "\n" for text in texts if text.strip())
@@ -59,15 +55,12 @@ def pack_tokens(
 
     Args:
         tokenizer: A transformers tokenizer.
-        texts: Documents.
+        texts: Documents; none but empty ones is an `InvalidInput`.
         window: Tokens per window, BOS included.
         max_tokens: Stop once the windows hold this many tokens, BOS included; later documents are not read.
 
     Returns:
         LongTensors `[window]`; the last may be shorter, but holds at least one token besides BOS.
-
-    Raises:
-        InvalidInput: If there is no text.
     """
     bos = bos_ids(tokenizer)
     wanted = None if max_tokens is None else max_tokens - len(bos) * -(-max_tokens // window)
@@ -86,9 +79,7 @@ def pack_tokens(
 class PackedWindows:
     """A sequence of full windows, LongTensors [window], each opened by BOS where the tokenizer has one.
 
-    Attributes:
-        tokens: uint32 array [tokens], in memory or mapped from a file; BOS is not among them.
-        window: Tokens per window, BOS included.
+    `tokens` are a uint32 array [tokens], in memory or mapped from a file; BOS, which `window` counts, is not among them.
     """
 
     def __init__(self, tokens: np.ndarray, bos: list[int], window: int):
@@ -106,12 +97,10 @@ class PackedWindows:
     def digest(self) -> str:
         """Returns a SHA-256 of the tokens, BOS and the length of windows."""
         sha256 = hashlib.sha256(f"{self._bos} {self.window}".encode())
-        if not isinstance(self.tokens, np.memmap):
-            sha256.update(self.tokens.tobytes())
-            return sha256.hexdigest()
-        with open(str(self.tokens.filename), "rb") as file:  # pages of a mapped file count as this process's memory
-            while piece := file.read(1 << 24):
-                sha256.update(piece)
+        if isinstance(self.tokens, np.memmap):  # whose pages would count as this process's memory
+            with open(str(self.tokens.filename), "rb") as file:
+                return hashlib.file_digest(file, lambda: sha256).hexdigest()
+        sha256.update(self.tokens.tobytes())
         return sha256.hexdigest()
 
 
@@ -124,25 +113,17 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
     """Packs a stream into up to `max_windows` full windows on disk, once: 4 bytes per token in the cache, none in memory.
 
     A packing that was stopped resumes after its last finished block, with the same tokens.
-
-    Raises:
-        InvalidInput: If the stream has no text.
     """
     wanted = max_windows * (window - len(bos_ids(tokenizer)))
     facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
     name = digest_of(facts)[:24]
     folder = cache_dir() / "tokens" / name
-    if not _is_complete(folder, facts):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{name}.lock"):
-            if not _is_complete(folder, facts):
-                _write(tokenizer, stream, wanted, folder, facts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{name}.lock"):
+        about = kept(folder / "about.json", facts, on_change="remake")
+        if about is None or (folder / "tokens.bin").stat().st_size != 4 * about["tokens"]:
+            _write(tokenizer, stream, wanted, folder, facts)
     return PackedWindows(np.memmap(folder / "tokens.bin", np.uint32, "r"), bos_ids(tokenizer), window)
-
-
-def _is_complete(folder: Path, facts: dict) -> bool:
-    about = kept(folder / "about.json", facts, on_change="remake")
-    return about is not None and (folder / "tokens.bin").stat().st_size == 4 * about["tokens"]
 
 
 def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, folder: Path, facts: dict) -> None:
@@ -175,9 +156,8 @@ def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, 
         raise InvalidInput(f"There is no training text in {stream.source} for {stream.lang!r}.")
     write_json(folder / "about.json", {**facts, **state})  # marks the tokens as complete
     recorded.unlink(missing_ok=True)
-    left_out = state["lines_left_out"]
-    overlap = f"; {left_out:,} lines that evaluation text has too were left out" if left_out else ""
-    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens{overlap}.", flush=True)
+    left_out = f"{state['lines_left_out']:,} lines that evaluation text has too were left out"
+    print(f"Packed {state['documents']:,} documents, {state['tokens']:,} tokens; {left_out}.", flush=True)
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

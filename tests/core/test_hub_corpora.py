@@ -31,7 +31,7 @@ def test_a_split_of_its_own_is_used_and_removed_documents_are_not(tmp_path):
     assert len(validation) < 20 < len(train) < 90
 
 
-def test_a_configuration_and_files_alone_give_the_same(tmp_path):
+def test_a_local_copy_is_read_by_its_files_whatever_configurations_it_names(tmp_path):
     source = hub_layouts.glotcc(tmp_path, DOCUMENTS)
     alone = [text for shard in HubText("glotcc", str(tmp_path), get_language("yo")).shards() for text in shard(0)]
     hub_layouts.readme(tmp_path, {"yor-Latn": {"train": "v1.0/yor-Latn/*.parquet"}})
@@ -105,17 +105,21 @@ class Recorded:
         raise self.errors.pop(0)
 
 
-def test_the_hub_is_asked_for_a_configuration_and_then_for_files(monkeypatch):
-    ask = Recorded(ValueError("BuilderConfig 'yor-Latn' not found. Available: ['default']"), FileNotFoundError("none"))
+def test_the_hub_is_asked_for_a_configuration(monkeypatch):
+    ask = Recorded(ValueError("BuilderConfig 'yor-Latn' not found. Available: ['default']"))
     monkeypatch.setattr("datasets.load_dataset", ask)
     monkeypatch.setattr(hub_corpora, "hub_reachable", lambda: True)
     with pytest.raises(ValueError, match=r"GlotCC has no text in Yoruba \(there is no yor-Latn\)"):
         load_texts("glotcc", "yo", "test")
-    (first, options), (second, more) = ask.calls
-    assert first == ("cis-lmu/GlotCC-V1", "yor-Latn")
-    assert options == {"split": "train", "streaming": True, "batch_size": 200, "columns": ["content"]}
-    assert second == ("cis-lmu/GlotCC-V1",)
-    assert more["data_files"] == {"train": "v1.0/yor-Latn/*.parquet"}
+    ((place, options),) = ask.calls
+    assert place == ("cis-lmu/GlotCC-V1",)
+    assert options == {
+        "name": "yor-Latn",
+        "split": "train",
+        "streaming": True,
+        "batch_size": 200,
+        "columns": ["content"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_file_is_read(tmp_path, name, content, texts):
         ("a.tsv", "", "no column"),
         ("a.jsonl", '{"id": 1, "body": "x"}\n', r"a.jsonl#body"),
         ("a.csv", 'text\n"open', "a.csv, line 1 is not CSV"),
-        ("a.jsonl", '{"text": ["a"]}', "a.jsonl, line 1: the text is .* of type list"),
+        ("a.jsonl", '{"text": ["a"]}', "a.jsonl, row 1: the text is .* of type list"),
         ("a.jsonl", '{"text": 5}', "of type int"),
         ("a.parquet", b"PAR1", "a.parquet is not a parquet file, or is damaged"),
         ("empty.txt", b"", "is empty"),
