@@ -22,9 +22,6 @@ def check_parameters() -> None:
     Names, types and defaults are those of the notebook's cell of parameters, which annotates each (`lang: str = "yo"`);
     papermill assigns the values it is given in a cell after that one. `lang`, `languages` (codes separated by spaces),
     `method`, `selection`, `scale` and numbers are checked for their values, all others for their type.
-
-    Raises:
-        ValueError: Naming the parameter, its value and the valid ones.
     """
     namespace = sys._getframe(1).f_globals
     declared, given = _declared(namespace.get("In", ()))

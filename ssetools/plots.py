@@ -25,15 +25,11 @@ from ssetools.neurons.counts import ActivationProfile
 from ssetools.neurons.selection import lape_entropy
 from ssetools.neurons.sets import NeuronSets
 
+# Of the base or of what all share, of the tuned model, and of the subject of a figure.
 BEFORE, AFTER, ACCENT = "#8b96a1", "#1380b0", "#d1495b"
-"""Colours of the base or of what all share, of the tuned model, and of the subject of a figure."""
-
+# Of series: at least 3:1 against white and against dark pages, and distinct for the colour-blind.
 PALETTE = (AFTER, ACCENT, "#00a39a", "#a6862a", "#9a4fd0", "#8d8dd9", "#a6426a", "#4b734b")
-"""Colours of series, at least 3:1 against white and against dark pages, and distinct for the colour-blind."""
-
-RULE = "#7f8790"
-"""Colour of lines that mark zero, chance or a limit."""
-
+RULE = "#7f8790"  # of lines that mark zero, chance or a limit
 SEQUENTIAL = "rocket_r"
 WIDTH = 8.0
 _THEMES = {"light": ("#2b333b", "#dfe4e8", "white"), "dark": ("#d3dae1", "#3a434c", "#14181e")}  # text, grid, page

@@ -45,11 +45,10 @@ def report(metrics: Mapping) -> str:
 
 
 def report_table(metrics: Mapping) -> pandas.DataFrame:
-    """Tabulates the perplexities in a run's metrics.json, ready to be shown as text or as HTML.
+    """Tabulates the perplexities in a run's metrics.json as strings, ready to be shown as text or as HTML.
 
-    Returns:
-        Strings, a row for each genre and the language, English, and the mean of all other languages: "perplexity" (of
-        which text), "before", "after", and "change (95% interval)" in percent.
+    There is a row for each genre and the language, English, and the mean of all other languages: "perplexity" (of which
+    text), "before", "after", and "change (95% interval)" in percent.
     """
     rows = []
     for genre, summary in metrics["summary"].items():
@@ -66,15 +65,10 @@ def report_table(metrics: Mapping) -> pandas.DataFrame:
 
 
 def collect(runs: str | Path, output: str | Path, files: Sequence[str | Path] = ()) -> int:
-    """Gathers the metrics of scored runs into one CSV, a row per run, genre and language, and returns how many runs.
+    """Gathers the metrics of scored runs (the metrics.json `files`, or all in the folder) and returns how many there are.
 
-    Args:
-        runs: Folder of runs.
-        output: CSV file: change of perplexity in percent with its 95% interval, empty where there are too few windows.
-        files: The metrics.json of each run; none takes every run of the folder.
-
-    Raises:
-        FileNotFoundError: If there is no scored run.
+    The CSV `output` has a row per run, genre and language: the change of perplexity in percent with its 95% interval, empty
+    where there are too few windows.
     """
     paths = sorted(map(Path, files)) or sorted(Path(runs).glob("*/*/*-seed*/metrics.json"))
     if not paths:
@@ -102,20 +96,13 @@ def percent_trained(about: Mapping) -> float:
 
 
 def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
-    """Compares two results of `evaluate`, task by task, on the same questions.
-
-    Args:
-        before: Of the base.
-        after: Of the tuned model, with the same tasks and settings.
+    """Compares two results of `evaluate`, of the base and of the tuned model, task by task, on the same questions.
 
     Returns:
         By task that both have: "difference" of the measure (positive is better) and, for questions, its 95% interval
         "low" and "high" (bootstrap over what the questions are about; None with fewer than five, or when no answer
         changed) and how many answers were "gained" and "lost"; for translation "p", from sacrebleu's paired
         bootstrap (None with fewer than five texts), and the same for BLEU.
-
-    Raises:
-        ValueError: If the questions were not the same.
     """
     changes = {}
     for name, base in before["tasks"].items():
@@ -123,9 +110,7 @@ def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
         if "unavailable" in base or "unavailable" in tuned:
             continue
         if base["digest"] != tuned["digest"]:
-            raise InvalidInput(
-                f"The questions or prompts of {name} were not the same before and after: evaluate both again."
-            )
+            raise InvalidInput(f"The prompts of {name} were not the same before and after: evaluate both again.")
         if "hypotheses" in base:
             scores = compare_translations(base["hypotheses"], tuned["hypotheses"], base["references"], base["target"])
             if len(base["hypotheses"]) < MIN_UNITS:  # resampling so few texts finds chance differences significant
@@ -161,10 +146,8 @@ def get_task_scores(
     """Loads `tasks.json` of a run, or evaluates the tuned model and its base and writes it.
 
     A file in which a task was unavailable is made again: the hub may be reachable by now. The model has the run's
-    adapter attached; the arguments after the run's folder are those of `evaluate`.
-
-    Returns:
-        "before" and "after", results of `evaluate`, and "changes", of `compare_tasks`.
+    adapter attached; the arguments after the run's folder are those of `evaluate`. Returns "before" and "after", results of
+    `evaluate`, and "changes", of `compare_tasks`.
     """
     path, about = results_at_scale(folder, "tasks.json", Adapter.attached_to(model).scale)
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
@@ -182,11 +165,10 @@ def get_task_scores(
 
 
 def task_table(scores: Mapping) -> pandas.DataFrame:
-    """Tabulates what `get_task_scores` returns, ready to be shown as text or as HTML.
+    """Tabulates what `get_task_scores` returns as strings, ready to be shown as text or as HTML.
 
-    Returns:
-        Strings, a row per task, also for those that are unavailable: language, measure, chance, base, tuned, change with
-        its 95% interval or p, and questions. Accuracies are in percent, chrF++ goes to 100.
+    There is a row per task, also for those that are unavailable: language, measure, chance, base, tuned, change with its
+    95% interval or p, and questions. Accuracies are in percent, chrF++ goes to 100.
     """
     rows = {}
     for name, after in scores["after"]["tasks"].items():

@@ -42,18 +42,13 @@ def sample_from_base(
         model: A causal language model; nothing may be attached to it.
         tokenizer: Its tokenizer.
         languages: Codes.
-        path: File that caches the samples. It is reused for the same model, languages, sizes and seed; for others the
-            samples are drawn again and replace it.
-        samples: Samples for each language.
+        path: File that caches the samples; those of another model, languages, sizes or seed are replaced.
+        samples: Samples for each language; the declaration's training split opens 18 at most.
         tokens: Tokens to draw for each sample.
         seed: Seed of the draw.
 
     Returns:
         LongTensor [samples, opening + tokens] by code.
-
-    Raises:
-        ValueError: For more samples than the declaration's training split has articles, or an article of fewer tokens
-            than an opening.
     """
     source = model_source(model)  # without the precision: a base in 8 bits and in 16 may share their samples
     settings = {"model": source["model"], "revision": source["revision"], "languages": list(languages)}
@@ -81,14 +76,10 @@ def sample_from_base(
 
 
 def drift(model: nn.Module, samples: Mapping[str, torch.Tensor]) -> dict[str, dict]:
-    """Measures the mean divergence KL(base || trained) per token on the base's own text.
+    """Measures the mean divergence KL(base || trained) per token of a model with its adapter on the base's own text.
 
-    Args:
-        model: The model, with its trained adapter attached.
-        samples: Token ids by language, from `sample_from_base` of the same model.
-
-    Returns:
-        By language: "kl", nats per token, and "per_sample", its value for each sample.
+    `samples` are from `sample_from_base` of the same model. Returns by language "kl", nats per token, and "per_sample",
+    its value for each sample.
     """
     by_language = {}
     for lang, ids in samples.items():

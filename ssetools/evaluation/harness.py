@@ -122,11 +122,7 @@ def in_memory(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: 
 
 
 def ask(lm: InMemoryLM, tasks: dict[str, Any], request: Request) -> dict[str, list[dict]]:
-    """Runs tasks of lm-eval, by name, with the request's number of questions and examples and its seed.
-
-    Returns:
-        By task, its logged samples: one dict per question with what was asked, answered and scored.
-    """
+    """Runs tasks of lm-eval, by name, as the request says, and returns the logged samples of each: a dict per question."""
     for task in tasks.values():
         task.set_config("num_fewshot", (task.config.num_fewshot or 0) if request.shots is None else request.shots)
         task.set_fewshot_seed(request.seed)

@@ -55,18 +55,14 @@ class Alignment:
         return self.matched - self.shuffled
 
     def table(self, base: Alignment | None = None, seed: int = 0) -> pandas.DataFrame:
-        """Summarises each layer over pairs.
-
-        Args:
-            base: Another model's alignment on the same passages; the table then holds the paired differences from it.
-            seed: Seed of the bootstrap.
+        """Summarises each layer over pairs, or the paired differences from another model on the same passages, `base`.
 
         Returns:
             One row per layer and measure ("matched", "shuffled", "margin", "retrieved"): `layer`, `measure`, `mean`
             and its 95% interval over pairs, `low` and `high` (`intervals.interval`).
 
         Raises:
-            ValueError: If the two alignments are of different passages or models.
+            InvalidInput: If the two alignments are of different passages or models.
         """
         import pandas
 
@@ -106,21 +102,15 @@ def alignment(
         max_pairs: Pairs at most, at even distances.
         max_tokens: Tokens of a passage at most, BOS included.
 
-    Returns:
-        The alignment.
-
     Raises:
-        ValueError: If the languages are the same, or share fewer than two passages.
+        InvalidInput: If the languages are the same, or share fewer than two passages.
     """
     if lang == other:
         raise InvalidInput(f"Alignment needs two languages; got {lang!r} twice.")
-    passages: dict[str, list[str]] = {lang: [], other: []}
-    for split in splits:
-        for code, texts in load_parallel(source, [lang, other], split).items():
-            passages[code] += texts
-    stride = -(-len(passages[lang]) // max_pairs)
-    chosen = {code: texts[::stride] for code, texts in passages.items()} if stride else passages
-    return align_passages(model, tokenizer, chosen[lang], chosen[other], max_tokens)
+    parts = [load_parallel(source, [lang, other], split) for split in splits]
+    first, second = (sum((part[code] for part in parts), []) for code in (lang, other))
+    stride = max(1, -(-len(first) // max_pairs))
+    return align_passages(model, tokenizer, first[::stride], second[::stride], max_tokens)
 
 
 def align_passages(
@@ -179,7 +169,7 @@ def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
         whole base matrix) and `relative_to_matrix`.
 
     Raises:
-        ValueError: If no adapter is attached to the model, or it changes no FFN projection.
+        InvalidInput: If no adapter is attached to the model, or it changes no FFN projection.
     """
     import pandas
 
@@ -285,19 +275,16 @@ def deactivation_matrix(
 def compare_neurons(
     first: NeuronSets, second: NeuronSets, languages: Mapping[str, str] | None = None
 ) -> pandas.DataFrame:
-    """Compares two files of neuron sets, by language and layer.
+    """Compares two files of neuron sets of the same model, by language and layer.
 
-    Args:
-        first: Neuron sets.
-        second: Sets of the same model, for instance from `NeuronSets.from_reference`.
-        languages: Code in `second` by code in `first`, where they are named differently; None takes all common codes.
+    `languages` are codes in `second` by code in `first`, where they are named differently; None takes all common codes.
 
     Returns:
         DataFrame with a row for each language and layer, and one for all layers together (layer "all"): `language`,
         `layer`, `first` and `second` (neurons), `shared`, and `jaccard`, NaN where both are empty.
 
     Raises:
-        ValueError: If the sets are of models of different shape, or have no language in common.
+        InvalidInput: If the sets are of models of different shape, or have no language in common.
     """
     import pandas
 

@@ -7,12 +7,8 @@ import math
 import torch
 from scipy.special import ndtri, stdtrit
 
-MIN_UNITS = 5
-"""With fewer units than these there is no interval."""
-
-INTERVAL = (0.025, 0.975)
-"""Quantiles between which a 95% interval runs."""
-
+MIN_UNITS = 5  # with fewer there is no interval
+INTERVAL = (0.025, 0.975)  # quantiles between which a 95% interval runs
 _NORMAL = float(ndtri(INTERVAL[1]))  # standard errors from the mean to either end of a normal 95% interval
 _RESAMPLES = 4000
 
@@ -26,13 +22,8 @@ def interval(values: torch.Tensor, weights: torch.Tensor, seed: int = 0) -> tupl
     as Student's t is wider than the normal, with the degrees of freedom of the sum of both sources of spread (Welch
     and Satterthwaite). With one seed the interval covers the text alone.
 
-    Args:
-        values: FloatTensor [seeds, units].
-        weights: FloatTensor [units].
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Mean, low and high; the last two are NaN with fewer than `MIN_UNITS` units.
+    `values` are a FloatTensor [seeds, units], `weights` a FloatTensor [units], and `seed` is that of the bootstrap. Returns
+    mean, low and high; the last two are NaN with fewer than `MIN_UNITS` units.
     """
     mean = ((values * weights).sum(1) / weights.sum()).mean().item()
     seeds, units = values.shape

@@ -80,11 +80,8 @@ def score_texts(
         batch_size: Windows per forward pass.
         max_tokens: Stop after the document that reaches this many tokens, so that no document is cut.
 
-    Returns:
-        The score.
-
     Raises:
-        ValueError: If there is no text, or no token with another before it.
+        InvalidInput: If there is no text, or no token with another before it.
         TypeError: For a single string, whose letters would be taken for documents.
     """
     if isinstance(texts, str):
@@ -198,9 +195,6 @@ def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
     Returns:
         `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval over windows
         (`intervals.interval`), None with fewer than `MIN_UNITS` windows.
-
-    Raises:
-        ValueError: If the windows differ.
     """
     if before["window_tokens"] != after["window_tokens"]:
         raise InvalidInput("These scores are of different texts: their windows differ. Score the same text twice.")

@@ -23,9 +23,7 @@ class TaskSet:
 
     title: str
     repository: str = ""  # on the hub; "" for sets that are made from the declaration
-    built_in: str = (
-        ""  # name in lm-eval, if it has the set; {code}: the language's in this set, {tag}: such as yor_latn
-    )
+    built_in: str = ""  # name in lm-eval, if it has the set; {code} is the language's in this set, {tag} yor_latn
     folder: str = ""  # of the definition in lm-eval
     measure: str = "acc"
     english: bool = False  # for every language: what a model kept
@@ -72,9 +70,7 @@ TASKS = {
     "winogrande": TaskSet("WinoGrande", "allenai/winogrande", "winogrande", "winogrande", english=True),
 }
 
-OFFLINE_TASKS = ("udhr_match", "udhr_translate")
-"""Tasks that need no hub."""
-
+OFFLINE_TASKS = ("udhr_match", "udhr_translate")  # need no hub
 _TOPICS = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
 _OPTIONS, _NEAR, _ROUNDS = 4, 6, 4  # of a question of udhr_match
 _SHOTS = 4  # translated examples before each text, unless another number is asked for
@@ -107,11 +103,7 @@ class Request:
 
 
 def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
-    """Splits "NAME" and "NAME:FOLDER" into names and folders of local copies ("" for none).
-
-    Raises:
-        ValueError: For an unknown name, a folder that does not exist, or a name given twice.
-    """
+    """Splits "NAME" and "NAME:FOLDER" into names and folders of local copies ("" for none)."""
     tasks = tasks.split() if isinstance(tasks, str) else list(tasks)
     pairs = [split_name(task) for task in (TASKS if tasks == ["all"] else tasks)]
     for name, folder in pairs:
@@ -128,20 +120,16 @@ def parse_tasks(tasks: Iterable[str]) -> list[tuple[str, str]]:
 def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str, Mapping]:
     """Loads what lm-eval runs for each row of the results: a row for questions, one for each direction of translation.
 
-    Returns:
-        By row, what lm-eval's `TaskManager.load` returns: tasks of lm-eval by name, under "tasks".
-
-    Raises:
-        TextUnavailable: If the data cannot be fetched.
-        InvalidInput: If the set lacks the language, or enough examples. Both messages have the remedy.
+    A row is what lm-eval's `TaskManager.load` returns: tasks of lm-eval by name, under "tasks".
     """
     from lm_eval.tasks import TaskManager
 
     name, language = request.name, request.language
-    if language.code == "en" and (TASKS[request.name].translates or name == "udhr_match"):
+    task_set = TASKS[name]
+    if language.code == "en" and (task_set.translates or name == "udhr_match"):
         raise InvalidInput(f"{name} pairs a language with English: name another language than English.")
     try:
-        if TASKS[request.name].built_in:
+        if task_set.built_in:
             loaded: dict[str, Mapping] = {name: _built_in(request)}
         else:
             define = {"udhr_match": _match, "sib200": _topics}.get(name, _translations)
@@ -153,7 +141,7 @@ def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str
         raise NoTextInLanguage(f"{error} Of the other sets, {', '.join(others)} have it.") from error
     configs = [task.config for row in loaded.values() for task in row["tasks"].values()]
     if request.shots and not all(x.fewshot_split or x.training_split or x.validation_split for x in configs):
-        raise InvalidInput(f"{TASKS[request.name].title} has no examples beside its questions: use shots=0.")
+        raise InvalidInput(f"{task_set.title} has no examples beside its questions: use shots=0.")
     return loaded
 
 
@@ -166,10 +154,9 @@ def _built_in(request: Request) -> Mapping:
     codes = {"code": language.code_for(request.name), "tag": f"{language.iso639_3}_{language.script}".lower()}
     definitions = Path(lm_eval.tasks.__file__).parent / task_set.folder.format(**codes)
     built_in = task_set.built_in.format(**codes)
-    manager = (
-        lm_eval.tasks.TaskManager(include_path=definitions, include_defaults=False) if definitions.is_dir() else None
-    )
-    if manager is None or built_in not in manager.all_tasks:
+    folders = [definitions] if definitions.is_dir() else []
+    manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
+    if built_in not in manager.all_tasks:
         raise NoTextInLanguage(f"{task_set.title} has no text in {language.name}.")
     if not request.folder:
         hub_reachable()
@@ -189,9 +176,9 @@ def _members(index: Mapping, name: str) -> Iterator[tuple[str, str | None]]:
     config: Any = entry.cfg or {"task": sorted(entry.tags)}
     if isinstance(config["task"], str):
         yield name, config.get("dataset_name")
-        return
-    for member in config["task"]:
-        yield from _members(index, member)
+    else:
+        for member in config["task"]:
+            yield from _members(index, member)
 
 
 # --- questions that lm-eval lacks ---
@@ -204,10 +191,9 @@ def _topics(request: Request, _: object) -> dict[str, dict]:
 
 
 def _match(request: Request, _: object) -> dict[str, dict]:
-    """Defines `udhr_match`: the likelihood of each English passage as the translation of the given one.
+    """Defines `udhr_match`: which English passage's likelihood does the given passage raise most (mutual information)?
 
-    The answer is the English passage whose likelihood the given passage raises most (mutual information), since some
-    passages are likelier than others after any text.
+    Likelihood alone would not do, since some passages are likelier than others after any text.
     """
     import datasets
 

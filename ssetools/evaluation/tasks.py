@@ -67,8 +67,8 @@ def evaluate(
         0 to 100.
 
     Raises:
-        ValueError: For an unknown language or task, or a folder that does not exist.
-        ModuleNotFoundError: If lm-eval or sacrebleu is not installed.
+        InvalidInput: For an unknown language or task, or a folder that does not exist.
+        MissingPackage: If lm-eval or sacrebleu is not installed.
     """
     language = get_language(lang)
     pairs = parse_tasks(tasks)
@@ -101,8 +101,7 @@ def evaluate(
                 answers = ask(lm, of_row["tasks"], request)
                 score = _score_translations if task_set.translates else _score_questions
                 rows[row] = {**facts, "cut": lm.cut, **score(task_set.measure, of_row["tasks"], answers)}
-    adapter: Adapter | None = getattr(model, "ssetools_adapter", None)
-    about: dict[str, Any] | None = None
+    about, adapter = None, cast("Adapter | None", getattr(model, "ssetools_adapter", None))
     if adapter is not None:
         about = {"format": adapter.format, "parameters": adapter.num_parameters, "active": adapter.active}
         about["scale"] = adapter.scale
@@ -160,10 +159,9 @@ def _digest(asked: Sequence[tuple[str, dict]]) -> str:
 
 
 def share(correct: Sequence[int], units: Sequence[int]) -> dict[str, float]:
-    """Computes the share of right answers ("value") and its 95% interval ("low", "high"; Wilson).
+    """Computes the share of right answers (1 or 0; "value") and its 95% interval ("low", "high"; Wilson).
 
-    `correct` is 1 or 0 for each question, `units` the passage that it is about: answers on the same passage count as
-    one observation.
+    `units` are the passages that the questions are about: answers on the same passage count as one observation.
     """
     value = sum(correct) / len(correct)
     low, high = wilson(value, len(set(units)))
@@ -175,10 +173,9 @@ def score_translations(
 ) -> dict:
     """Scores translations of `sources` into the language with code `target`, as a corpus.
 
-    Returns:
-        "chrF++" and "BLEU", each with "value", its 95% interval "low" and "high" (bootstrap over texts; None where the
-        score is zero), "floor" (the best score without translating: copying every source, or repeating one of the
-        translations that were `shown` as examples, as models that cannot translate do) and "signature".
+    Returns "chrF++" and "BLEU", each with "value", its 95% interval "low" and "high" (bootstrap over texts; None where the
+    score is zero), "floor" (the best score without translating: copying every source, or repeating one of the translations
+    that were `shown` as examples, as models that cannot translate do) and "signature".
     """
     scores = {}
     for name, metric in _metrics(target).items():
@@ -195,9 +192,8 @@ def score_translations(
 def compare_translations(before: Sequence[str], after: Sequence[str], references: Sequence[str], target: str) -> dict:
     """Compares two translations of the same texts with sacrebleu's paired bootstrap.
 
-    Returns:
-        For "chrF++" and "BLEU" the "difference" (positive is better) and "p", the probability of a difference as large
-        if both were equally good.
+    Returns for "chrF++" and "BLEU" the "difference" (positive is better) and "p", the probability of a difference as large
+    if both were equally good.
     """
     from sacrebleu.significance import PairedTest
 
