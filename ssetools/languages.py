@@ -64,8 +64,7 @@ TARGET_LANGUAGES = (*PAPER_LANGUAGES, "yo")
 """Languages with an executed walk-through: the paper's twelve and Yoruba."""
 CONTRAST_LANGUAGES = ("en", "fr", "de", "es", "it", "ru", "zh", "ja", "ar")
 """Well-served languages profiled beside the targets, so that LAPE has something to contrast with."""
-PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)
-"""The languages that are profiled by default."""
+PROFILED_LANGUAGES = (*TARGET_LANGUAGES, *CONTRAST_LANGUAGES)  # by default
 
 
 def _read_table() -> dict[str, Language]:
@@ -77,15 +76,12 @@ def _read_table() -> dict[str, Language]:
 
 
 _BY_CODE = _read_table()
-LANGUAGES = tuple(_BY_CODE.values())
-"""All languages of the table, the ones that are profiled by default first."""
-
+LANGUAGES = tuple(_BY_CODE.values())  # those that are profiled by default first
 UNSPACED_SCRIPTS = frozenset({"Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Yiii"})
-"""Scripts that write no spaces between words; two characters are counted as one word."""
 
 
 def num_words(text: str, script: str) -> int:
-    """Counts the words of a text; in scripts without spaces, two characters are one word."""
+    """Counts the words of a text; in scripts without spaces between words, two characters are one word."""
     return len(text) // 2 if script in UNSPACED_SCRIPTS else len(text.split())
 
 

@@ -1,7 +1,6 @@
 """Figures in one visual language: seaborn, safe for the colour-blind, readable at the width of a book page.
 
-Each function draws one figure and returns its Axes or Figure. The colours of all marks contrast with light and with dark
-pages; `theme("dark")` changes text, grid and background.
+The colours of all marks contrast with light and with dark pages; `theme("dark")` changes text, grid and background.
 """
 
 from __future__ import annotations

@@ -98,11 +98,10 @@ def percent_trained(about: Mapping) -> float:
 def compare_tasks(before: Mapping, after: Mapping) -> dict[str, dict]:
     """Compares two results of `evaluate`, of the base and of the tuned model, task by task, on the same questions.
 
-    Returns:
-        By task that both have: "difference" of the measure (positive is better) and, for questions, its 95% interval
-        "low" and "high" (bootstrap over what the questions are about; None with fewer than five, or when no answer
-        changed) and how many answers were "gained" and "lost"; for translation "p", from sacrebleu's paired
-        bootstrap (None with fewer than five texts), and the same for BLEU.
+    Returns by task that both have the "difference" of the measure (positive is better) and, for questions, its 95% interval
+    "low" and "high" (bootstrap over what the questions are about; None with fewer than five, or when no answer changed) and
+    how many answers were "gained" and "lost"; for translation "p", from sacrebleu's paired bootstrap (None with fewer than
+    five texts), and the same for BLEU.
     """
     changes = {}
     for name, base in before["tasks"].items():

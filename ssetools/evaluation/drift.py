@@ -33,19 +33,11 @@ def sample_from_base(
     tokens: int = 128,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Samples text from a model in each language, once, at temperature 1 from the whole vocabulary.
+    """Samples text in each language from a model without an adapter, at temperature 1 from the whole vocabulary.
 
-    A sample opens with BOS and the first words of an article of the declaration, so that the model knows which
-    language to write; the rest is the model's own.
-
-    Args:
-        model: A causal language model; nothing may be attached to it.
-        tokenizer: Its tokenizer.
-        languages: Codes.
-        path: File that caches the samples; those of another model, languages, sizes or seed are replaced.
-        samples: Samples for each language; the declaration's training split opens 18 at most.
-        tokens: Tokens to draw for each sample.
-        seed: Seed of the draw.
+    A sample opens with BOS and the first words of an article of the declaration, so that the model knows which language to
+    write; the next `tokens` are its own. A language has as many `samples`, 18 at most. The file `path` keeps them, and is
+    replaced if it has samples of another model, other languages, sizes or seed.
 
     Returns:
         LongTensor [samples, opening + tokens] by code.

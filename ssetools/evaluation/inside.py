@@ -87,18 +87,15 @@ def alignment(
     max_pairs: int = 100,
     max_tokens: int = 512,
 ) -> Alignment:
-    """Measures how similar a model's states are for parallel passages of two languages.
+    """Measures how similar a model's states are for parallel passages of two languages, with or without an adapter.
 
     A passage is the mean of its hidden states over its tokens, BOS excluded. All states of a model share a large
     common direction, so that any two passages have a high cosine: read `matched` against `shuffled` only.
 
     Args:
-        model: A causal language model, with or without an adapter attached.
-        tokenizer: Its tokenizer.
-        lang: Language code.
-        other: Code of the language to align with.
-        source: Parallel text: "udhr", "mediawiki" or "sib200", or a local copy.
-        splits: Splits to take passages from.
+        model, tokenizer: A causal language model and its tokenizer.
+        lang, other: Codes of the two languages.
+        source, splits: Parallel text, as in `load_parallel`, and the splits of it to take passages from.
         max_pairs: Pairs at most, at even distances.
         max_tokens: Tokens of a passage at most, BOS included.
 
@@ -157,11 +154,8 @@ def _mean_states(
 def weight_change(adapter: Adapter | nn.Module) -> pandas.DataFrame:
     """Measures how far an adapter moves each projection of each layer, relative to the base's weights.
 
-    Nothing is merged. IA3 multiplies activations, which equals adding a share of a weight's own rows or columns. Of an
-    8-bit layer, no more rows are dequantised at a time than the norms need.
-
-    Args:
-        adapter: An attached adapter, or the model it is attached to.
+    Nothing is merged; `adapter` may be the model that it is attached to. IA3 multiplies activations, which equals adding
+    a share of a weight's own rows or columns. Of an 8-bit layer, no more rows are dequantised at a time than are needed.
 
     Returns:
         DataFrame, one row per layer and projection: `layer`, `projection`, `neurons` (touched), `delta` (Frobenius
@@ -228,9 +222,8 @@ def _base_rows(adapter: Adapter, projection: Projection, neurons: torch.Tensor) 
 def change_by_depth(changes: pandas.DataFrame, num_layers: int) -> pandas.DataFrame:
     """Pools what `weight_change` returns over thirds of the model's depth.
 
-    Returns:
-        DataFrame [projections, thirds] of norms of the change over norms of the same weights; NaN where a third has
-        no touched neuron.
+    Returns a DataFrame [projections, thirds] of norms of the change over norms of the same weights; NaN where a third has
+    no touched neuron.
     """
     thirds = [_THIRDS[min(2, 3 * layer // num_layers)] for layer in changes["layer"]]
     squares = changes.assign(delta=changes["delta"] ** 2, base=changes["base"] ** 2, third=thirds)
@@ -252,9 +245,8 @@ def deactivation_matrix(
 ) -> pandas.DataFrame:
     """Switches off each language's neurons and measures every language on `max_tokens` of the declaration's test split.
 
-    Returns:
-        DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
-        first language has, in the same layers), columns the languages measured.
+    Returns a DataFrame of changes in ln perplexity; rows are the sets switched off and "random" (as many neurons as the
+    first language has, in the same layers), columns the languages measured.
     """
     import pandas
 
@@ -262,13 +254,12 @@ def deactivation_matrix(
     windows = {lang: pack_tokens(tokenizer, documents) for lang, documents in texts.items()}
     sets = {"none": [torch.empty(0, dtype=torch.long)] * neurons.num_layers}
     sets |= {lang: neurons[lang] for lang in languages} | {"random": neurons.random_like(languages[0])}
-    table: dict[str, dict[str, float]] = {name: {} for name in sets}
+    rows = {}
     for name, chosen in sets.items():
         with deactivated(model, chosen):
-            for lang in languages:
-                losses, tokens = window_losses(model, windows[lang])
-                table[name][lang] = (losses.sum() / tokens.sum()).item()
-    changes = pandas.DataFrame(table).T
+            sums = ([x.sum().item() for x in window_losses(model, windows[lang])] for lang in languages)
+            rows[name] = [loss / tokens for loss, tokens in sums]
+    changes = pandas.DataFrame.from_dict(rows, orient="index", columns=list(languages))
     return (changes - changes.loc["none"]).drop(index="none")
 
 

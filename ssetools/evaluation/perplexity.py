@@ -192,9 +192,8 @@ def score_languages(
 def change(before: Mapping, after: Mapping, seed: int = 0) -> dict:
     """Compares two scores of the same text (dicts of `score_languages`), window by window.
 
-    Returns:
-        `percent`: change of perplexity in percent (negative is better); `low`, `high`: its 95% interval over windows
-        (`intervals.interval`), None with fewer than `MIN_UNITS` windows.
+    Returns `percent`, the change of perplexity in percent (negative is better), and `low` and `high`, its 95% interval over
+    windows (`intervals.interval`), None with fewer than `MIN_UNITS` windows.
     """
     if before["window_tokens"] != after["window_tokens"]:
         raise InvalidInput("These scores are of different texts: their windows differ. Score the same text twice.")
@@ -220,10 +219,8 @@ def generate_ids(
 
     Shorter prompts are padded on the left. With a seed, tokens are sampled at temperature 1, under more options of
     transformers' `generate` such as `top_k`; without one, the likeliest is taken each time. The same arguments give the
-    same ids on the same machine, and the random state of the process stays as it was.
-
-    Returns:
-        LongTensor [prompts * samples, tokens], the continuations alone; one that ended early is padded on the right.
+    same ids on the same machine, and the random state of the process stays as it was. Returns a LongTensor
+    [prompts * samples, tokens], the continuations alone; one that ended early is padded on the right.
     """
     device = device_of(model)
     padding: Any = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)

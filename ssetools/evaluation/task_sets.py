@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssetools.errors import InvalidInput, NoTextInLanguage
 from ssetools.languages import Language
-from ssetools.text.hub import HUB_CORPORA, HubText, fresh, hub_reachable, revision_of, unavailable
-from ssetools.text.sources import describe_source, load_parallel, split_name
+from ssetools.text.hub import FRESH, HUB_CORPORA, HubText, hub_reachable, revision_of, unavailable
+from ssetools.text.sources import Source, describe_source, load_parallel, split_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,8 +92,7 @@ class Request:
     @property
     def source(self) -> str:
         """The source of its text, for `load_parallel`."""
-        name = "udhr" if self.name in OFFLINE_TASKS else self.name
-        return f"{name}:{self.folder}" if self.folder else name
+        return str(Source("udhr" if self.name in OFFLINE_TASKS else self.name, self.folder))
 
     def revision(self) -> str | dict[str, str | None]:
         """Returns what identifies its data."""
@@ -154,7 +153,7 @@ def _built_in(request: Request) -> Mapping:
     codes = {"code": language.code_for(request.name), "tag": f"{language.iso639_3}_{language.script}".lower()}
     definitions = Path(lm_eval.tasks.__file__).parent / task_set.folder.format(**codes)
     built_in = task_set.built_in.format(**codes)
-    folders = [definitions] if definitions.is_dir() else []
+    folders: list[str | Path] = [definitions] if definitions.is_dir() else []
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     if built_in not in manager.all_tasks:
         raise NoTextInLanguage(f"{task_set.title} has no text in {language.name}.")
@@ -165,7 +164,7 @@ def _built_in(request: Request) -> Mapping:
     # Loaded before lm-eval loads it, so that only errors of the data are reported as unavailable.
     with unavailable(task_set, request.folder, request.name):
         for config in dict.fromkeys(members.values()):
-            datasets.load_dataset(place, config, **fresh(request.folder))
+            datasets.load_dataset(place, config, **(FRESH if request.folder else {}))
     tasks = [{"task": member, "dataset_path": place} for member in members]
     return manager.load([{"group": request.name, "task": tasks}])
 

@@ -39,9 +39,8 @@ def evaluate(
 ) -> dict:
     """Runs tasks of lm-eval, and of ssetools, on a model in memory, with its adapter or with the adapter switched off.
 
-    Questions are answered by likelihood: the answer is the choice with the highest, so that its wording does not need
-    to be parsed. BOS opens every text, 8-bit layers work in the mode of `score_texts`, and model, adapter and tokenizer
-    are left as they were.
+    The answer to a question is the choice of the highest likelihood, so that no wording needs to be parsed. BOS opens every
+    text, 8-bit layers work in the mode of `score_texts`, and model, adapter and tokenizer are left as they were.
 
     Args:
         model: A causal language model, 8-bit or not.

@@ -179,10 +179,8 @@ def mediawiki_folder() -> Path:
 
 def _fetch_mediawiki(folder: Path) -> dict:
     if not has_apt():
-        raise TextUnavailable(
-            "MediaWiki's messages come from a Debian package, which needs apt-get and dpkg-deb. On another system name "
-            'a folder with its i18n JSON files ("mediawiki:FOLDER"), or train on "udhr" or text of your own.'
-        )
+        remedy = 'On another system name a folder with its i18n JSON files ("mediawiki:FOLDER"), or train on "udhr".'
+        raise TextUnavailable(f"MediaWiki's messages come from a Debian package, by apt-get and dpkg-deb. {remedy}")
     print("Fetching MediaWiki's interface messages (Debian package mediawiki, 37 MB) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         scratch = Path(temporary)

@@ -21,6 +21,8 @@ from ssetools.text.own import SPLITS, document_key, split_of
 
 HEAD = 2000  # documents at the head of a streamed corpus from which held-out text is taken
 _BATCH = 200
+# Options of `datasets` to read a local copy again: its cache identifies a folder by its name only.
+FRESH: dict[str, Any] = {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"}
 _LISTED = ("sib200", "flores")  # whose languages the table of languages knows
 
 
@@ -136,7 +138,7 @@ class HubText:
         if self.folder:
             if not any(Path(self.folder).glob(files)):
                 raise self._no_text(f"{self.folder} has no {files}")
-            options |= {"data_files": {corpus.splits[split]: files}} | fresh(self.folder)
+            options |= {"data_files": {corpus.splits[split]: files}} | FRESH
         else:
             # Known without the network, so that the training text of such a language does not depend on the network.
             if self.name in _LISTED and self.name not in self.language.corpora:
@@ -180,11 +182,6 @@ def files_digest(folder: Path) -> str:
     return digest_of(files)
 
 
-def fresh(folder: str) -> dict[str, Any]:
-    """Returns options for `datasets` to read a local copy again: its cache identifies a folder by its name only."""
-    return {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if folder else {}
-
-
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
     """Turns any error into `InvalidInput` for a local copy, else `TextUnavailable`, with reason and remedy; is quiet."""
@@ -201,9 +198,8 @@ def _unreadable(corpus: Any, folder: str, name: str, files: str, error: Exceptio
             f"The local copy of {corpus.title} cannot be read{where} ({Path(folder, files).as_posix()}): "
             f"{_first_line(error.__cause__ or error)} Copy the files again."
         )
-    remedy = "Allow access to the Hugging Face hub"
-    if corpus.gated:
-        remedy = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
+    terms = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
+    remedy = terms if corpus.gated else "Allow access to the Hugging Face hub"
     return TextUnavailable(
         f"{corpus.title} cannot be loaded from the hub ({corpus.repository}){where}: {_first_line(error)} {remedy}, or "
         f'name a local copy in its layout: "{name}:FOLDER".'

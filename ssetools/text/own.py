@@ -64,10 +64,8 @@ class OwnText:
         elif path.suffix.lower() in OWN_SUFFIXES:
             splits = {path: ""}
         else:
-            raise InvalidInput(
-                f"{path} is not a text file that can be read: those end in {', '.join(OWN_SUFFIXES)}. "
-                "Unpack an archive, or convert the file."
-            )
+            remedy = f"those end in {', '.join(OWN_SUFFIXES)}. Unpack an archive, or convert the file."
+            raise InvalidInput(f"{path} is not a text file that can be read: {remedy}")
         counts = Counter(splits.values())
         self._by_hash = set(counts) == {""}
         self._files = {x: [file for file in splits if self._by_hash or splits[file] == x] for x in SPLITS}
@@ -131,10 +129,10 @@ def _in_language(files: list[Path], root: Path, lang: str) -> list[Path]:
     mine = [file for file in files if languages[file] == (asked.code if asked else lang)]
     if not mine:
         others = ", ".join(sorted(set(languages.values()) - {""})[:5])
-        raise InvalidInput(
-            f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}: "
-            f"name one of them after {lang}, or give the path of the text itself."
+        said = (
+            f"{root} has text in other languages by the names of its files and folders ({others}), and none in {lang}"
         )
+        raise InvalidInput(f"{said}: name one of them after {lang}, or give the path of the text itself.")
     return mine
 
 

@@ -54,13 +54,10 @@ class Source:
 
     def check(self) -> None:
         """Raises `InvalidInput` if the name is unknown or the folder is not there."""
-        if not self.is_own and self.folder and not Path(self.folder).exists():
-            raise InvalidInput(f"Source '{self}' names a folder that does not exist: {self.folder}.")
-        if self.is_own and not Path(self.folder).exists():
-            raise InvalidInput(
-                f"Unknown source '{self}': use {', '.join(_GENRES)} (or NAME:FOLDER for a local copy), or the path of an "
-                f"existing file or folder of {', '.join(OWN_SUFFIXES)} text."
-            )
+        if self.folder and not Path(self.folder).exists():
+            known = f"use {', '.join(_GENRES)}, NAME:FOLDER, or a file or folder of {', '.join(OWN_SUFFIXES)} text"
+            missing = f"Source '{self}' names a folder that does not exist: {self.folder}."
+            raise InvalidInput(f"Unknown source '{self}': {known}." if self.is_own else missing)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -116,10 +113,8 @@ def load_texts(
     texts: list[str] = []
     for part in parse_sources(source):
         if part.streamed and split == "train" and max_bytes is None:
-            raise InvalidInput(
-                f"Source '{part}' may have more training text than fits in memory: stream_texts({str(part)!r}, {lang!r}) "
-                "reads it lazily, load_texts(..., max_bytes=) loads a part of it."
-            )
+            ways = f"stream_texts({str(part)!r}, {lang!r}) reads it lazily, load_texts(..., max_bytes=) a part of it"
+            raise InvalidInput(f"Source '{part}' may have more training text than fits in memory: {ways}.")
         size = 0
         for _, text in keyed_documents(part, lang, split, normalize):
             texts.append(text)

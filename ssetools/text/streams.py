@@ -65,16 +65,14 @@ class TextStream:
         """One document of each source in turn, so that a small budget has some of each; finished sources are skipped."""
         places = list(places)
         readers = [part.read(self._seed, place) for part, place in zip(self._parts, places, strict=True)]
-        unfinished = set(range(len(readers)))
-        while unfinished:
+        finished = 0  # sources in a row that have no more
+        while finished < len(readers):
             reader, turn = turn, (turn + 1) % len(readers)
-            if reader in unfinished:
-                document = next(readers[reader], None)
-                if document is None:
-                    unfinished.discard(reader)
-                else:
-                    text, places[reader] = document
-                    yield text, list(places), turn
+            document = next(readers[reader], None)
+            finished = 0 if document else finished + 1
+            if document:
+                text, places[reader] = document
+                yield text, list(places), turn
 
 
 def stream_texts(

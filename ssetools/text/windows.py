@@ -55,7 +55,7 @@ def pack_tokens(
 
     Args:
         tokenizer: A transformers tokenizer.
-        texts: Documents; none but empty ones is an `InvalidInput`.
+        texts: Documents; if all are empty, it is an `InvalidInput`.
         window: Tokens per window, BOS included.
         max_tokens: Stop once the windows hold this many tokens, BOS included; later documents are not read.
 
@@ -134,10 +134,8 @@ def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, 
     if recorded.is_file():
         state = read_json(recorded)
         print(f"Packing of {stream.source} resumes after {state['tokens']:,} tokens.", flush=True)
-    else:
-        print(f"Packing {stream.source} ({stream.lang}) into tokens, {wanted:,} at most ...", flush=True)
     left_out = state["lines_left_out"] - stream.overlap.lines
-    bar = progress(wanted, f"Packing {stream.source}", "tokens", state["tokens"])
+    bar = progress(wanted, f"Packing {stream.source} ({stream.lang})", "tokens", state["tokens"])
     with bar, open(folder / "tokens.bin", "ab") as file:
         file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
         for texts, position in stream.blocks(state["position"]) if state["tokens"] < wanted else ():

@@ -121,7 +121,7 @@ def test_the_defaults_of_every_notebook_pass_the_check(stem):
         ('lang = float("nan")', "got nan. papermill's -p reads nan and digits as numbers: use -r lang nan"),
         ('method = "x"', "Unknown method 'x'"),
         ('selection = "x"', "Unknown selection 'x': use one of lape, specific, random."),
-        ('scale = "half"', "scale is a number from 0 (the base) on, 1 as trained"),
+        ('scale = "half"', "scale is a number from 0 (the base) on"),
         ("scale = -0.5", "scale must be a number from 0 on; got -0.5"),
         ("max_tokens = -1", "max_tokens must be a number from 0 on; got -1"),
         ("max_tokens = 2.5", "max_tokens must be a whole number, such as its default 30720; got 2.5"),
