@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(PY) || { command -v uv >/dev/null && uv venv -q $(VENV); } || python3 -m venv $(VENV)
 	@command -v uv $(VENV)/bin/uv >/dev/null || $(PY) -m pip install -qq --disable-pip-version-check uv
 	@echo "Installing packages into $(VENV) (several GB; a minute on a fast network) ..."
-	@UV=$$(command -v uv $(VENV)/bin/uv | head -1); $$UV pip install -q --python $(PY) -c constraints.txt -e ".[dev]"
+	@UV=$$(command -v uv $(VENV)/bin/uv | head -1); $$UV pip install $$([ -t 2 ] || echo -q) --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 finetune: lang ?= yo
@@ -37,15 +37,16 @@ finetune: setup
 	  -r runs $(runs) $(params) 2>&1 | $(QUIET)
 	@echo "  notebook: $(runs)/$(lang).ipynb"
 
-test: setup
-	@$(PY) -m pytest
+test: unit
+	@$(PY) -m pytest -m "slow or network"
 
 unit: setup
-	@$(PY) -m pytest -m "not slow and not network"
+	@$(PY) -m pytest -n auto --maxprocesses 4 -m "not slow and not network"
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/lint-imports --no-logo --no-cache
+	@$(VENV)/bin/basedpyright --pythonpath $(PY) ssetools
 
 format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
@@ -79,6 +80,7 @@ bench: setup
 	@mkdir -p book/results/benchmarks
 	@$(PY) benchmarks/profiling.py book/results/benchmarks/profiling.json
 	@$(PY) benchmarks/training.py book/results/benchmarks/training.json
+	@$(PY) benchmarks/busy.py book/results/benchmarks/busy.json
 	@$(PY) benchmarks/plan.py book/results/benchmarks
 
 # Counts, neuron sets and analyses of 420 languages; after an interruption the same command continues.
