@@ -15,8 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from ssetools.files import atomic_write, provenance, write_json
-from ssetools.memory_plan import KNOWN_MODELS, plan_memory
+from ssetools.memory_plan import KNOWN_MODELS, build_without_data, config_of, plan_memory
+from ssetools.models import body_of
 
 GEMMA = "gemma-3-270m"
 # Its FFN dominates; what small models hide, such as what an 8-bit layer keeps, shows here.
@@ -70,12 +73,26 @@ def measured(model: str, in_8bit: bool, method: str, settings: dict, dtype: str)
     return row | {"measured_gib": peak / 2**30, "ratio": plan.peak / peak}
 
 
+def operations_per_token(model: str, trained: int, recomputed: bool) -> int:
+    """Returns the floating-point operations for a token of training a subnetwork, without attention's own.
+
+    They are two for each weight in a product: forward, and again for the gradient of its input; for a trained one also
+    for its own gradient.
+    """
+    base = build_without_data(config_of(model), torch.bfloat16, False, "cuda")
+    products = sum(p.numel() for p in body_of(base).parameters() if p.ndim == 2)
+    products -= base.get_input_embeddings().weight.numel()  # looked up, not multiplied
+    head = base.get_output_embeddings().weight.numel()
+    return 2 * ((2 + recomputed) * products + 2 * head) + (6 + 2 * recomputed) * trained
+
+
 def planned(model: str, neurons: int, bits: int, recomputed: bool) -> dict:
     """Plans a run of 2 windows of 512 tokens on a GPU; sizes in GB of 10^9 bytes."""
     options = {"load_in_8bit": bits == 8, "device": "cuda", "checkpoint_activations": recomputed}
     plan = plan_memory(model, neurons, **options, **SHAPE)
     row = {"model": model, "neurons": neurons, "bits": bits, "share_trained": plan.num_trained / plan.num_weights}
-    row |= {"recomputed": recomputed, **SHAPE, "operations_per_token": plan.operations}
+    row |= {"recomputed": recomputed, **SHAPE}
+    row["operations_per_token"] = operations_per_token(model, plan.num_trained, recomputed)
     row |= {f"{part}_gb": getattr(plan, part) / 1e9 for part in ("weights", "trained", "optimizer", "step", "peak")}
     return row | {"fits": plan.peak / 1e9 <= LIMIT_GB}
 

@@ -6,7 +6,7 @@ are kept, as attention kernels do with keys: sum_v exp(l_v) gives the loss, and 
 respect to the hidden states. A block stays in the cache, and nothing of it is kept.
 
 On a CPU, where the two products of a large head take most of a step, the second is computed for likely words alone
-(`_LikelyWords`): the loss stays exact, and the error of its gradient is within that of rounding to bfloat16.
+(`_add_likely`): the loss stays exact, and the error of its gradient is within that of rounding to bfloat16.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Head:
             return self.weight[which]
         return (self.weight[which].float() * (int8_scales(self.module)[which].float() / 127)[:, None]).to(dtype)
 
-    def logits(self, hidden: Tensor, which: slice, rows: Tensor | None = None) -> Tensor:
+    def logits(self, hidden: Tensor, which: slice | Tensor, rows: Tensor | None = None) -> Tensor:
         """Computes float32 logits [tokens, block], with the scaling or soft cap that the model applies.
 
         Memory of the logits of an earlier block is used again.
@@ -103,11 +103,7 @@ class SoftmaxSums:
         self.total = torch.zeros(tokens, 1, device=device)
 
     def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in a block, which is overwritten.
-
-        Returns:
-            exp(logits - largest), in the memory of `logits`, and what earlier sums are to be multiplied by.
-        """
+        """Takes in a block; returns exp(logits - largest) in its memory, and what to multiply earlier sums by."""
         largest = torch.maximum(self.largest, logits.amax(-1, keepdim=True))
         rescale = (self.largest - largest).exp_()
         powers = logits.sub_(largest).exp_()
@@ -150,13 +146,11 @@ def chunked_loss(model: nn.Module, input_ids: Tensor, labels: Tensor | None = No
     Args:
         model: A causal language model.
         input_ids: LongTensor [batch, window].
-        labels: LongTensor [batch, window], `IGNORED` where no loss is to be taken; None takes every token.
+        labels: LongTensor [batch, window], `IGNORED` where no loss is to be taken (a ValueError if that is everywhere);
+            None takes every token.
 
     Returns:
         Scalar, in nats per labelled token. `backward()` equals that of the plain loss to rounding.
-
-    Raises:
-        ValueError: If no token is labelled.
     """
     check_head(model)
     labels = (input_ids if labels is None else labels)[:, 1:].flatten()
@@ -174,7 +168,10 @@ class _BlockwiseLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head) -> Tensor:
         sums = SoftmaxSums(len(labels), hidden.device)
         pulled = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        likely = _LikelyWords(head, hidden, labels) if pulled is not None and _leaves_out(head, hidden) else None
+        labelled = None
+        # On a GPU, choosing rows costs more than their product.
+        if pulled is not None and hidden.device.type == "cpu" and head.vocabulary > LARGE_VOCABULARY:
+            labelled = head.logits(hidden, labels.unique()).logsumexp(-1, keepdim=True)
         blocks = head.blocks(len(labels))
         for block in blocks:
             rows = head.rows(block, hidden.dtype)
@@ -185,10 +182,10 @@ class _BlockwiseLoss(torch.autograd.Function):
                 continue
             powers = powers if isinstance(slope, float) else powers.mul_(slope)
             pulled.mul_(rescale)
-            if likely:
-                likely.add_product(pulled, powers, rows, sums)
-            else:
+            if labelled is None:
                 pulled.add_(powers.to(rows.dtype) @ rows)
+            else:
+                _add_likely(pulled, powers, rows, sums, labelled)
         own = head.rows(labels, hidden.dtype)
         label_logits = head.label_logits(hidden, labels, own)
         gradients: list[Any] = [None, None, None]
@@ -204,55 +201,28 @@ class _BlockwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scaled = [
-            g * grad_output.to(g.dtype) if g is not None and needed else None
-            for g, needed in zip(ctx.gradients, ctx.needs_input_grad[:3], strict=True)
-        ]
+        scaled = [None if g is None else g * grad_output.to(g.dtype) for g in ctx.gradients]
         if scaled[0] is not None:
             scaled[0] = scaled[0].to(ctx.dtype)
         return *scaled, None, None
 
 
-class _LikelyWords:
-    """softmax @ weight with one product for likely words, and one row in place of all others.
+def _add_likely(pulled: Tensor, powers: Tensor, rows: Tensor, sums: SoftmaxSums, labelled: Tensor) -> int:
+    """Adds a block's powers [tokens, words] @ rows to `pulled` [tokens, hidden]; returns the number of likely words.
 
-    A word is left out of a block if its probability stays below `_LIKELY` for every token. The running sum of a softmax
-    can only be too small, so that a probability can only be overestimated; the sum over the labels' words is known
-    before the first block. What a token gives to the words that are left out goes to their mean row, weighted by the
-    words' probability over all tokens.
+    There is one product for likely words, and one row in place of all others. A word is left out if its probability
+    stays below `_LIKELY` for every token. The running sum of a softmax can only be too small, so that a probability can
+    only be overestimated; the log-sum over the labels' words, `labelled`, is known before the first block. What a token
+    gives to the words that are left out goes to their mean row, weighted by the words' probability over all tokens.
     """
-
-    def __init__(self, head: Head, hidden: Tensor, labels: Tensor):
-        words = labels.unique()
-        logits = head._shaped(F.linear(hidden, head.rows(words, hidden.dtype), _of(head.bias, words)).float())
-        self.log_total = logits.logsumexp(-1, keepdim=True)
-
-    def add_product(self, pulled: Tensor, powers: Tensor, rows: Tensor, sums: SoftmaxSums) -> int:
-        """Adds powers @ rows to `pulled` [tokens, hidden]; returns the number of likely words.
-
-        Args:
-            pulled: The sum so far.
-            powers: Of a block [tokens, words], relative to `sums.largest`; overwritten.
-            rows: The block's rows of the weight [words, hidden].
-            sums: The sums with this block.
-        """
-        scale = torch.minimum(1 / sums.total, (sums.largest - self.log_total).exp())
-        likely = ((powers * scale).amax(0) >= _LIKELY).nonzero()[:, 0]
-        pulled.add_(powers[:, likely].to(rows.dtype) @ rows[likely])
-        others = powers.index_fill_(1, likely, 0)
-        weights = scale.T @ others
-        mean = (weights.to(rows.dtype) @ rows).float() / weights.sum().clamp_min(1e-30)
-        pulled.addmm_(others.sum(-1, keepdim=True), mean)
-        return len(likely)
-
-
-def _leaves_out(head: Head, hidden: Tensor) -> bool:
-    """Whether unlikely words are left out: on a GPU, choosing rows costs more than their product."""
-    return hidden.device.type == "cpu" and head.vocabulary > LARGE_VOCABULARY
-
-
-def _of(bias: Tensor | None, words: slice | Tensor) -> Tensor | None:
-    return None if bias is None else bias[words]
+    scale = torch.minimum(1 / sums.total, (sums.largest - labelled).exp())
+    likely = ((powers * scale).amax(0) >= _LIKELY).nonzero()[:, 0]
+    pulled.add_(powers[:, likely].to(rows.dtype) @ rows[likely])
+    others = powers.index_fill_(1, likely, 0)
+    weights = scale.T @ others
+    mean = (weights.to(rows.dtype) @ rows).float() / weights.sum().clamp_min(1e-30)
+    pulled.addmm_(others.sum(-1, keepdim=True), mean)
+    return len(likely)
 
 
 def _head_gradients(head: Head, hidden: Tensor, labels: Tensor, sums: SoftmaxSums, label_logits: Tensor, blocks: list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,6 @@ class MemoryPlan:
         tokenizer: The vocabulary, in main memory.
         activations: What the forward pass of a batch keeps for the backward pass.
         step: Peak of a step beyond the above: activations, loss, gradients and temporary tensors.
-        operations: Floating-point operations for each trained token, without attention's own.
         device: "cpu" or "cuda".
         dtype: Of the computation.
     """
@@ -72,7 +72,6 @@ class MemoryPlan:
     tokenizer: int
     activations: int
     step: int
-    operations: int
     device: str
     dtype: str
 
@@ -97,8 +96,7 @@ class MemoryPlan:
             ("tokenizer", self.tokenizer, "in main memory"),
             ("peak", self.peak, f"on {self.device}, {self.dtype}"),
         ]
-        lines = [f"{name:<16} {size / GIB:8.2f} GiB   {note}".rstrip() for name, size, note in rows]
-        return "\n".join([*lines, f"{'operations':<16} {self.operations / 1e9:8.2f} G for each token"])
+        return "\n".join(f"{name:<16} {size / GIB:8.2f} GiB   {note}".rstrip() for name, size, note in rows)
 
 
 def plan_memory(
@@ -113,7 +111,8 @@ def plan_memory(
     """Predicts the memory of a training run from the model's configuration, without loading a weight.
 
     The model is built with tensors that have shapes but no data, for any family and method, and one training step runs
-    on it while every allocation is counted.
+    on it while every allocation is counted. A ValueError for a model or method that is unknown, or settings that do not
+    fit together.
 
     Args:
         model: A name of `KNOWN_MODELS` (or its last part), a local folder, or a hub id.
@@ -123,16 +122,10 @@ def plan_memory(
         dtype: Of weights that are not 8-bit; None takes bfloat16 on "cuda", and `load_model`'s choice on "cpu".
         device: "cuda" or "cpu"; None takes the one of this machine.
         **settings: Fields of `TrainingSettings`: batch_size, window, optimizer and checkpoint_activations matter.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: For an unknown model or method, neurons that do not fit, or a method that the base does not allow.
     """
     check_method(method)
-    training, in_place = TrainingSettings(**settings), not METHODS[method].on_8bit
-    if load_in_8bit and in_place:
+    training = TrainingSettings(**settings)
+    if load_in_8bit and not METHODS[method].on_8bit:
         raise InvalidInput(f"Method {method!r} cannot train 8-bit weights: plan it with load_in_8bit=False.")
     if METHODS[method].needs_neurons and neurons is None:
         raise InvalidInput(f"Method {method!r} needs neurons: their number, or their ids for each layer.")
@@ -145,13 +138,6 @@ def plan_memory(
         adapter = attach_method(base, method, spread_neurons(base, neurons))
         trained = memory.bytes - weights
         sizes = [p.numel() for p in adapter.parameters()]
-        recomputed, head = training.checkpoint_activations, base.get_output_embeddings().weight.numel()
-        products = sum(p.numel() for p in body_of(base).parameters() if p.ndim == 2)
-        products -= base.get_input_embeddings().weight.numel()  # looked up, not multiplied
-        # Two operations for each weight in a product: forward, and again for the gradient of its input; for a trained
-        # one also for its own gradient.
-        operations = 2 * ((2 + recomputed) * products + 2 * head)
-        operations += sum(sizes) * (2 if in_place else 6 + 2 * recomputed)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             use_fake_cpu_tensors(mode, base, adapter)
             before = memory.peak = memory.bytes
@@ -167,7 +153,6 @@ def plan_memory(
         activations=activations,
         # The optimiser's own step holds all gradients, and on a GPU temporary tensors of about the same size.
         step=max(step, gradients * (2 if device == "cuda" else 1)),
-        operations=operations,
         device=device,
         dtype=str(dtype)[6:] + (" and 8-bit weights" if load_in_8bit else ""),
     )
@@ -185,10 +170,8 @@ def config_of(model: str) -> Any:
         with quiet("transformers"):
             return transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"There is no configuration for {model!r}: use {', '.join(KNOWN_MODELS)}, a local transformers folder, or "
-            "the id of a model on a hub that can be reached."
-        ) from error
+        known = f"{', '.join(KNOWN_MODELS)}, a local transformers folder, or the id of a model on a hub within reach"
+        raise InvalidInput(f"There is no configuration for {model!r}: use {known}.") from error
 
 
 def spread_neurons(model: nn.Module, neurons: int | LayerNeurons | None) -> LayerNeurons | None:
@@ -222,23 +205,17 @@ class _LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, torch.Tensor)):
+            if storage._cdata not in self._storages:
+                freed = functools.partial(self._free, storage._cdata, storage.nbytes())
+                self._storages[storage._cdata] = weakref.ref(storage, freed)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-
-        def freed(_: weakref.ref) -> None:
-            del self._storages[key]
-            self.bytes -= size
-
-        self._storages[key] = weakref.ref(storage, freed)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
+    def _free(self, key: int, size: int, _: weakref.ref) -> None:
+        del self._storages[key]
+        self.bytes -= size
 
 
 def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, device: str) -> Any:
@@ -250,9 +227,11 @@ def build_without_data(config: Any, dtype: torch.dtype, load_in_8bit: bool, devi
         model.requires_grad_(False)
         model.config.use_cache = False
         head = model.get_output_embeddings()
-        linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-        for path, module in linear if load_in_8bit else ():
-            model.set_submodule(path, _Linear8bit(module, device))
+        linear: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        for module in linear if load_in_8bit else ():
+            module.weight = nn.Parameter(torch.empty(module.weight.shape, dtype=torch.int8), requires_grad=False)
+            module.register_buffer("scales", torch.empty(module.out_features))
+            module.forward = functools.partial(_forward_8bit, module, device)
     return model
 
 
@@ -277,7 +256,7 @@ def run_training_step(model: Any, settings: TrainingSettings, device: str, memor
     ids = torch.zeros(settings.batch_size, settings.window, dtype=torch.long)
     # Fake positions cannot be read, and transformers then builds masks that it does not build for real ones.
     unmasked = mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None)
-    all_words = mock.patch("ssetools.loss._leaves_out", return_value=False)  # which are likely, data would say
+    all_words = mock.patch("ssetools.loss.LARGE_VOCABULARY", math.inf)  # which are likely, data would say
     with checkpointed_activations(model, settings.checkpoint_activations), unmasked, all_words:
         hidden = body_of(model)(input_ids=ids, use_cache=False)[0]
         between = memory.bytes
@@ -290,21 +269,13 @@ def run_training_step(model: Any, settings: TrainingSettings, device: str, memor
     return between
 
 
-class _Linear8bit(nn.Linear):
-    """Has the tensors of bitsandbytes' `Linear8bitLt`, permanent and temporary, without its kernels."""
-
-    def __init__(self, like: nn.Linear, device: str):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = like.in_features, like.out_features, like.bias
-        self.weight = nn.Parameter(torch.empty(like.weight.shape, dtype=torch.int8), requires_grad=False)
-        self.register_buffer("scales", torch.empty(like.out_features))
-        self.planned_device = device
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Product8bit.apply(x, self.weight, self.scales, self.bias, self.planned_device)
+def _forward_8bit(module: Any, device: str, x: torch.Tensor) -> torch.Tensor:
+    return _Product8bit.apply(x, module.weight, module.scales, module.bias, device)
 
 
 class _Product8bit(torch.autograd.Function):
+    """Has the tensors of bitsandbytes' `Linear8bitLt`, permanent and temporary, without its kernels."""
+
     @staticmethod
     def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any, device: str) -> torch.Tensor:
         ctx.kept = x, codes, scales  # bitsandbytes keeps the input, though a frozen weight needs no gradient
