@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ssetools
 from ssetools.errors import UserError
+from ssetools.files import read_json, run_dir
+from ssetools.languages import LANGUAGES, get_language
 from ssetools.text.embedded import EMBEDDED_MODEL
+from ssetools.text.sources import default_source, languages_in, plan_texts
 
 _DESCRIPTION = "Make a language model better at one language by training only the neurons that fire for it."
 _EPILOG = (
-    "Every command reuses the files that earlier commands left in the folder --runs. "
-    "`ssetools finetune yo`, `ssetools evaluate yo` and `ssetools export yo FOLDER` are a complete example; "
-    "`ssetools COMMAND --help` lists the options of a command."
+    "Every command reuses the files that earlier commands left in --runs. `ssetools finetune yo`, `ssetools evaluate yo` "
+    "and `ssetools export yo FOLDER` are a complete example; `ssetools COMMAND --help` lists the options of a command."
 )
 
 
@@ -31,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _only_main_process_prints():
+        is_main = os.environ.get("RANK", "0") == "0"  # set by torchrun and accelerate
+        with contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
             arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe, as in `ssetools languages | head`
@@ -44,13 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("ssetools: interrupted. The same command continues from the files that are finished.", file=sys.stderr)
         return 130
     return 0
-
-
-def _only_main_process_prints() -> contextlib.AbstractContextManager:
-    # Set by torchrun and accelerate, and by two kinds of MPI.
-    ranks = [os.environ.get(name) for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")]
-    is_main = all(rank in (None, "0") for rank in ranks)
-    return contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
 
 
 def _positive(text: str) -> int:
@@ -83,30 +80,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--top-rate": _RATE | {"default": 0.05, "help": "share of all neurons to select, in all languages together"},
     "--shard": {"action": "store_true", "help": "split a 16-bit model over the processes of torchrun or accelerate"},
     "--languages": {"metavar": "CODES", "help": 'as in "yo is ka", or "all" that the text has (default: 22 languages)'},
-    "--method": {
-        "default": "lape",
-        "help": "what to train: lape or specific (the language's neurons), random or random-uniform (as many other "
-        "neurons), lora, lora-equal (LoRA of the neurons' size), ia3, ffn or full",
-    },
+    "--method": {"default": "lape", "help": "lape, lora, lora-equal (of the neurons' size), ia3, ffn or full"},
     "--selection": {"default": "lape", "help": "which neurons: lape, specific, or random"},
-    "--scale": {
-        "type": _scale,
-        "metavar": "FACTOR",
-        "help": "how much of the trained change to use: 0 (the base) to 1 (as trained), or auto to choose it on "
-        "validation text; needs no new training (default: as the run was saved, 1 for a new one)",
-    },
+    "--scale": {"type": _scale, "metavar": "FACTOR", "help": "share of the change to use, or auto (default: as saved)"},
     "--seed": {"type": int, "default": 0, "help": "seed of text order and random choices"},
-    "--source": {
-        "default": "auto",
-        "metavar": "TEXT",
-        "help": 'training text: a name such as "glotcc", names joined with "+", a file or a folder; auto is the text of '
-        "the package",
-    },
-    "--other-text": {
-        "default": "sib200",
-        "metavar": "TEXT",
-        "help": 'text of a genre that is not trained on, to score: a name, or "sib200:FOLDER" for a local copy',
-    },
+    "--source": _TEXT | {"default": "auto", "help": 'training text: a name, names joined with "+", a file or a folder'},
+    "--other-text": _TEXT | {"default": "sib200", "help": 'text of another genre to score: a name, or "sib200:FOLDER"'},
     "--batch-size": _COUNT | {"default": 4, "help": "windows in a batch"},
     "--window": _COUNT | {"default": 256, "help": "tokens in a window"},
     "--optimizer": {"default": "adamw", "help": "adamw or adamw8bit"},
@@ -130,31 +109,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _COMMON = "--model --runs"
 _PROFILE = f"{_COMMON} --16-bit --tokens --top-rate"
 _MEMORY = "--batch-size --window --optimizer --checkpoint-activations"
+_PLAN = f"{_COMMON} --neurons --lang --method --16-bit --dtype --device"
 _RUN = f"{_COMMON} lang --method --selection --scale --seed"
 _TRAIN = f"{_RUN} {_PROFILE.removeprefix(_COMMON)} --profile-source --source --other-text {_MEMORY}"
 _TRAIN += " --learning-rate --max-tokens"
 _COMMANDS = {
     "languages": ("code", "list the supported languages, or look one up"),
-    "profile": (
-        f"{_PROFILE} --profile-source|--source --shard --languages",
-        "count how often each feed-forward neuron fires in each language",
-    ),
+    "profile": (f"{_PROFILE} --profile-source|--source --shard --languages", "count how often each neuron fires"),
     "select": (f"{_PROFILE} --profile-source --selection", "select the neurons that are specific to each language"),
     "finetune": (f"{_TRAIN} --shard", "train the neurons of one language; profiles and selects first"),
-    "evaluate": (
-        f"{_TRAIN} --tasks --limit --translations --shots",
-        "score a run and its base model; trains first if there is no run",
-    ),
+    "evaluate": (f"{_TRAIN} --tasks --limit --translations --shots", "score a run, trained if need be, and its base"),
     "report": (_RUN, "print the table of a run that was evaluated"),
-    "plan": (
-        f"{_COMMON} --neurons --lang --method --16-bit --dtype --device {_MEMORY}",
-        "estimate the memory of a training run without loading the model",
-    ),
+    "plan": (f"{_PLAN} {_MEMORY}", "estimate the memory of a training run without loading the model"),
     "collect": (f"{_COMMON} output files", "write the scores of all evaluated runs to one CSV file"),
-    "export": (
-        f"{_RUN} output --push --format --uniform-rank",
-        "write a run as a LoRA checkpoint or a merged model, with a model card",
-    ),
+    "export": (f"{_RUN} output --push --format --uniform-rank", "write a run as LoRA or merged, with a model card"),
     "merge": (f"{_RUN} output --push", "write the 16-bit model with a run merged into it, with a model card"),
 }
 
@@ -178,16 +146,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _languages(arguments: argparse.Namespace) -> None:
-    from ssetools.languages import LANGUAGES, get_language
-
     for x in [get_language(arguments.code)] if arguments.code else LANGUAGES:
         print(f"{x.code:<4}{x.iso639_3:<5}{x.name:<12} {x.own_name:<12} {x.script:<6}{x.family}")
 
 
 def _load(arguments: argparse.Namespace, load_in_8bit: bool) -> tuple[Any, Any]:
-    from ssetools.models import load_model, load_sharded
-
-    load = load_sharded if arguments.shard else load_model
+    load = ssetools.load_sharded if arguments.shard else ssetools.load_model
     return load(arguments.model, load_in_8bit=load_in_8bit)
 
 
@@ -197,9 +161,7 @@ def _profile_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from ssetools.languages import get_language
     from ssetools.steps import get_profile
-    from ssetools.text.sources import default_source, languages_in
 
     options = _profile_options(arguments)
     if arguments.languages == "all":
@@ -222,14 +184,12 @@ def _select(arguments: argparse.Namespace) -> None:
 
 def _get_run(arguments: argparse.Namespace) -> tuple:
     """Loads or trains the run; returns the model with its adapter, the tokenizer, the run's folder and the plan."""
-    from ssetools.languages import get_language
     from ssetools.steps import get_neurons, get_run
-    from ssetools.text.sources import plan_texts
-    from ssetools.training.methods import METHODS, method_with
+    from ssetools.training.methods import method_with
 
     lang = get_language(arguments.lang).code
     name = method_with(arguments.method, arguments.selection)
-    method = METHODS[name]
+    method = ssetools.METHODS[name]
     model, tokenizer = _load(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
@@ -272,8 +232,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
     """Finds a file of a finished run, of results at the scale that is asked for."""
-    from ssetools.files import run_dir
-    from ssetools.languages import get_language
     from ssetools.steps import results_at_scale, scale_of_run
     from ssetools.training.methods import method_with
 
@@ -293,7 +251,6 @@ def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from ssetools.files import read_json
     from ssetools.report import report
 
     print(report(read_json(_run_file(arguments, "metrics.json"))))
@@ -316,13 +273,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from ssetools.memory_plan import plan_memory
-    from ssetools.neurons.sets import NeuronSets
-
     if arguments.neurons.isdigit():
         neurons = int(arguments.neurons)
     else:
-        sets = NeuronSets.load(arguments.neurons)
+        sets = ssetools.NeuronSets.load(arguments.neurons)
         neurons = sets[arguments.lang or max(sets, key=sets.count)]
     base = (arguments.load_in_8bit, arguments.dtype, arguments.device)
-    print(plan_memory(arguments.model, neurons, arguments.method, *base, **_memory_settings(arguments)))
+    print(ssetools.plan_memory(arguments.model, neurons, arguments.method, *base, **_memory_settings(arguments)))

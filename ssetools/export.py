@@ -24,12 +24,7 @@ _FORMATS = {"peft": "peft", "gguf-lora": "llama.cpp", "merged": "transformers"} 
 _FORMATS_OF = {"IA3": ("peft", "merged"), "ssetools-weights": ("merged",)}
 _SCORED_TOKENS = 2048
 _NEEDED = ("language", "model_parameters", "tokens", "source", "seed", "settings")
-_WHICH = {
-    "lape": "that fire for {}",
-    "specific": "most specific to {}",
-    "random": "drawn at random, a control for {}",
-    "random-uniform": "drawn at random, a control for {}",
-}
+_WHICH = {"lape": "that fire for", "specific": "most specific to"}
 
 
 def export_run(
@@ -65,8 +60,7 @@ def export_run(
     lacking = [name for name in _NEEDED if about.get(name) is None]
     if lacking:
         raise InvalidInput(
-            f"{run}/adapter.json lacks {', '.join(lacking)}, which the model card needs: pass them to finetune as facts=, "
-            "or train with `ssetools finetune`."
+            f"{run}/adapter.json lacks {', '.join(lacking)}, which the model card needs: pass them to finetune as facts=."
         )
     metrics = read_json(metrics_path) if metrics_path.exists() else None
     # A CPU without bfloat16 would compute in float32, and write a checkpoint of twice the size.
@@ -99,29 +93,21 @@ def _merge(adapter: Adapter, tokenizer: Any, lang: str, sources: Mapping, output
 
 
 def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Mapping | None = None) -> str:
-    """Writes the card of an exported run: language, data, numbers, licence.
+    """Writes the card of a run, of its adapter.json and metrics.json: language, data, numbers, licence.
 
-    Args:
-        about: The run's adapter.json.
-        metrics: Its metrics.json, or None when it was never scored.
-        form: "peft", "gguf-lora" or "merged".
-        rescored: For "merged": perplexity of the 16-bit base and of the merged model by genre.
+    `rescored` has, for the `form` "merged", the perplexity of the 16-bit base and of the merged model by genre.
     """
     from huggingface_hub import ModelCardData
 
     base, lang = about["base"]["model"], about["language"]
     name, licence = get_language(lang).name, licence_of(base)
-    data = ModelCardData(
-        language=lang,
-        base_model="google/gemma-3-270m" if base == EMBEDDED_MODEL else base,
-        library_name=_FORMATS[form],
-        license=licence,
-        tags=["ssetools", "language-neurons"],
-    )
+    hub_id, tags = "google/gemma-3-270m" if base == EMBEDDED_MODEL else base, ["ssetools", "language-neurons"]
+    data = ModelCardData(language=lang, base_model=hub_id, library_name=_FORMATS[form], license=licence, tags=tags)
     method, scale = about.get("method", "lape"), about.get("scale", 1.0)
     what = METHODS[method].trains
-    if method in _WHICH:
-        what = f"the weights of {about['neurons']:,} FFN neurons {_WHICH[method].format(name)}"
+    if METHODS[method].selection:
+        which = _WHICH.get(method, "drawn at random, a control for")
+        what = f"the weights of {about['neurons']:,} FFN neurons {which} {name}"
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {base}, better at {name}",
@@ -175,21 +161,13 @@ def licence_of(base: str) -> str | None:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Uploads an exported folder to the Hugging Face hub; returns the address of the commit.
+    """Uploads what `export_run` wrote to "user/name" on the Hugging Face hub; returns the address of the commit.
 
-    Args:
-        folder: What `export_run` wrote.
-        repo_id: "user/name", made if absent; needs a token (`hf auth login`).
-        private: Whether a new repository is private.
-
-    Raises:
-        ConnectionError: If the hub cannot be reached.
+    A repository that is new is made, private or not. Needs a token (`hf auth login`), and the hub: a ConnectionError.
     """
     from huggingface_hub import create_repo, upload_folder
 
     if not hub_reachable():
-        raise ConnectionError(
-            f"The hub cannot be reached, to upload {folder} to {repo_id}: push it from where it can be."
-        )
+        raise ConnectionError(f"The hub cannot be reached, to upload {folder} to {repo_id}: push it from where it can.")
     create_repo(repo_id, private=private, exist_ok=True)
     return upload_folder(repo_id=repo_id, folder_path=folder).commit_url
