@@ -184,8 +184,7 @@ def _select(arguments: argparse.Namespace) -> None:
 
 def _get_run(arguments: argparse.Namespace) -> tuple:
     """Loads or trains the run; returns the model with its adapter, the tokenizer, the run's folder and the plan."""
-    from ssetools.steps import get_neurons, get_run
-    from ssetools.training.methods import method_with
+    from ssetools.steps import get_neurons, get_run, method_with
 
     lang = get_language(arguments.lang).code
     name = method_with(arguments.method, arguments.selection)
@@ -232,8 +231,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
     """Finds a file of a finished run, of results at the scale that is asked for."""
-    from ssetools.steps import results_at_scale, scale_of_run
-    from ssetools.training.methods import method_with
+    from ssetools.steps import method_with, results_at_scale, scale_of_run
 
     get_language(arguments.lang)
     method = method_with(arguments.method, arguments.selection)

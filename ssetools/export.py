@@ -47,8 +47,7 @@ def export_run(
         scale: `adapter.scale` of what is written; None: as the run was saved; "auto": the one that was chosen.
 
     Raises:
-        ValueError: For an unknown form, an adapter that was trained for another model or that does not have this form,
-            or one without the facts that its card needs.
+        ValueError: For a form that the adapter does not have, or an adapter of another model or without facts for a card.
     """
     if form not in _FORMATS:
         raise InvalidInput(f"Unknown format {form!r}: use one of {', '.join(_FORMATS)}.")
@@ -57,8 +56,7 @@ def export_run(
     forms = _FORMATS_OF.get(about.get("peft_type", about["format"]), _FORMATS)
     if form not in forms:
         raise InvalidInput(f"The adapter in {run} has no {form} form: use {' or '.join(forms)}.")
-    lacking = [name for name in _NEEDED if about.get(name) is None]
-    if lacking:
+    if lacking := [name for name in _NEEDED if about.get(name) is None]:
         raise InvalidInput(
             f"{run}/adapter.json lacks {', '.join(lacking)}, which the model card needs: pass them to finetune as facts=."
         )
@@ -124,8 +122,7 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
     terms = f"The licence of the base model, {base}{f', {licence}' if licence else ''}, applies to this derivative."
     if licence == "gemma":
         terms = (
-            "Gemma is provided under and subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms), "
-            "which bind whoever uses or passes on this derivative."
+            "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms."
         )
     lines += ["## Licence", terms]
     return "\n\n".join(lines) + "\n"

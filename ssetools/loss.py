@@ -146,8 +146,7 @@ def chunked_loss(model: nn.Module, input_ids: Tensor, labels: Tensor | None = No
     Args:
         model: A causal language model.
         input_ids: LongTensor [batch, window].
-        labels: LongTensor [batch, window], `IGNORED` where no loss is to be taken (a ValueError if that is everywhere);
-            None takes every token.
+        labels: LongTensor [batch, window], `IGNORED` where no loss is taken, but not everywhere; None takes every token.
 
     Returns:
         Scalar, in nats per labelled token. `backward()` equals that of the plain loss to rounding.

@@ -79,8 +79,7 @@ class MemoryPlan:
     def peak(self) -> int:
         """Peak memory of the device while training, in bytes, without Python and its libraries.
 
-        Loading can briefly take more, as can glibc, which keeps freed memory unless MALLOC_MMAP_THRESHOLD_=262144 is
-        set.
+        Loading can briefly take more, as can glibc if it keeps freed memory: set MALLOC_MMAP_THRESHOLD_=262144.
         """
         best = self.gradients  # the loop keeps the best trained parameters so far in main memory, in float32 too
         main_memory = best + self.tokenizer if self.device == "cpu" else 0
@@ -111,8 +110,7 @@ def plan_memory(
     """Predicts the memory of a training run from the model's configuration, without loading a weight.
 
     The model is built with tensors that have shapes but no data, for any family and method, and one training step runs
-    on it while every allocation is counted. A ValueError for a model or method that is unknown, or settings that do not
-    fit together.
+    on it while every allocation is counted. A ValueError for what is unknown, or does not fit the model or method.
 
     Args:
         model: A name of `KNOWN_MODELS` (or its last part), a local folder, or a hub id.
@@ -127,8 +125,6 @@ def plan_memory(
     training = TrainingSettings(**settings)
     if load_in_8bit and not METHODS[method].on_8bit:
         raise InvalidInput(f"Method {method!r} cannot train 8-bit weights: plan it with load_in_8bit=False.")
-    if METHODS[method].needs_neurons and neurons is None:
-        raise InvalidInput(f"Method {method!r} needs neurons: their number, or their ids for each layer.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = config_of(model)
     dtype = as_dtype(dtype or (torch.bfloat16 if device == "cuda" else choose_dtype(config, device)))
@@ -270,12 +266,11 @@ def run_training_step(model: Any, settings: TrainingSettings, device: str, memor
 
 
 def _forward_8bit(module: Any, device: str, x: torch.Tensor) -> torch.Tensor:
+    """Makes the temporary tensors of bitsandbytes' `Linear8bitLt`, without its kernels."""
     return _Product8bit.apply(x, module.weight, module.scales, module.bias, device)
 
 
 class _Product8bit(torch.autograd.Function):
-    """Has the tensors of bitsandbytes' `Linear8bitLt`, permanent and temporary, without its kernels."""
-
     @staticmethod
     def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any, device: str) -> torch.Tensor:
         ctx.kept = x, codes, scales  # bitsandbytes keeps the input, though a frozen weight needs no gradient

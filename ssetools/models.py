@@ -26,6 +26,7 @@ for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
 
 _QUANTIZED = ("int8", "nf4", "fp4")  # the kinds that can be read; others replace the layers by classes without a weight
 _LAYER_LISTS = ("layers", "h", "blocks")  # what families call the list of decoder layers
+_say_once = functools.cache(print)
 _NO_FP16_MODELS = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma2")
 
 
@@ -54,7 +55,6 @@ def load_model(
             over several devices, and for quantised checkpoints other than those of `bitsandbytes`.
     """
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = name
     if name == EMBEDDED_MODEL:
@@ -80,14 +80,14 @@ def load_model(
             if load_in_8bit:
                 options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
             text_only = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-            auto = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
+            auto = transformers.AutoModelForCausalLM if text_only else transformers.AutoModelForImageTextToText
             model: Any = auto.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).strip().splitlines()[:2])  # the second line often has the remedy
             raise InvalidInput(f"Model {name!r} cannot be loaded: {reason or type(error).__name__}") from error
     _check_one_device(model)
-    if load_in_8bit and not has_8bit_layers(model):
+    if load_in_8bit and quantization_of(model) != "int8":
         raise InvalidInput(f"bitsandbytes converts no layer of {name!r} to 8-bit: load it with load_in_8bit=False.")
     model.requires_grad_(False)
     # Embeddings and norms are views of the mapped checkpoint. As long as such a view exists, the whole file stays in
@@ -102,10 +102,9 @@ def load_model(
 
 
 def model_source(model: nn.Module) -> dict[str, Any]:
-    """Returns what identifies a loaded model in files.
+    """Returns what identifies a loaded model in files: `model` (name), `revision`, `load_in_8bit` and `dtype`.
 
-    `model` (name), `revision`, `load_in_8bit`, `dtype`; where they apply, `weights` (digest, of safetensors outside of
-    the package) and `quantization` (of other than 8 bits, such as "nf4").
+    Where they apply, also `weights` (digest, of safetensors outside of the package) and `quantization` (such as "nf4").
     """
     unknown = {"model": getattr(model.config, "_name_or_path", "") or type(model).__name__, "revision": None}
     kind = quantization_of(model)
@@ -140,16 +139,11 @@ def _quantization_in(config: Any) -> str | None:
     return facts.get("bnb_4bit_quant_type") if facts.get("load_in_4bit") else facts.get("quant_method")
 
 
-def has_8bit_layers(model: nn.Module) -> bool:
-    """Says whether any layer of the model is a `bitsandbytes` `Linear8bitLt`."""
-    return quantization_of(model) == "int8"
-
-
 def check_base_model(model: nn.Module, use: str) -> None:
-    """Raises a ValueError if a model cannot be the base of what is counted or trained.
+    """Raises a ValueError if a model cannot be the base of `use`, the start of a sentence ("Profiling", "Training").
 
     That is with an adapter switched on, layers of PEFT, weights quantised by others than `bitsandbytes`, or several
-    devices. `use` is what the base is for, as the start of a sentence ("Profiling").
+    devices.
     """
     adapter: Any = getattr(model, "ssetools_adapter", None)
     kind = quantization_of(model)
@@ -232,7 +226,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def choose_dtype(config: Any, device: str) -> torch.dtype:
     """Chooses the dtype for a model on a device, and prints the reason once per process."""
     gpu = device.startswith("cuda")
-    cpu_has_it = any(getattr(torch.cpu, x, bool)() for x in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     if gpu and torch.cuda.get_device_capability()[0] >= 8:
         dtype, reason = torch.bfloat16, "this GPU computes in bfloat16"
     elif gpu and config.model_type in _NO_FP16_MODELS:
@@ -241,17 +234,12 @@ def choose_dtype(config: Any, device: str) -> torch.dtype:
         dtype, reason = torch.float16, "this GPU has no bfloat16"
     elif device == "mps":
         dtype, reason = torch.float32, "bfloat16 is not reliable on MPS"
-    elif cpu_has_it:
+    elif any(getattr(torch.cpu, x, bool)() for x in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
         dtype, reason = torch.bfloat16, "this CPU has bfloat16 instructions"
     else:
         dtype, reason = torch.float32, "this CPU has no bfloat16 instructions, and emulating them is slow"
-    _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.")
+    _say_once(f"dtype {str(dtype)[6:]} on {device}: {reason}.", flush=True)
     return dtype
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    print(message, flush=True)
 
 
 def _device(device_map: str | dict | None) -> str:
@@ -314,12 +302,9 @@ def _digest_of_weights(name: str, config: Any) -> str | None:
 def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
     """Says in what another model differs from the one that a file was made for ("model 'a', not 'b'"), or None.
 
-    Equal weights are the same model, whatever its folder, files and revision are called. The revision decides where the
-    weights of one of the two are unknown, and the name where nothing else is known.
-
-    Args:
-        recorded: `model`, `revision` and `weights` of the file, as far as they are known.
-        source: Those of the model at hand, from `model_source`.
+    Both give `model`, `revision` and `weights` as `model_source` does, as far as they are known. Equal weights are the
+    same model, whatever its folder, files and revision are called. The revision decides where the weights of one of the
+    two are unknown, and the name where nothing else is known.
     """
     revisions = recorded.get("revision"), source.get("revision")
     if revisions[0] and revisions[0] == revisions[1]:
@@ -331,22 +316,18 @@ def model_mismatch(recorded: Mapping[str, Any], source: Mapping[str, Any]) -> st
     return None
 
 
+# --- a base spread over processes ---
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Says whether the model is spread over processes."""
     return getattr(model, "ssetools_sharded", False)
 
 
-# --- a base spread over processes ---
-
-
 def load_sharded(
     name: str, load_in_8bit: bool = False, dtype: torch.dtype | str | None = None
 ) -> tuple[nn.Module, Any]:
-    """Returns `load_model`'s model, spread over all processes by `shard_model`, and tokenizer.
-
-    Raises:
-        ValueError: For an 8-bit base, or a single process.
-    """
+    """Returns `load_model`'s model, spread over all processes by `shard_model`, and tokenizer; errors as of that."""
     _check_can_shard(load_in_8bit)
     model, tokenizer = load_model(name, load_in_8bit=False, dtype=dtype, device_map={"": "cpu"})
     return shard_model(model), tokenizer
@@ -357,10 +338,7 @@ def shard_model(model: nn.Module) -> nn.Module:
 
     Each process keeps 1/processes of the weights; it gathers embeddings, final norm and head for the duration of a
     step, and each layer while it computes. What is attached later stays whole in every process. All processes must make
-    the same number of forward passes (`processes.in_step`).
-
-    Raises:
-        ValueError: For a quantised base, or a single process.
+    the same number of forward passes (`processes.in_step`). A ValueError for a quantised base, or a single process.
     """
     _check_can_shard(quantization_of(model) is not None)
     from torch.distributed.device_mesh import init_device_mesh
@@ -383,8 +361,8 @@ def shard_model(model: nn.Module) -> nn.Module:
 def _check_can_shard(quantized: bool) -> None:
     if quantized:
         raise InvalidInput(
-            "A quantised base cannot be sharded: bitsandbytes keeps the scales of a layer beside its weight, and FSDP "
-            "gathers the weight alone. Load it in 16 bits (--16-bit), or leave sharding out if it fits one device."
+            "A quantised base cannot be sharded, since FSDP gathers weights without their scales: load it in 16 bits "
+            "(--16-bit), or leave sharding out if it fits one device."
         )
     if processes.count() == 1:
         raise InvalidInput(

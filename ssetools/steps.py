@@ -1,11 +1,9 @@
 """The steps of a run. Each loads the file of an earlier call if it was made from the same inputs, or makes it.
 
-    get_profile   runs/<model>/profile.safetensors
-    get_neurons   runs/<model>/neurons.safetensors
-    get_run       runs/<model>/<lang>/<method>-seed<k>/adapter.*
-    get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json, metrics-scale0.4.json for another scale
-
-The notebooks, the command line and `make finetune` all call these.
+get_profile   runs/<model>/profile.safetensors
+get_neurons   runs/<model>/neurons.safetensors
+get_run       runs/<model>/<lang>/<method>-seed<k>/adapter.*
+get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json, metrics-scale0.4.json for another scale
 """
 
 from __future__ import annotations
@@ -36,10 +34,7 @@ from ssetools.training.methods import METHODS, check_method, load_adapter, metho
 
 TOKENS_PER_LANGUAGE = 2048
 _BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
-_RETRAIN = (
-    "Text and neuron_ids are digests: the training text or the selected neurons changed. Ask for the same, name another "
-    "seed or folder of runs, or delete the run's folder to train again."
-)
+_RETRAIN = "Ask for the same (text and neuron_ids are digests), name another seed, or delete the run's folder."
 
 
 def get_profile(
@@ -154,6 +149,8 @@ def get_run(
 ) -> Path:
     """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when there is none.
 
+    Returns the folder. A ValueError if a finished run there has other settings, or trained other neurons or on other text.
+
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
@@ -168,13 +165,9 @@ def get_run(
         scale: `adapter.scale`. A number, or "auto" to choose it by forward passes (`choose_scale`); a finished run
             takes it without training. None: as the run was saved, 1 for a new one.
         **settings: Fields of `TrainingSettings`.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        ValueError: If a finished run there has other settings, or trained other neurons or on other text.
     """
+    if neurons:
+        neurons.check_model(model)
     selected_by = neurons.metadata.get("selection", "lape") if neurons else "lape"
     method = method_with(method, selection or ("specific" if selected_by == "specific" else "lape"))
     training = asdict(TrainingSettings(seed=seed, **settings).for_method(method))
@@ -204,19 +197,11 @@ def get_run(
     if texts is None:  # without the documents that are measured on
         held_out = [text for source in plan.genres.values() for text in load_texts(source, lang, "test")]
         texts = stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
-    finetune(
-        model,
-        tokenizer,
-        texts,
-        "subnetwork" if METHODS[method].selection else method,
-        chosen,
-        validation_texts=_validation_texts(plan.train, lang),
-        run_dir=folder,
-        facts=facts,
-        scale=1.0 if scale is None else scale,
-        retention_texts=_retention_texts(plan, lang) if scale == "auto" else None,
-        **training,
-    )
+    options: dict[str, Any] = {"run_dir": folder, "facts": facts, "scale": 1.0 if scale is None else scale}
+    options["validation_texts"] = _validation_texts(plan.train, lang)
+    options["retention_texts"] = _retention_texts(plan, lang) if scale == "auto" else None
+    trained = "subnetwork" if METHODS[method].selection else method
+    finetune(model, tokenizer, texts, trained, chosen, **options, **training)
     return folder
 
 
@@ -252,9 +237,7 @@ def results_at_scale(folder: str | Path, name: str, scale: float) -> tuple[Path,
 def scale_of_run(folder: str | Path, scale: float | str | None) -> float:
     """Returns the scale asked of a finished run: a number, None (as saved) or "auto" (the best in scales.json).
 
-    Raises:
-        FileNotFoundError: If there is no adapter, or "auto" finds no scales.json.
-        ValueError: For a negative number.
+    A FileNotFoundError if there is no adapter or no scales.json, a ValueError for a negative number.
     """
     if scale is None:
         return adapter_facts(folder).get("scale", 1.0)
@@ -345,11 +328,12 @@ def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
     for kind, scores in before.items():
         changes = {code: change(score, after[kind][code]) for code, score in scores.items()}
         others = {code: moved for code, moved in changes.items() if code != lang}
-        mean = sum(math.log1p(moved["percent"] / 100) for moved in others.values()) / len(others) if others else None
+        logs = [math.log1p(moved["percent"] / 100) for moved in others.values()]
+        mean = 100 * math.expm1(sum(logs) / len(logs)) if logs else None
         summary[kind] = {
             "target": changes[lang],
             "english": changes.get("en"),
             "others": others,
-            "mean_of_others": None if mean is None else 100 * math.expm1(mean),
+            "mean_of_others": mean,
         }
     return summary

@@ -102,9 +102,8 @@ class ActivationProfile:
         """Reads what `save` wrote."""
         tensors, metadata = load_tensors(path, "an activation profile", ("counts", "tokens"))
         with reading(path, "an activation profile"):
-            return cls(
-                tensors["counts"], tensors["tokens"], metadata["languages"].split(), metadata.get("metadata", {})
-            )
+            languages = metadata["languages"].split()
+            return cls(tensors["counts"], tensors["tokens"], languages, metadata.get("metadata", {}))
 
 
 def profile_languages(
@@ -126,7 +125,8 @@ def profile_languages(
         model: A causal language model.
         tokenizer: Its tokenizer.
         texts: Documents by language code.
-        tokens_per_language: Token budget; None takes all that the language with the least text has.
+        tokens_per_language: Token budget (a ValueError if a language has less text); None takes all that the language with
+            the least text has.
         window: Tokens per window, BOS included.
         batch_size: Windows per forward pass.
         path: Where to save the profile. A stopped count resumes from `<path>.partial.safetensors`.
@@ -134,9 +134,6 @@ def profile_languages(
 
     Returns:
         The profile, in the order of `texts`.
-
-    Raises:
-        ValueError: If a language has fewer tokens than the budget, or has no text, or if an adapter is attached.
     """
     check_base_model(model, "Profiling")
     blocks = find_ffn_blocks(model)

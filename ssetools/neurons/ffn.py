@@ -120,13 +120,9 @@ class FFNBlock:
         return len(self.projections) * self.hidden_size
 
     def fired(self, output: torch.Tensor) -> torch.Tensor:
-        """Says which neurons fired: activation > 0.
+        """Says at which neurons the activation is > 0, BoolTensor [..., num_neurons].
 
-        Args:
-            output: Output of the first input projection's module, [..., out].
-
-        Returns:
-            BoolTensor [..., num_neurons].
+        `output` is what the module of the first input projection gives, [..., out].
         """
         first = self.inputs[0]
         values = output[..., first.offset : first.offset + self.num_neurons]

@@ -48,16 +48,13 @@ def select_neurons(
     its probability exceeds the pooled `activation_bar` quantile. Sets are relative to the profiled languages.
 
     Args:
-        profile: Activation counts of two or more languages.
-        top_rate: Share of all neurons to select, over all languages together.
+        profile: Activation counts of two or more languages; a ValueError for one.
+        top_rate: Share of all neurons to select, over all languages together, in (0, 1] like the other rates.
         filter_rate: Quantile of all probabilities that a neuron must exceed in some language.
         activation_bar: Quantile of all probabilities that a selected neuron must exceed in a language to belong to it.
 
     Returns:
         One set per language, in the profile's order; a language may have no neurons.
-
-    Raises:
-        ValueError: For rates outside (0, 1], or a profile of fewer than two languages.
     """
     rates = {"top_rate": top_rate, "filter_rate": filter_rate, "activation_bar": activation_bar}
     _check_shares(**rates)
@@ -84,16 +81,13 @@ def select_specific(
     the highest positive scores that remain in the whole model. Of equal scores, the lower layer and neuron come first.
 
     Args:
-        profile: Activation counts of two or more languages.
-        per_layer: Neurons to take in each layer; `neurons_per_layer` gives the number within a budget.
+        profile: Activation counts of two or more languages; a ValueError for one.
+        per_layer: Neurons to take in each layer, 1 or more; `neurons_per_layer` gives the number within a budget.
         against: "top 3" for the three other languages with the highest share (all others if there are fewer), "mean"
             for all other languages.
 
     Returns:
         One set per language, in the profile's order: `per_layer` * layers neurons, or all that have a positive score.
-
-    Raises:
-        ValueError: If `per_layer` is not positive, for another value of `against`, or for a single language.
     """
     if against not in ("top 3", "mean"):
         raise InvalidInput(f'against is "top 3" or "mean", got {against!r}.')
@@ -132,10 +126,8 @@ def neurons_per_layer(model: nn.Module, share: float = 0.01) -> int:
 
     Args:
         model: A causal language model.
-        share: Share of all weights (embeddings and head included, tied ones once) that the neurons may hold.
-
-    Raises:
-        ValueError: If `share` is not in (0, 1], or holds less than one neuron a layer.
+        share: Share of all weights (embeddings and head included, tied ones once) that the neurons may hold, in (0, 1];
+            a ValueError if it holds less than one neuron a layer.
     """
     _check_shares(share=share)
     weights, blocks = num_parameters(model), find_ffn_blocks(model)

@@ -66,9 +66,6 @@ class NeuronSets:
     def __iter__(self) -> Iterator[str]:
         return iter(self.languages)
 
-    def __contains__(self, language: str) -> bool:
-        return language in self._sets
-
     def __len__(self) -> int:
         return len(self.languages)
 
@@ -105,10 +102,7 @@ class NeuronSets:
             depth_matched: Match the number in each layer; False draws uniformly over all layers.
 
         Returns:
-            Ascending neuron ids for each layer.
-
-        Raises:
-            ValueError: If the language has more than half of a layer (or of the model): too few others remain.
+            Ascending neuron ids for each layer; a ValueError if the language has more than half of those there are.
         """
         own = self.mask(language)
         order = torch.rand(own.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(own, 2.0)
@@ -126,13 +120,7 @@ class NeuronSets:
         return [row.nonzero().flatten() for row in drawn]
 
     def check_model(self, model: nn.Module) -> None:
-        """Raises a ValueError unless these sets were made for `model`: same name, revision, layers and width."""
-        blocks = find_ffn_blocks(model)
-        if (self.num_layers, self.num_neurons) != (len(blocks), blocks[0].num_neurons):
-            raise InvalidInput(
-                f"These neuron sets are for {self.metadata.get('model', 'a model')} with {self.num_layers} layers of "
-                f"{self.num_neurons} neurons; this model has {len(blocks)} layers of {blocks[0].num_neurons}."
-            )
+        """Raises a ValueError if these sets were made for another model than `model`, or for other weights of it."""
         if differs := model_mismatch(self.metadata, model_source(model)):
             raise InvalidInput(f"These neuron sets were made for {differs}.")
 
@@ -148,11 +136,9 @@ class NeuronSets:
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSets:
-        """Reads what `save` wrote. Files without a selection in their metadata were selected by LAPE.
+        """Reads what `save` wrote; a ValueError if the file is damaged or holds something else.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged or holds something else.
+        Files without a selection in their metadata were selected by LAPE.
         """
         tensors, facts = load_tensors(path, "a file of neuron sets")
         with reading(path, "a file of neuron sets"):
@@ -213,18 +199,12 @@ def check_ids(ids: torch.Tensor, num_neurons: int, where: str) -> None:
 
 @contextlib.contextmanager
 def amplified(model: nn.Module, neurons: Sequence[torch.Tensor], factor: float = 2.0) -> Iterator[nn.Module]:
-    """Multiplies the output of the chosen neurons by `factor` while the block runs.
+    """Multiplies the output of the chosen neurons by `factor` while the block runs, to which the model is given.
 
     Args:
         model: A causal language model.
-        neurons: Neuron ids for each layer, as in `neurons["yo"]`.
+        neurons: Neuron ids for each layer, as in `neurons["yo"]`; a ValueError if they do not fit the model.
         factor: 0 switches the neurons off, 1 changes nothing.
-
-    Yields:
-        The model.
-
-    Raises:
-        ValueError: If the neurons do not fit the model.
     """
     blocks = find_ffn_blocks(model)
     check_layers(neurons, blocks)
@@ -233,13 +213,9 @@ def amplified(model: nn.Module, neurons: Sequence[torch.Tensor], factor: float =
             if len(ids):
                 factors = torch.ones(block.num_neurons, device=block.down.module.weight.device)
                 factors[ids] = factor
-                hook = block.down.module.register_forward_pre_hook(functools.partial(_multiplied, factors))
-                hooks.callback(hook.remove)
+                multiply = functools.partial(lambda x, _, args: (args[0] * x.to(args[0].dtype), *args[1:]), factors)
+                hooks.callback(block.down.module.register_forward_pre_hook(multiply).remove)
         yield model
-
-
-def _multiplied(factors: torch.Tensor, module: nn.Module, args: tuple) -> tuple:
-    return args[0] * factors.to(args[0].dtype), *args[1:]
 
 
 def deactivated(model: nn.Module, neurons: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[nn.Module]:
@@ -260,13 +236,10 @@ def load_atlas(model: str = EMBEDDED_MODEL, top_rate: float = 0.05) -> NeuronSet
 
     Args:
         model: Model whose atlas to load; "gemma-3-270m" ships.
-        top_rate: 0.01 or 0.05, the share of all neurons that is selected over all languages together.
+        top_rate: 0.01 or 0.05, the share of all neurons that is selected over all languages together; else a ValueError.
 
     Returns:
         One set a language. `metadata["profiled_languages"]` names the languages that the selection contrasts.
-
-    Raises:
-        ValueError: If there is no such atlas; the message names those there are.
     """
     path = atlas_path(model, top_rate)
     if not path.is_file():

@@ -32,7 +32,6 @@ class Adapter(nn.Module):
     """Trainable numbers attached to a frozen model, which can be scaled, switched off and taken off again.
 
     `parameters()` are what the optimiser moves, in float32. A subclass provides what stands at the end of this class.
-
     While it is attached, `model.save_pretrained` saves the adapter, with a warning, and transformers' Trainer (or a
     trainer built on it) trains `parameters()`, 8-bit base or not, and saves and resumes them.
 
@@ -87,11 +86,9 @@ class Adapter(nn.Module):
     def scale(self) -> float:
         """The factor of the trained change: 1 as trained, 0 the base exactly.
 
-        Set it at any time after training. Between the two, each weight is interpolated between its pretrained and its
-        trained value (Wortsman et al., arXiv 2109.01903). Saved, merged and exported adapters carry it.
-
-        Raises:
-            ValueError: When set to a negative number, or to one that is not finite.
+        Set it at any time after training; a ValueError for a negative number, or one that is not finite. Between 0 and
+        1, each weight is interpolated between its pretrained and its trained value (Wortsman et al., arXiv 2109.01903).
+        Saved, merged and exported adapters carry it.
         """
         return self._scale
 
@@ -128,8 +125,7 @@ class Adapter(nn.Module):
     def merge(self) -> nn.Module:
         """Adds the trained change, times `scale`, to the weights of a 16- or 32-bit base and detaches. Returns the model.
 
-        Raises:
-            ValueError: For a quantised base, or when the adapter is off the model, as after a merge.
+        A ValueError for a quantised base, or when the adapter is off the model, as after a merge.
         """
         self.check_attached()
         if kind := quantization_of(self.model):
@@ -175,9 +171,7 @@ class Adapter(nn.Module):
     def load(cls, folder: str | Path, model: nn.Module) -> Adapter:
         """Attaches a saved adapter to `model`, 8-bit or not, at the scale at which it was saved.
 
-        Raises:
-            FileNotFoundError: If `folder` holds no adapter.
-            ValueError: If the adapter is of another format, or was trained for another model or revision.
+        A FileNotFoundError if there is none; a ValueError if it is of another format, or was trained for another model.
         """
         about = adapter_facts(folder)
         if about["format"] != cls.format:
@@ -193,7 +187,8 @@ class Adapter(nn.Module):
                     raise InvalidInput("it holds infinite numbers or NaN")
             return adapter
         except InvalidInput:
-            if (half_read := getattr(model, "ssetools_adapter", None)) is not before:
+            half_read = getattr(model, "ssetools_adapter", None)
+            if half_read is not None and half_read is not before:
                 half_read.detach()
             raise
 
@@ -202,11 +197,8 @@ class Adapter(nn.Module):
 
         Args:
             folder: Folder to write.
-            uniform_rank: Whether to pad all modules with zeros to one rank (8, 16, 32, 64, 128, 256, 320 or 512), as
-                vLLM needs; otherwise every module of a subnetwork has the rank of its number of neurons.
-
-        Raises:
-            ValueError: If the method has no such form, or a layer needs a higher rank than the largest uniform one.
+            uniform_rank: Whether to pad all modules with zeros to one of `UNIFORM_RANKS`, as vLLM needs; otherwise every
+                module of a subnetwork has the rank of its number of neurons. A ValueError if one needs a higher rank.
         """
         from peft import LoraConfig
 
@@ -245,9 +237,6 @@ class Adapter(nn.Module):
         Numbers are float16. llama.cpp reads each module's rank off its tensors and scales by alpha / rank, or not at
         all where alpha is 0. So alpha is 0, and every module has a rank of its own.
 
-        Args:
-            path: File to write.
-
         Raises:
             ModuleNotFoundError: If the package `gguf` is not installed.
             ValueError: If the method has no such form, or llama.cpp has no name for the family or one of its modules.
@@ -262,9 +251,7 @@ class Adapter(nn.Module):
         name = _GGUF_FAMILIES.get(family, family)
         known = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
         if name not in known:
-            raise InvalidInput(
-                f"llama.cpp has no model family {name!r} ({family}): export with --format peft or merged."
-            )
+            raise InvalidInput(f"llama.cpp has no model family {name!r} ({family}): export as peft or merged.")
         names = gguf.get_tensor_name_map(known[name], len(decoder_layers(self.model)))
         with atomic_write(path) as scratch:
             writer = gguf.GGUFWriter(scratch, name)
@@ -343,10 +330,8 @@ def _uniform_rank(ranks: Mapping[str, int]) -> int:
     widest = max(ranks, key=ranks.__getitem__)
     if ranks[widest] > UNIFORM_RANKS[-1]:
         raise InvalidInput(
-            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and vLLM takes no rank above "
-            f"{UNIFORM_RANKS[-1]} ({sum(rank > UNIFORM_RANKS[-1] for rank in ranks.values())} of {len(ranks)} modules "
-            "need more). Export without a uniform rank (PEFT reads one for each module), merge into the "
-            "16-bit model, or train fewer neurons in a layer (a lower top_rate)."
+            f"{widest} needs rank {ranks[widest]}, one for each trained neuron, and vLLM takes no rank above {UNIFORM_RANKS[-1]}: "
+            "export without a uniform rank (for PEFT), merge, or train fewer neurons in a layer (a lower top_rate)."
         )
     return next(rank for rank in UNIFORM_RANKS if rank >= ranks[widest])
 
@@ -354,9 +339,3 @@ def _uniform_rank(ranks: Mapping[str, int]) -> int:
 def _is_conv1d(module: Any) -> bool:
     layer = getattr(module, "base_layer", module)  # PEFT wraps what it adapts
     return "Conv1D" in (type(layer).__name__, getattr(getattr(layer, "source_cls", None), "__name__", ""))  # or 8-bit
-
-
-def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    """Copies a value into a parameter in place, outside of autograd."""
-    with torch.no_grad():
-        parameter.copy_(value)

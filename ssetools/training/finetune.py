@@ -167,10 +167,10 @@ def choose_scale(
     set; the base, scale 0, is one of them. What was chosen, and what full scale would do, is printed.
 
     Args:
-        adapter: A trained adapter, attached.
+        adapter: A trained adapter; a ValueError if it was taken off its model.
         tokenizer: The model's tokenizer.
         validation_texts: Documents in the trained language that were not trained on.
-        retention_texts: Documents by language, such as English and other well-served languages.
+        retention_texts: Documents by language, such as English and other well-served languages, none without text.
         scales: Scales to try beside 0.
         mean_limit: Largest mean rise of the loss over the other languages, as a share of the base's loss.
         worst_limit: Largest rise in any of them.
@@ -179,9 +179,6 @@ def choose_scale(
     Returns:
         The curve, a dict for 0 and each scale: "scale", "validation_loss" (nats per token), and as shares of the base's
         loss "validation_change", "retention_changes" (by language), "mean_change" and "worst_change"; "within_limits".
-
-    Raises:
-        ValueError: If there is no text, or the adapter was taken off its model.
     """
     adapter.check_attached()
     texts = {"": validation_texts, **retention_texts}
@@ -222,16 +219,14 @@ def _explanation(curve: Sequence[Mapping[str, Any]], scale: float) -> str:
     for row in curve:
         worst = max(row["retention_changes"], key=row["retention_changes"].__getitem__)
         sentences[row["scale"]] = (
-            f"cale {row['scale']:g}: validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other "
+            f"Scale {row['scale']:g}: validation loss {row['validation_loss']:.3f} ({row['validation_change']:+.1%}), other "
             f"languages {row['mean_change']:+.1%} on average and {row['worst_change']:+.1%} at worst ({worst})."
         )
-    chosen, full = f"S{sentences[scale]}", f"At s{sentences[max(sentences)]}"
-    if scale == 0:
-        chosen = (
-            "Scale 0, the base: no larger scale lowers the validation loss and keeps the other languages within the "
-            "limits. Train at a lower learning rate, or give a number as scale."
-        )
-    return chosen if scale == max(sentences) else f"{chosen} {full}"
+    sentences[0.0] = (
+        "Scale 0, the base: no larger scale lowers the validation loss and keeps the other languages within the limits. "
+        "Train at a lower learning rate, or give a number as scale."
+    )
+    return " ".join(sentences[x] for x in dict.fromkeys([scale, max(sentences)]))
 
 
 def _scorable(windows: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -285,9 +280,7 @@ def _num_steps(windows: int, settings: TrainingSettings) -> int:
     if have < max(trained, budget * settings.window) and processes.is_main():
         outcome = f"{trained:,} are trained on, in whole steps. More epochs would go over it again."
         if have < trained:
-            outcome = (
-                f"one step takes {trained:,}, so it is gone over again to fill it. A smaller batch would not need to."
-            )
+            outcome = f"one step takes {trained:,}, so it is gone over again, unless the batch is smaller."
         passes = "1 pass" if settings.epochs == 1 else f"{settings.epochs} passes"
         asked = f"{settings.max_tokens:,} were asked for"
         print(f"The training text has {have:,} tokens ({passes}), and {asked}: {outcome}", flush=True)

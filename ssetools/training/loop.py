@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
-from ssetools.files import atomic_write, digest
+from ssetools.files import atomic_write, differences, digest
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.progress import progress
@@ -237,8 +238,7 @@ class Run:
             return
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["identity"] != self.identity:
-            before, now = state["identity"], self.identity
-            differ = [f"{k} {before.get(k)} (now {now.get(k)})" for k in before | now if before.get(k) != now.get(k)]
+            differ = differences(state["identity"], dict.fromkeys(state["identity"]) | self.identity)
             raise InvalidInput(
                 f"{path.parent} holds an interrupted run with other settings: {', '.join(differ)}. Delete the folder to "
                 "start over, or ask for those settings to resume it."
@@ -302,11 +302,7 @@ def _exact(numbers: float | list[float], device: torch.device) -> torch.Tensor:
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Makes "adamw" (8 bytes of state for each number) or "adamw8bit" (bitsandbytes: 2 bytes, in large tensors).
-
-    Raises:
-        ValueError: For a device on which bitsandbytes has no 8-bit AdamW.
-    """
+    """Makes "adamw" (8 bytes of state for each number) or "adamw8bit" (bitsandbytes: 2 bytes, in large tensors)."""
     parameters = list(parameters)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -325,17 +321,10 @@ def checkpointed_activations(model: nn.Module, active: bool = True) -> Iterator[
     8-bit layers keep their inputs where autograd cannot drop them, so at first a layer runs without a graph (PyTorch's
     reentrant kind).
     """
-    layers: list[Any] = list(decoder_layers(model)) if active else []
-    before = [layer.__dict__.get("forward") for layer in layers]  # accelerate puts one on a module, on several devices
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward)
-    try:
+    with contextlib.ExitStack() as patches:
+        for layer in decoder_layers(model) if active else ():
+            patches.enter_context(mock.patch.object(layer, "forward", _recomputed(layer.forward)))
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
 
 
 def _recomputed(forward: Callable) -> Callable:

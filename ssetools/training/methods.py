@@ -16,7 +16,7 @@ from ssetools.errors import InvalidInput
 from ssetools.files import atomic_write, load_tensors, readable, save_tensors
 from ssetools.models import is_sharded, model_source, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
-from ssetools.training.adapter import Adapter, LoraPairs, adapter_facts, copy_into
+from ssetools.training.adapter import Adapter, LoraPairs, adapter_facts
 from ssetools.training.subnetwork import Subnetwork
 
 
@@ -27,7 +27,6 @@ class Method:
     Attributes:
         trains: What moves, in words.
         learning_rate: Peak rate of AdamW by default.
-        search: Rates that a comparison tries.
         needs_neurons: Whether the method is given neurons, or (LoRA at equal size) their number.
         on_8bit: Whether the base may be 8-bit.
         selection: For a subnetwork under the name of its neurons, the selection that the name stands for.
@@ -35,30 +34,22 @@ class Method:
 
     trains: str
     learning_rate: float
-    search: tuple[float, ...]
     needs_neurons: bool = False
     on_8bit: bool = True
     selection: str | None = None
 
 
-def _subnetwork(trains: str, selection: str | None, learning_rate: float = 1e-4) -> Method:
-    return Method(trains, learning_rate, _NEURON_RATES, needs_neurons=True, selection=selection)
-
-
-_NEURON_RATES = (3.3e-5, 1e-4, 3e-4, 9e-4, 27e-4, 81e-4)
-_WEIGHT_RATES = (3.3e-6, 1e-5, 3e-5, 9e-5, 27e-5, 81e-5)
-
 METHODS = {
-    "lape": _subnetwork("the weights of the language's neurons", "lape"),
-    "specific": _subnetwork("the weights of the neurons most specific to the language", "specific", 4e-4),
-    "random": _subnetwork("as many other neurons, matched in depth", "random"),
-    "random-uniform": _subnetwork("as many other neurons, at any depth", "random-uniform"),
-    "subnetwork": _subnetwork("the weights of the neurons that it is given", None),
-    "ffn": Method("all gate, up and down projections", 3e-5, _WEIGHT_RATES, on_8bit=False),
-    "full": Method("all weights", 3e-5, _WEIGHT_RATES, on_8bit=False),
-    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4, _NEURON_RATES),
-    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, _NEURON_RATES, True),
-    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3, (6.7e-4, 2e-3, 6e-3, 18e-3, 54e-3, 162e-3)),
+    "lape": Method("the weights of the language's neurons", 1e-4, True, selection="lape"),
+    "specific": Method("the weights of the neurons most specific to the language", 4e-4, True, selection="specific"),
+    "random": Method("as many other neurons, matched in depth", 1e-4, True, selection="random"),
+    "random-uniform": Method("as many other neurons, at any depth", 1e-4, True, selection="random-uniform"),
+    "subnetwork": Method("the weights of the neurons that it is given", 1e-4, True),
+    "ffn": Method("all gate, up and down projections", 3e-5, on_8bit=False),
+    "full": Method("all weights", 3e-5, on_8bit=False),
+    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4),
+    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, True),
+    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3),
 }
 """The methods by name. "lape", "specific", "random", "random-uniform" all train a subnetwork, of other neurons."""
 
@@ -78,15 +69,12 @@ def method_with(method: str, selection: str) -> str:
 
 
 def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor] | None = None) -> Adapter:
-    """Attaches what a method trains to a model; nothing changes until it is trained.
+    """Attaches what a method trains to a model; a ValueError if it cannot. Nothing changes until it is trained.
 
     Args:
         model: A causal language model; 8-bit for all methods but "ffn" and "full".
         method: A name of `METHODS`.
         neurons: Neuron ids for each layer, for the methods that need them.
-
-    Raises:
-        ValueError: For an unknown method, missing neurons, or a base that the method cannot train.
     """
     check_method(method)
     if method == "ia3":
@@ -99,7 +87,7 @@ def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor]
         raise InvalidInput(f'Method {method!r} needs neurons=, such as neurons["yo"] of a NeuronSets.')
     if method == "lora-equal":
         size = sum(len(ids) for ids in neurons) * find_ffn_blocks(model)[0].weights_per_neuron
-        return PeftAdapter.lora(model, rank_with(model, size))
+        return PeftAdapter.lora(model, max(1, round(size / sum(_ffn_modules(model).values()))))
     return Subnetwork.attach(model, neurons)
 
 
@@ -172,7 +160,7 @@ class WholeWeights(Adapter):
         for weight, before, master in zip(self._weights.values(), self._before, self.masters, strict=True):
             # Not interpolated at the ends, where rounding could leave neither value exactly.
             value = before if factor == 0 else master if factor == 1 else torch.lerp(before.float(), master, factor)
-            copy_into(weight, value)
+            weight.data.copy_(value)
 
     def _merge(self) -> None:
         self._before = [weight.detach().clone() for weight in self._weights.values()]
@@ -194,7 +182,7 @@ class WholeWeights(Adapter):
         tensors, _ = load_tensors(folder / "adapter.safetensors", "trained weights")
         adapter = cls(model, about["only_ffn"])
         for name, master in adapter.trained_weights().items():
-            copy_into(master, tensors[name])
+            master.data.copy_(tensors[name])
         adapter.publish()
         return adapter
 
@@ -207,6 +195,7 @@ class PeftAdapter(Adapter):
     """LoRA or IA3 of PEFT (`kind`: "LORA", "IA3"). A saved folder is a PEFT checkpoint of it at scale 1."""
 
     format = "peft"
+    wrapped: Any  # the `peft.PeftModel` around the base
 
     def __init__(self, model: nn.Module, config: Any):
         from peft import get_peft_model
@@ -214,7 +203,8 @@ class PeftAdapter(Adapter):
         super().__init__(model)
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers is about to rename
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            self._wrapped = (get_peft_model(cast(Any, model), config),)  # no submodule, as the base in it is none
+            # No submodule, as the base in it is none.
+            object.__setattr__(self, "wrapped", get_peft_model(cast(Any, model), config))
         self.kind = str(config.peft_type.value)
         for module in self._layers().values():  # float32 factors must not turn a bfloat16 model's states to float32
             module.register_forward_hook(lambda module, args, output: output.to(args[0].dtype))
@@ -225,11 +215,6 @@ class PeftAdapter(Adapter):
         self._factors: dict[str, torch.Tensor] = {}  # IA3's as trained, while the model has them scaled
         self.dropout(False)
         self._register()
-
-    @property
-    def wrapped(self) -> Any:
-        """The `peft.PeftModel` around the base."""
-        return self._wrapped[0]
 
     @classmethod
     def lora(cls, model: nn.Module, rank: int = RANK) -> PeftAdapter:
@@ -274,7 +259,7 @@ class PeftAdapter(Adapter):
         else:
             self._factors = self._factors or {name: p.detach().clone() for name, p in self.numbers.items()}
             for name, parameter in self.numbers.items():
-                copy_into(parameter, torch.lerp(torch.ones_like(parameter), self._factors[name], factor))
+                parameter.data.copy_(torch.lerp(torch.ones_like(parameter), self._factors[name], factor))
             self._factors = {} if factor == 1 else self._factors
         if factor == 0:
             self._off.enter_context(self.wrapped.disable_adapter())
@@ -340,18 +325,11 @@ class PeftAdapter(Adapter):
         keys = set_peft_model_state_dict(adapter.wrapped, tensors)
         missing = [name for name in keys.missing_keys if "lora_" in name or "ia3_" in name]
         if missing or keys.unexpected_keys:
-            adapter.detach()
             raise InvalidInput(
-                f"{folder} does not fit the modules of this model ({len(missing)} trained tensors are missing and "
-                f"{len(keys.unexpected_keys)} have no place, such as {[*missing, *keys.unexpected_keys][0]}): load the "
+                f"{folder} does not fit the modules of this model, such as {[*missing, *keys.unexpected_keys][0]}: load the "
                 "model in the class in which it was trained."
             )
         return adapter
-
-
-def rank_with(model: nn.Module, parameters: int) -> int:
-    """Returns the LoRA rank on gate, up and down projections whose number of parameters is nearest to `parameters`."""
-    return max(1, round(parameters / sum(_ffn_modules(model).values())))
 
 
 def _ffn_modules(model: nn.Module) -> dict[str, int]:

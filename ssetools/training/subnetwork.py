@@ -23,7 +23,7 @@ from ssetools.errors import InvalidInput
 from ssetools.files import load_tensors, save_tensors
 from ssetools.neurons.ffn import Projection, find_ffn_blocks
 from ssetools.neurons.sets import check_layers
-from ssetools.training.adapter import Adapter, copy_into
+from ssetools.training.adapter import Adapter
 
 
 class _Slice(nn.Module):
@@ -114,10 +114,7 @@ class Subnetwork(Adapter):
 
         Args:
             model: A causal language model, 8-bit or not.
-            neurons: Neuron ids for each layer, as in `neurons["yo"]`.
-
-        Raises:
-            ValueError: If the neurons do not fit the model, none is selected, or an adapter is attached already.
+            neurons: Neuron ids for each layer, as in `neurons["yo"]`; a ValueError if they do not fit or there are none.
         """
         return cls(model, neurons)
 
@@ -170,7 +167,7 @@ class Subnetwork(Adapter):
         empty = torch.empty(0, dtype=torch.long)
         subnet = cls(model, [tensors.pop(f"{layer}.neurons", empty).long() for layer in range(about["layers"])])
         for piece in subnet._pieces:
-            copy_into(piece.delta, tensors[f"{piece.layer}.{piece.projection.name}"])
+            piece.delta.data.copy_(tensors[f"{piece.layer}.{piece.projection.name}"])
         return subnet
 
     @classmethod
@@ -180,10 +177,7 @@ class Subnetwork(Adapter):
         Args:
             folders: Folders of saved subnetworks of this model.
             model: The model, with nothing attached.
-            weights: A factor for each folder; with one of them 1 and the others 0 it is that adapter.
-
-        Raises:
-            ValueError: If there are not as many weights as folders, or an adapter does not fit the model.
+            weights: A factor for each folder (else a ValueError); with one of them 1 and the others 0 it is that adapter.
         """
         if len(weights) != len(folders):
             raise InvalidInput(f"Give a weight for each adapter: {len(folders)} folders, {len(weights)} weights.")

@@ -21,7 +21,7 @@ from ssetools.evaluation.intervals import percent
 from ssetools.evaluation.perplexity import change, score_languages
 from ssetools.files import kept, model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language
-from ssetools.models import has_8bit_layers, load_model, model_revision, num_parameters
+from ssetools.models import load_model, model_revision, num_parameters, quantization_of
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.neurons.selection import select_neurons
 from ssetools.neurons.sets import NeuronSets
@@ -30,7 +30,7 @@ from ssetools.text.sources import default_source, load_texts, parse_sources
 from ssetools.training.finetune import finetune
 from ssetools.training.methods import check_method, load_adapter
 from study.budget import select_budget
-from study.compare.runs import METHODS, SEEDS, RunSettings, ablation_settings, read_run, seed_of
+from study.compare.runs import METHODS, SEARCH, SEEDS, RunSettings, ablation_settings, read_run, seed_of
 
 _TRAINING = {
     "window": 256,
@@ -115,7 +115,7 @@ class Comparison:
             scored += [self.score(lang, RunSettings(method, rate, seed)) for seed in seeds]
             if method in SCORED_AT_EVERY_RATE and not like:
                 self.score_every_rate(lang, method)
-            for tried in METHODS[method].search:  # only this method's adapters: those of others may not be scored yet
+            for tried in SEARCH[method]:  # only this method's adapters: those of others may not be scored yet
                 with self._lock(lang, RunSettings(method, tried).name):
                     shutil.rmtree(self._adapter_folder(lang, RunSettings(method, tried)), ignore_errors=True)
         return scored
@@ -126,7 +126,7 @@ class Comparison:
         Returns:
             The scored runs, in ascending order of rate.
         """
-        runs = {rate: self.train(lang, RunSettings(method, rate)) for rate in METHODS[method].search}
+        runs = {rate: self.train(lang, RunSettings(method, rate)) for rate in SEARCH[method]}
         return [self.score(lang, RunSettings(method, rate)) for rate, run in runs.items() if "diverged" not in run]
 
     def run_ablations(self, lang: str) -> list[dict]:
@@ -159,7 +159,7 @@ class Comparison:
         """
         losses = {
             rate: sum(validation_loss(self.train(lang, RunSettings(method, rate))) for lang in languages)
-            for rate in METHODS[method].search
+            for rate in SEARCH[method]
         }
         rate = min(losses, key=losses.__getitem__)
         if losses[rate] == math.inf:
@@ -172,7 +172,7 @@ class Comparison:
 
     def search_table(self, lang: str, methods: Iterable[str] = tuple(METHODS)) -> pandas.DataFrame:
         """Tabulates the search: method, learning_rate, best_step and validation_loss of every run of the grids."""
-        runs = [self.train(lang, RunSettings(method, rate)) for method in methods for rate in METHODS[method].search]
+        runs = [self.train(lang, RunSettings(method, rate)) for method in methods for rate in SEARCH[method]]
         rows = [
             [run["settings"]["method"], run["settings"]["learning_rate"], run["best_step"], validation_loss(run)]
             for run in runs
@@ -243,7 +243,7 @@ class Comparison:
             )
         except FloatingPointError as error:
             # A rate of the search may be too high: it is recorded, with no validation loss. Any other run is an error.
-            if settings.seed != SEEDS[0] or settings.learning_rate not in METHODS[settings.method].search:
+            if settings.seed != SEEDS[0] or settings.learning_rate not in SEARCH[settings.method]:
                 raise
             run = {**facts, "validation_loss": None, "best_step": 0, "history": [], "diverged": str(error)}
             outcome = str(error)
@@ -272,7 +272,7 @@ class Comparison:
     def _score_base(self, lang: str, texts: Mapping, budgets: Mapping) -> str:
         """Scores the loaded base once per language, precision, revision and hardware; returns its file's name."""
         model, tokenizer = self._loaded
-        facts, stem = self._provenance(), f"base-{'8bit' if has_8bit_layers(model) else '16bit'}"
+        facts, stem = self._provenance(), f"base-{'8bit' if quantization_of(model) == 'int8' else '16bit'}"
         wanted = {key: facts[key] for key in ("hardware", "revision")}
         with self._lock(lang, stem):
             files = sorted((self.results / lang).glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name))
@@ -343,7 +343,7 @@ class Comparison:
         return FileLock(path)
 
     def _load(self, load_in_8bit: bool) -> tuple:
-        if self._loaded and has_8bit_layers(self._loaded[0]) != load_in_8bit:
+        if self._loaded and (quantization_of(self._loaded[0]) == "int8") != load_in_8bit:
             self._loaded = None
             gc.collect()
         if not self._loaded:

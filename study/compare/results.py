@@ -16,7 +16,7 @@ from ssetools.files import model_dir, read_json
 from ssetools.languages import get_language
 from study.compare.comparison import SCORED_AT_EVERY_RATE, validation_loss
 from study.compare.effects import GENRES, by_method
-from study.compare.runs import METHODS, SEEDS, RunSettings, ablation_settings, read_run
+from study.compare.runs import METHODS, SEARCH, SEEDS, RunSettings, ablation_settings, read_run
 
 CONTROL = "random"
 _SEARCH_COLUMNS = ["method", "learning_rate", "best_step", "validation_loss", "chosen", "at_edge"]
@@ -128,8 +128,8 @@ def _chosen_rate(method: str, runs: Sequence[Mapping]) -> float | None:
             loss[rate] = validation_loss(run)
     if loss and min(loss.values()) == math.inf:
         return None
-    if set(METHODS[method].search) <= set(loss):
-        return min(METHODS[method].search, key=loss.__getitem__)
+    if set(SEARCH[method]) <= set(loss):
+        return min(SEARCH[method], key=loss.__getitem__)
     return max(num_scored, key=lambda rate: (num_scored[rate], -loss.get(rate, math.inf)))
 
 
@@ -137,7 +137,7 @@ def _search_table(runs: Sequence[Mapping], rates: Mapping[str, float | None]) ->
     rows = []
     first_seed = [run for run in runs if run["settings"]["seed"] == SEEDS[0]]
     for method in METHODS:
-        grid = METHODS[method].search
+        grid = SEARCH[method]
         tried = {run["settings"]["learning_rate"]: run for run in first_seed if run["settings"]["method"] == method}
         for rate, run in sorted(tried.items()) if len(tried) > 1 else []:
             chosen = rate == rates[method]
@@ -172,7 +172,7 @@ def _missing(
         if expected - seeds.get(method, set())
     ]
     loss = {(row.method, row.learning_rate): row.validation_loss for row in search.itertuples()}
-    grids = [(method, rate) for method in METHODS if method in seeds and searched for rate in METHODS[method].search]
+    grids = [(method, rate) for method in METHODS if method in seeds and searched for rate in SEARCH[method]]
     untried = [f"{method} {rate:g}" for method, rate in grids if (method, rate) not in loss]
     to_score: dict[str, int] = {}
     for method, rate in grids:

@@ -11,6 +11,10 @@ from ssetools.training import methods
 
 COMPARED = ("lape", "random", "random-uniform", "ffn", "full", "lora", "lora-equal", "ia3")
 METHODS = {name: methods.METHODS[name] for name in COMPARED}
+SEARCH = dict.fromkeys(methods.METHODS, (3.3e-5, 1e-4, 3e-4, 9e-4, 27e-4, 81e-4))
+"""Learning rates that are tried, by method."""
+SEARCH |= dict.fromkeys(("ffn", "full"), (3.3e-6, 1e-5, 3e-5, 9e-5, 27e-5, 81e-5))
+SEARCH["ia3"] = (6.7e-4, 2e-3, 6e-3, 18e-3, 54e-3, 162e-3)
 """The methods that are compared, by name."""
 
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ssetools.evaluation.drift import sample_from_base
 from ssetools.files import model_dir, provenance, read_json, write_json
 from ssetools.languages import CONTRAST_LANGUAGES
-from ssetools.models import evaluation_mode, has_8bit_layers, load_model, model_precision, model_revision
+from ssetools.models import evaluation_mode, load_model, model_precision, model_revision, quantization_of
 from ssetools.steps import get_profile
 from ssetools.text.windows import pack_in_memory
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
@@ -191,7 +191,7 @@ class Study:
         return ("8bit-" if precision["load_in_8bit"] else "") + precision["dtype"]
 
     def _load(self, load_in_8bit: bool | None):
-        if self._loaded and load_in_8bit is not None and has_8bit_layers(self._loaded[0]) != load_in_8bit:
+        if self._loaded and load_in_8bit is not None and (quantization_of(self._loaded[0]) == "int8") != load_in_8bit:
             self._loaded = None
             gc.collect()
         if not self._loaded:

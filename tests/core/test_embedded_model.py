@@ -19,7 +19,7 @@ from ssetools import (
     select_neurons,
 )
 from ssetools.loss import LARGE_VOCABULARY, Head, _BlockwiseLoss
-from ssetools.models import body_of, has_8bit_layers
+from ssetools.models import body_of, quantization_of
 from ssetools.text.sources import default_source, parse_sources
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]  # the declaration and MediaWiki's messages
@@ -38,7 +38,7 @@ def neurons(gemma):
 
 def test_it_is_gemma_in_8_bit(gemma):
     model, tokenizer = gemma
-    assert has_8bit_layers(model)
+    assert quantization_of(model) == "int8"
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
     blocks = find_ffn_blocks(model)
     assert (len(blocks), blocks[0].num_neurons, blocks[0].hidden_size) == (18, 2048, 640)

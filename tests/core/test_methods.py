@@ -15,7 +15,7 @@ from ssetools import METHODS, Subnetwork, finetune, load_adapter
 from ssetools.files import load_tensors, save_tensors
 from ssetools.steps import neurons_for
 from ssetools.training.adapter import Adapter
-from ssetools.training.methods import attach_method, rank_with
+from ssetools.training.methods import attach_method
 
 IDS = families.tokens()
 BASES = [
@@ -246,8 +246,6 @@ def test_lora_at_equal_size_has_as_many_parameters_as_the_neurons():
     equal = attach_method(model, "lora-equal", neurons)
     per_rank = 2 * 3 * (32 + 48)
     assert abs(equal.num_parameters - wanted.num_parameters) <= per_rank / 2
-    equal.detach()
-    assert rank_with(model, 10 * per_rank) == 10
 
 
 def test_a_base_or_method_that_does_not_fit_is_refused():

@@ -14,7 +14,6 @@ from ssetools import Subnetwork, finetune, load_model, perplexity, profile_langu
 from ssetools.models import (
     _device,
     choose_dtype,
-    has_8bit_layers,
     model_mismatch,
     model_precision,
     model_source,
@@ -117,7 +116,6 @@ def test_a_4bit_base_is_recorded_and_trained(in_4bit, word_tokenizer, tmp_path):
     full = AutoModelForCausalLM.from_pretrained(base)
     assert num_parameters(model) == num_parameters(full)
     assert quantization_of(model) == "nf4"
-    assert not has_8bit_layers(model)
     assert model_precision(model) == {"load_in_8bit": False, "quantization": "nf4", "dtype": "float32"}
     assert model_precision(full)["quantization"] is None
     before = perplexity(model, word_tokenizer, TEXTS, window=9)

@@ -134,7 +134,7 @@ def test_bad_plans(folder):
         plan_memory(folder("llama"), 4, dtype="fp16")
     for options, message in [
         ({"method": "laep"}, "Unknown method"),
-        ({"neurons": None}, "needs neurons: their number"),
+        ({"neurons": None}, "needs neurons="),
         ({"neurons": 10**6}, "this model has 96"),
         ({"neurons": 0}, "0 neurons cannot be trained"),
         ({"method": "full", "load_in_8bit": True}, "load_in_8bit=False"),

@@ -122,7 +122,7 @@ def test_finetune_chooses_the_scale_and_says_what_full_scale_would_do(word_token
     assert 0 < chosen["scale"] < 1
     assert chosen["mean_change"] <= 0.01
     assert f"Scale {chosen['scale']:g}: validation loss {chosen['validation_loss']:.3f}" in said
-    assert f"At scale 1: validation loss {full['validation_loss']:.3f} ({full['validation_change']:+.1%})" in said
+    assert f"Scale 1: validation loss {full['validation_loss']:.3f} ({full['validation_change']:+.1%})" in said
     assert read_json(tmp_path / "scales.json") == result.curve
     assert read_json(tmp_path / "adapter.json")["scale"] == chosen["scale"]
     tuned = model(families.tokens()).logits
@@ -172,8 +172,8 @@ def test_a_killed_run_ends_in_the_same_weights(word_tokenizer, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.01}, r"learning_rate 0.02 \(now 0.01\)"),
-        ({"validation_texts": []}, "other settings: validation .* .now None."),
+        ({"learning_rate": 0.01}, "learning_rate: 0.02, wanted 0.01"),
+        ({"validation_texts": []}, "other settings: validation: .*, wanted None"),
     ],
 )
 def test_a_stopped_run_with_other_settings_is_not_continued(word_tokenizer, tmp_path, monkeypatch, change, message):

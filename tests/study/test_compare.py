@@ -16,7 +16,7 @@ from study.compare.__main__ import main
 from study.compare.comparison import Comparison
 from study.compare.effects import changes, paired_differences, values_by_unit
 from study.compare.results import read_results
-from study.compare.runs import METHODS, SEEDS, RunSettings, read_run, seed_of
+from study.compare.runs import SEARCH, SEEDS, RunSettings, read_run, seed_of
 from study.compare.summary import write_summary
 
 LANGS = ["yo", "is", "en"]
@@ -44,7 +44,7 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
         ("study.compare.comparison.model_revision", lambda name: "one"),
         ("study.compare.comparison.get_profile", get_profile),
         ("study.compare.comparison.default_source", lambda: "made up"),
-        ("study.compare.comparison.has_8bit_layers", lambda model: loads[-1]),
+        ("study.compare.comparison.quantization_of", lambda model: "int8" if loads[-1] else None),
         ("study.compare.comparison.PROFILED_LANGUAGES", LANGS),
         ("study.compare.comparison.CONTRAST_LANGUAGES", ["en"]),
         ("study.compare.comparison._VALIDATION_DOCUMENTS", 8),
@@ -61,8 +61,8 @@ def comparison(tmp_path, word_tokenizer, monkeypatch):
 
 
 def test_every_method_may_try_as_many_rates():
-    assert {len(method.search) for method in METHODS.values()} == {6}
-    assert {round(method.search[3] / method.search[0]) for method in METHODS.values()} == {27}
+    assert {len(rates) for rates in SEARCH.values()} == {6}
+    assert {round(rates[3] / rates[0]) for rates in SEARCH.values()} == {27}
 
 
 def test_every_method_is_run_once_under_equal_conditions(comparison, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_rate_that_diverges_is_recorded_and_not_chosen(comparison, tmp_path, m
     train = comparison_module.finetune
 
     def diverging(*args, learning_rate, **options):
-        if learning_rate == METHODS["lape"].search[-1]:
+        if learning_rate == SEARCH["lape"][-1]:
             raise FloatingPointError("The loss is nan at step 3")
         return train(*args, learning_rate=learning_rate, **options)
 
@@ -111,9 +111,9 @@ def test_a_rate_that_diverges_is_recorded_and_not_chosen(comparison, tmp_path, m
     assert len(runs) == len(SEEDS)
     assert "The loss is nan at step 3" in capsys.readouterr().out
     assert comparison.search_table("yo", ["lape"]).validation_loss.iloc[-1] == float("inf")
-    assert len(comparison.score_every_rate("yo", "lape")) == len(METHODS["lape"].search) - 1
+    assert len(comparison.score_every_rate("yo", "lape")) == len(SEARCH["lape"]) - 1
     with pytest.raises(FloatingPointError):
-        comparison.train("yo", RunSettings("lape", METHODS["lape"].search[-1], seed=1))
+        comparison.train("yo", RunSettings("lape", SEARCH["lape"][-1], seed=1))
     summary = write_summary(comparison.results.parent, "tiny")
     for path in (tmp_path / "results").rglob("*.json"):
         json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -134,7 +134,7 @@ def test_a_method_that_diverges_at_every_rate_is_an_error_with_a_remedy(comparis
         with pytest.raises(FloatingPointError, match=r"lape diverged in yo at every rate .*Add lower rates"):
             comparison.run_language("yo", ["lape"])
     with pytest.raises(FloatingPointError, match="cannot be scored: The loss is nan"):
-        comparison.score("yo", RunSettings("lape", METHODS["lape"].search[0]))
+        comparison.score("yo", RunSettings("lape", SEARCH["lape"][0]))
     results = read_results(comparison.results.parent, "tiny", "yo")
     assert not results.search.chosen.any()
     assert results.runs == []

@@ -54,7 +54,7 @@ def study(tmp_path, real_text, word_tokenizer, monkeypatch):
         ("study.harm.run.CONTRAST_LANGUAGES", SERVED),
         ("study.harm.select.get_profile", get_profile),
         ("study.harm.run.load_model", lambda name, load_in_8bit: (families.tiny_model("llama"), word_tokenizer)),
-        ("study.harm.run.has_8bit_layers", lambda model: True),
+        ("study.harm.run.quantization_of", lambda model: "int8"),
         ("study.harm.run.model_revision", lambda name: "one"),
         ("ssetools.evaluation.drift.load_texts", lambda source, lang, split: [sentence(lang, i) for i in range(9)]),
         ("study.harm.select.load_texts", lambda source, lang, split: [sentence(lang, i) for i in range(9)]),

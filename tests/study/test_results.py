@@ -13,7 +13,7 @@ import pytest
 
 from study.compare import plots
 from study.compare.results import base_perplexities, comparable, costs, languages_with_results, read_results, step_costs
-from study.compare.runs import METHODS, RunSettings, ablation_settings
+from study.compare.runs import SEARCH, RunSettings, ablation_settings
 from study.compare.statements import (
     ablation_table,
     add_verdict,
@@ -78,22 +78,22 @@ def add(folder, lang, settings, validation=5.0, scored=True):
 
 def searched(folder, lang, methods=tuple(GAIN), chosen=2, seeds=(0, 1, 2), traced=True):
     for method in methods:
-        for place, rate in enumerate(METHODS[method].search):
+        for place, rate in enumerate(SEARCH[method]):
             add(folder, lang, RunSettings(method, rate), 5.0 + abs(place - chosen), scored=traced)
         for seed in seeds:
-            add(folder, lang, RunSettings(method, METHODS[method].search[chosen], seed))
+            add(folder, lang, RunSettings(method, SEARCH[method][chosen], seed))
 
 
 @pytest.fixture
 def results(tmp_path):
     searched(tmp_path, "yo")
     for method in ("lape", "random"):
-        for settings in ablation_settings(method, METHODS["lape"].search[2]):
+        for settings in ablation_settings(method, SEARCH["lape"][2]):
             if settings.name != RunSettings(method, settings.learning_rate).name:
                 add(tmp_path, "yo", settings)
     for lang in ("mt", "af", "cy", "is"):
         for method in GAIN:
-            add(tmp_path, lang, RunSettings(method, METHODS[method].search[0]))
+            add(tmp_path, lang, RunSettings(method, SEARCH[method][0]))
     return tmp_path
 
 
@@ -126,7 +126,7 @@ def test_a_language_is_read_at_the_chosen_rates(results):
 def test_runs_at_every_rate_are_in_ascending_order(results, tmp_path, monkeypatch):
     yo = read_results(results, "tiny", "yo")
     assert [*yo.by_rate] == ["lape", "random", "full", "lora-equal"]
-    assert [run["settings"]["learning_rate"] for run in yo.by_rate["full"]] == [*METHODS["full"].search]
+    assert [run["settings"]["learning_rate"] for run in yo.by_rate["full"]] == [*SEARCH["full"]]
     axes = plots.gain_against_drift({"yo": yo}).axes[0]
     assert [len(line.get_xdata()) for line in axes.lines if line.get_label() in yo.by_rate] == [6] * 4
     assert axes.get_xlim()[1] < 10
@@ -144,7 +144,7 @@ def test_runs_at_every_rate_are_in_ascending_order(results, tmp_path, monkeypatc
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_reported(tmp_path):
-    searched(tmp_path, "yo", ["lape", "random"], chosen=len(METHODS["lape"].search) - 1)
+    searched(tmp_path, "yo", ["lape", "random"], chosen=len(SEARCH["lape"]) - 1)
     said = describe_rate_search(read_results(tmp_path, "tiny", "yo"))
     assert said[1] == "At the edge of the grid (a rate outside it may be better): lape, random."
     assert said[2] == "Best at the last of 8 steps (more steps may be better): lape, random."
@@ -237,7 +237,7 @@ def test_the_summary_has_every_language_and_is_json(results):
     assert yo["methods"]["lape"]["steps"] == [8, 8, 8]
     assert summary["over_languages"]["lape"]["target, sentences"]["units"] == 5
     assert [row["chosen"] for row in yo["search"][:4]] == [False, False, True, False]
-    assert [run["learning_rate"] for run in yo["by_rate"]["full"]] == [*METHODS["full"].search]
+    assert [run["learning_rate"] for run in yo["by_rate"]["full"]] == [*SEARCH["full"]]
     assert yo["by_rate"]["full"][0]["changes"]["target, sentences"]["value"] < -30
     assert len(yo["ablations"]) == 16
     assert len(yo["sentences"]["drift_at_equal_gain"]) == 1, "made-up runs gain no more at a higher rate"
