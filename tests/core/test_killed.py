@@ -41,6 +41,7 @@ VARYING = {"seconds", "commit", "tokens_per_second", "peak_memory_gib"}
 def command(arguments, folder):
     """Runs a command in a process of its own, in a folder, and ends with its exit status."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     os.chdir(folder)
     os.environ["SSETOOLS_HOME"] = str(Path(folder, "home"))
     from ssetools import cli
@@ -115,7 +116,7 @@ def test_a_killed_command_loses_nothing(name, start, finished, tmp_path):
     for number in range(KILLS):
         folder, how = tmp_path / str(number), SIGNALS[number % len(SIGNALS)]
         shutil.copytree(before, folder)
-        process, moment = start(COMMANDS[name], folder), moments.uniform(0.02, 1) * seconds
+        process, moment = start(COMMANDS[name], folder), moments.uniform(0.02, 0.8) * seconds
         time.sleep(moment)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, how)
