@@ -77,7 +77,10 @@ run() {
   [ $# -gt 0 ] || set -- "${TABLES[@]}"
   mkdir -p "$out" "$STORE/results" "$STORE/logs"
   if [ ! -e "$STORE/checked" ]; then
-    "$PYTHON" benchmarks/device_check.py "$STORE/text/ntrex" --tokens "${CHECK_TOKENS:-16384}" 2>&1 | tee "$out/check.log"
+    "$PYTHON" benchmarks/device_check.py "$STORE/text/ntrex" --tokens "${CHECK_TOKENS:-16384}" 2>&1 | tee "$out/check.log" || {
+      echo "Mend what failed, or \`touch $STORE/checked\` to run the study all the same." >&2
+      exit 1
+    }
     touch "$STORE/checked"
   fi
   workers=()
