@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy
@@ -73,7 +74,7 @@ def _name(code: str) -> str:
     return get_language(code).name
 
 
-def _heatmap(table: pandas.DataFrame, axes: Axes, x_rotation: int = 0, **options) -> None:
+def _heatmap(table: pandas.DataFrame, axes: Axes, x_rotation: int = 0, **options: Any) -> None:
     seaborn.heatmap(table, ax=axes, cmap=SEQUENTIAL, **{"linewidths": 0.5, **options})
     axes.tick_params(axis="x", rotation=x_rotation)
     axes.tick_params(axis="y", rotation=0)
@@ -112,7 +113,7 @@ def overlap(neurons: NeuronSets) -> Axes:
     return _between_languages(table, "Overlap of neuron sets (Jaccard)", vmin=0.0)
 
 
-def _between_languages(table: pandas.DataFrame, title: str, **options) -> Axes:
+def _between_languages(table: pandas.DataFrame, title: str, **options: Any) -> Axes:
     axes = _axes(6.4, 7.4)
     _heatmap(table.rename(index=_name, columns=_name), axes, 90, square=True, linewidths=0.3, **options)
     axes.set_title(title)

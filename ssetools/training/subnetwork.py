@@ -60,13 +60,13 @@ class _Added(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, output, change, columns):
+    def forward(ctx: Any, output: torch.Tensor, change: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(columns)
         output[..., columns] += change
         return output
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad, grad.index_select(-1, *ctx.saved_tensors), None
 
 
@@ -74,13 +74,13 @@ class _Taken(torch.autograd.Function):
     """Some columns of a tensor, none of them twice: that is why the gradient can be written in place of added."""
 
     @staticmethod
-    def forward(ctx, x, columns):
+    def forward(ctx: Any, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(columns)
         ctx.shape = x.shape
         return x.index_select(-1, columns)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         whole = grad.new_zeros(ctx.shape)
         whole[..., ctx.saved_tensors[0]] = grad
         return whole, None

@@ -28,7 +28,18 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RUN = ["yo", "--model", "tiny"]
 TRAIN = [*RUN, "--16-bit", "--source", "text", "--profile-source", "text", "--tokens", "600"]
 COMMANDS = {
-    "profile": ["profile", "--model", "tiny", "--16-bit", "--source", "text", "--languages", "yo is en", "--tokens", "600"],
+    "profile": [
+        "profile",
+        "--model",
+        "tiny",
+        "--16-bit",
+        "--source",
+        "text",
+        "--languages",
+        "yo is en",
+        "--tokens",
+        "600",
+    ],
     "finetune": ["finetune", *TRAIN, "--top-rate", "0.2", "--max-tokens", "9000", "--window", "64"],
     "evaluate": ["evaluate", *TRAIN, "--top-rate", "0.2", "--max-tokens", "9000", "--window", "64"],
     "export": ["export", *RUN, "peft"],
@@ -57,7 +68,9 @@ def command(arguments, folder):
 @pytest.fixture(scope="module")
 def start():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "peft", "ssetools.cli", "ssetools.steps", "ssetools.report"])
+    context.set_forkserver_preload(
+        ["torch", "transformers", "peft", "ssetools.cli", "ssetools.steps", "ssetools.report"]
+    )
 
     def start(arguments, folder):
         process = context.Process(target=command, args=(arguments, folder))
@@ -100,7 +113,9 @@ def contents(folder):
         if path.suffix == ".safetensors":
             found[name] = {k: v.tolist() for k, v in load_file(path).items()}
         elif path.suffix == ".json":
-            found[name] = json.loads(path.read_text(), object_hook=lambda x: {k: v for k, v in x.items() if k not in VARYING})
+            found[name] = json.loads(
+                path.read_text(), object_hook=lambda x: {k: v for k, v in x.items() if k not in VARYING}
+            )
         elif path.suffix == ".csv":
             found[name] = [line.rsplit(",", 1)[0].split(",")[:5] for line in path.read_text().splitlines()]
         elif path.suffix != ".lock":
