@@ -72,12 +72,14 @@ def flores_plus(folder: Path, sentences: dict[str, list[str]]) -> str:
 
 
 def sib200(folder: Path, rows: list[tuple[str, str]], code: str = "yor_Latn") -> str:
-    """SIB-200: a file of tab-separated values per split, without configurations. Returns the folder."""
+    """SIB-200: a file of tab-separated values per split, named in the card by language. Returns the folder."""
     for split in ("train", "validation", "test"):
         path = folder / f"data/{code}/{split}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"{i}\t{topic}\t{text}" for i, (topic, text) in enumerate(rows)]
         path.write_text("\n".join(["index_id\tcategory\ttext", *lines]) + "\n")
+    splits = ("train", "validation", "test")
+    readme(folder, {x: {split: f"data/{x}/{split}.tsv" for split in splits} for x in (code, "ace_Arab")})
     return str(folder)
 
 

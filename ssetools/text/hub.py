@@ -139,6 +139,8 @@ class HubText:
             if not any(Path(self.folder).glob(files)):
                 raise self._no_text(f"{self.folder} has no {files}")
             options |= {"data_files": {corpus.splits[split]: files}} | FRESH
+            if files.endswith(".tsv"):  # beside a card that names configurations, `datasets` would split at commas
+                options["sep"] = "\t"
         else:
             # Known without the network, so that the training text of such a language does not depend on the network.
             if self.name in _LISTED and self.name not in self.language.corpora:
@@ -200,9 +202,10 @@ def _unreadable(corpus: Any, folder: str, name: str, files: str, error: Exceptio
         )
     terms = f"Accept its terms on its hub page (datasets/{corpus.repository}) and set HF_TOKEN"
     remedy = terms if corpus.gated else "Allow access to the Hugging Face hub"
+    again = "Run again, and packing resumes where it stopped. " if where else ""
     return TextUnavailable(
-        f"{corpus.title} cannot be loaded from the hub ({corpus.repository}){where}: {_first_line(error)} {remedy}, or "
-        f'name a local copy in its layout: "{name}:FOLDER".'
+        f"{corpus.title} cannot be loaded from the hub ({corpus.repository}){where}: {_first_line(error)} {again}{remedy}, "
+        f'or name a local copy in its layout: "{name}:FOLDER".'
     )
 
 

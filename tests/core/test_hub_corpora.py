@@ -141,6 +141,22 @@ def test_a_set_that_cannot_be_had_names_reason_and_remedy(monkeypatch, source, r
         load_texts(source, "yo", "test")
 
 
+def test_a_stream_that_breaks_says_how_to_go_on(monkeypatch):
+    import datasets
+
+    def rows():
+        yield from ({"text": text} for text in DOCUMENTS[:4])
+        raise ConnectionError("connection reset")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+    monkeypatch.setattr(hub_corpora, "hub_reachable", lambda: True)
+    (shard,) = HubText("wikipedia", "", get_language("yo")).shards()
+    with pytest.raises(
+        TextUnavailable, match=r"after 4 documents of file 1 of 1: connection reset\. Run again, .*resumes"
+    ):
+        list(shard(0))
+
+
 def test_a_damaged_file_of_a_local_copy_is_named_with_the_place(tmp_path):
     hub_layouts.glotcc(tmp_path, DOCUMENTS, files=2)
     shards = HubText("glotcc", str(tmp_path), get_language("yo")).shards()
