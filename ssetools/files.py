@@ -96,7 +96,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file; raises `InvalidInput` with its name if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not JSON ({error}): delete it to make it again.") from error
 
 
@@ -117,7 +117,9 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        raise error if str(path) in str(error) else InvalidInput(f"{path} is not {kind}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise InvalidInput(f"{path} is not {kind}: {error}") from error
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # of many types, by what the contents are instead
@@ -132,7 +134,10 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return read_json(path / "manifest.json" if path.is_dir() else path)
+        path = path / "manifest.json" if path.is_dir() else path
+        if not isinstance(facts := read_json(path), dict):
+            raise InvalidInput(f"{path} records no facts ({facts!r:.60}): delete it to make it again.")
+        return facts
     header = load_tensors(path, "a safetensors file", only_metadata=True)[1]
     with reading(path, "a file of ssetools"):
         header |= header.pop("metadata", {})

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ssetools import files
+from ssetools.errors import InvalidInput
 from ssetools.files import (
     atomic_write,
     cache_dir,
@@ -114,6 +115,12 @@ def test_damaged_tensors_are_named(tmp_path):
     (tmp_path / "t.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(ValueError, match="is not a test, or is damaged"):
         load_tensors(tmp_path / "t.safetensors", "a test")
+
+
+def test_an_error_that_names_the_file_is_not_its_own_cause():
+    with pytest.raises(InvalidInput, match="a.json is empty") as raised, files.reading("a.json", "a file of facts"):
+        raise InvalidInput("a.json is empty")
+    assert raised.value.__cause__ is None
 
 
 def built_once(folder):

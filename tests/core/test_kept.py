@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from ssetools.errors import InvalidInput
 from ssetools.files import kept, save_tensors, write_json
 from ssetools.neurons.counts import ActivationProfile
 
@@ -30,10 +31,11 @@ def test_a_file_is_kept_only_if_its_facts_are_the_wanted_ones(tmp_path, kind):
     assert kept(tmp_path / "absent.json", FACTS) is None
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "made.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"made\.json"):
-        kept(tmp_path / "made.json", FACTS)
+@pytest.mark.parametrize("content", ["{", "[1]", "5", "[" * 100_000])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "made.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"made\.json.*delete it to make it again"):
+        kept(tmp_path / "made.json", FACTS, on_change="remake")
 
 
 def test_each_difference_is_named_with_both_values(tmp_path):
