@@ -65,7 +65,8 @@ class InMemoryLM(_Base):
         self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenises texts, each opened by BOS, and pads them: ids and attention mask, LongTensors [texts, longest]."""
-        rows = [torch.tensor(self.tok_encode(text, left_truncate_len=left_truncate_len)) for text in strings]
+        encoded = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        rows = [torch.tensor(ids, dtype=torch.long) for ids in encoded]
         ids = pad_sequence(rows, True, self.tokenizer.pad_token_id, padding_side)
         return ids, pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side)
 

@@ -84,8 +84,6 @@ def score_texts(
         InvalidInput: If there is no text, or no token with another before it.
         TypeError: For a single string, whose letters would be taken for documents.
     """
-    if isinstance(texts, str):
-        raise TypeError("texts is a list of documents; for a single one give [text].")
     return _score(model, tokenizer, [(texts, max_tokens)], window, batch_size)[0]
 
 
@@ -137,6 +135,8 @@ def within_budget(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
 ) -> tuple[list[str], int]:
     """Takes documents from the front until the budget is reached, and counts their tokens."""
+    if isinstance(texts, str):
+        raise TypeError("texts is a list of documents; for a single one give [text].")
     documents, total = [], 0
     for text in filter(str.strip, texts):
         if max_tokens is not None and total >= max_tokens:
@@ -179,7 +179,8 @@ def score_languages(
         batch_size: Windows per forward pass.
 
     Returns:
-        By genre and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens.
+        By genre and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens. Errors are those of
+        `score_texts`.
     """
     places = [(genre, lang) for genre, by_language in texts.items() for lang in by_language]
     requests = [(texts[genre][lang], budgets.get(lang, budgets["*"])) for genre, lang in places]
@@ -224,7 +225,7 @@ def generate_ids(
     """
     device = device_of(model)
     padding: Any = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
-    rows = [torch.tensor(prompt, device=device) for prompt in prompts]
+    rows = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
     ids = pad_sequence(rows, True, padding, "left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
     sampled = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, **sampling}

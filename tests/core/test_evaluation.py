@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ssetools import amplified, deactivated, perplexity, score_texts
-from ssetools.evaluation.perplexity import change, continue_text, generate_ids
+from ssetools.evaluation.perplexity import change, continue_text, generate_ids, score_languages
 from ssetools.models import evaluation_mode
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.report import report, report_table
@@ -52,6 +52,8 @@ def test_scores_do_not_depend_on_the_mode_the_model_was_in(word_tokenizer):
 def test_a_single_string_is_no_list_of_documents(word_tokenizer):
     with pytest.raises(TypeError, match=r"give \[text\]"):
         perplexity(families.tiny_model("llama"), word_tokenizer, "w3 w4 w5")
+    with pytest.raises(TypeError, match=r"give \[text\]"):
+        score_languages(families.tiny_model("llama"), word_tokenizer, {"a": {"yo": "w3 w4 w5"}}, {"*": 9})
 
 
 def test_max_tokens_takes_documents_from_the_front(word_tokenizer):
@@ -193,6 +195,8 @@ def test_prompts_of_several_lengths_are_continued_as_each_alone(word_tokenizer, 
     together = generate_ids(model, word_tokenizer, prompts, new_tokens=6)
     alone = [generate_ids(model, word_tokenizer, [prompt], new_tokens=6)[0] for prompt in prompts]
     assert torch.equal(together, torch.stack(alone))
+    beside_none = generate_ids(model, word_tokenizer, [[], *prompts], new_tokens=6)
+    assert torch.equal(beside_none[1:], together)
     sampled = [generate_ids(model, word_tokenizer, prompts, 6, samples=2, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(sampled[0], sampled[1])
     assert not torch.equal(sampled[0], sampled[2])
