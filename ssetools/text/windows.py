@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from ssetools.text.streams import TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BATCH = 64  # documents that are tokenised together: fast, and little memory
+_BATCH, _CHARACTERS = 64, 200_000  # of documents that are tokenised together: fast, and little memory
 _FORMAT = 2
 
 
@@ -35,14 +34,24 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> It
     """Tokenises documents, each followed by a newline, without special tokens: uint32 arrays of several documents."""
     if isinstance(texts, str):
         raise InvalidInput("pack_tokens takes a list of documents, not one string.")
-    documents = (text + "\n" for text in texts if text.strip())
-    batch = list(itertools.islice(documents, _BATCH))
-    if not batch:
-        raise InvalidInput("There is no text: every document is empty.")
-    while batch:
+    batch = None
+    for batch in _batches(text + "\n" for text in texts if text.strip()):
         encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         yield np.concatenate([np.asarray(ids, dtype=np.uint32) for ids in encoded])
-        batch = list(itertools.islice(documents, _BATCH))
+    if batch is None:
+        raise InvalidInput("There is no text: every document is empty.")
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if len(batch) == _BATCH or size >= _CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def pack_tokens(
@@ -118,12 +127,17 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
     facts = {"format": _FORMAT, **stream.facts, "tokenizer": _tokenizer_digest(tokenizer), "wanted": wanted}
     name = digest_of(facts)[:24]
     folder = cache_dir() / "tokens" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{name}.lock"):
-        about = kept(folder / "about.json", facts, on_change="remake")
-        if about is None or (folder / "tokens.bin").stat().st_size != 4 * about["tokens"]:
-            _write(tokenizer, stream, wanted, folder, facts)
+    if not _complete(folder, facts):  # asked without the lock too, since a shared cache may be read-only
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{name}.lock"):
+            if not _complete(folder, facts):
+                _write(tokenizer, stream, wanted, folder, facts)
     return PackedWindows(np.memmap(folder / "tokens.bin", np.uint32, "r"), bos_ids(tokenizer), window)
+
+
+def _complete(folder: Path, facts: dict) -> bool:
+    about, tokens = kept(folder / "about.json", facts, on_change="remake"), folder / "tokens.bin"
+    return about is not None and tokens.is_file() and tokens.stat().st_size == 4 * about["tokens"]
 
 
 def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, folder: Path, facts: dict) -> None:
@@ -144,6 +158,8 @@ def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, 
                 file.write(piece.tobytes())
                 state["tokens"] += len(piece)
                 bar.update(len(piece))
+                if state["tokens"] == wanted:
+                    break
             file.flush()
             state |= {"documents": state["documents"] + len(texts), "position": position}
             state["lines_left_out"] = left_out + stream.overlap.lines

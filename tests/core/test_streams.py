@@ -157,8 +157,26 @@ def test_packing_stops_at_the_budget_and_is_done_once(web, word_tokenizer, capsy
     assert part.tokens.tolist() == whole.tokens[: 9 * 16].tolist()
     capsys.readouterr()
     monkeypatch.setattr(TextStream, "blocks", None)
+    monkeypatch.setattr(packing, "FileLock", None)  # which a read-only cache does not allow
     assert pack(web, word_tokenizer, windows=9).digest() == part.digest()
     assert capsys.readouterr().out == ""
+
+
+def test_few_characters_are_tokenised_together_and_none_after_the_budget(web, word_tokenizer, monkeypatch):
+    monkeypatch.setattr(packing, "_CHARACTERS", 300)
+    whole = pack(web, word_tokenizer)
+    batches = []
+
+    class Watched(type(word_tokenizer)):
+        def __call__(self, texts, **options):
+            batches.append(texts)
+            return super().__call__(texts, **options)
+
+    monkeypatch.setattr(word_tokenizer, "__class__", Watched)
+    part = pack(web, word_tokenizer, windows=5)
+    assert part.tokens.tolist() == whole.tokens[: 5 * 16].tolist()
+    assert all(sum(map(len, texts[:-1])) < 300 for texts in batches)
+    assert sum(map(len, batches)) < 12, "a block has 16 documents"
 
 
 def test_memory_and_file_pack_alike(web, word_tokenizer):
