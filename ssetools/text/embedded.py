@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _convert_gemma(folder: Path) -> dict:
 
         def counted(*arguments: Any) -> Any:
             if bar.n == 0:
-                bar.reset()  # the time until now was spent on parsing
+                bar.start_t = time.time()  # until now the file was parsed
             bar.update()
             return dequantize(*arguments)
 
