@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssetools.loss import IGNORED, Head, _add_likely, _BlockwiseLoss, chunked_loss, token_losses
+from ssetools import loss
+from ssetools.loss import IGNORED, Head, _BlockwiseLoss, chunked_loss, token_losses
 from ssetools.training.subnetwork import Subnetwork
 
 
@@ -131,23 +132,48 @@ def _head(vocabulary, hidden, cap=None, scale=None, bits=16, dtype=torch.float32
     return Head(SimpleNamespace(get_output_embeddings=lambda: module, config=config))
 
 
+def gradient(head, hidden, labels, monkeypatch, large):
+    """Loss, its gradient, and how many words took part in each product."""
+    kept = []
+    add = loss._add_likely
+
+    def counted(pulled, powers, *args):
+        result = add(pulled, powers, *args)
+        kept.append(int((powers == 0).all(0).sum()))  # what takes part is zeroed in the rest
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loss, "LARGE_VOCABULARY", large)
+        patch.setattr(loss, "_add_likely", counted)
+        value = _BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head)
+    return value, torch.autograd.grad(value, hidden)[0].float(), kept
+
+
 @pytest.mark.parametrize("options", [{}, {"cap": 30.0}, {"scale": 0.7}, {"bits": 8}, {"dtype": torch.bfloat16}])
 def test_leaving_out_unlikely_words_costs_less_than_rounding(options, monkeypatch):
     monkeypatch.setattr("ssetools.loss.BLOCK_BYTES", {"cpu": 2**20})
     dtype = options.get("dtype", torch.float32)
     head = _head(8192, 64, **options)
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(60, 64, generator=generator) * 4
+    hidden = torch.randn(80, 64, generator=generator) * 4
     hidden[:, 0] = 16
     labels = (hidden.to(dtype) @ head.rows(slice(None), dtype).T).float().softmax(-1).multinomial(1)[:, 0]
     hidden = hidden.to(dtype).requires_grad_()
-    losses, gradients, kept = [], [], []
-    monkeypatch.setattr("ssetools.loss._add_likely", lambda *args: kept.append(_add_likely(*args)))
-    for large in (10**9, 0):
-        monkeypatch.setattr("ssetools.loss.LARGE_VOCABULARY", large)
-        losses.append(_BlockwiseLoss.apply(hidden, head.weight, head.bias, labels, head))
-        gradients.append(torch.autograd.grad(losses[-1], hidden)[0].float())
-    assert losses[0] == losses[1]
-    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
-    assert 0 < error < 2**-9.2
-    assert 0 < sum(kept) < 0.5 * 8192
+    full, likely = (gradient(head, hidden, labels, monkeypatch, large) for large in (10**9, 0))
+    assert full[0] == likely[0]
+    assert 0 < (likely[1] - full[1]).norm() / full[1].norm() < 2**-9.2
+    assert 0 < sum(likely[2]) < 0.5 * 8192
+
+
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_all_words_take_part_where_leaving_some_out_would_cost_more(tokens, monkeypatch):
+    """Half of the tokens are uniform over even words, the others over odd ones, whose rows are opposite."""
+    monkeypatch.setattr("ssetools.loss.BLOCK_BYTES", {"cpu": 2**22})
+    vocabulary, head = 2**17, _head(2**17, 8)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.01)
+    head.weight[:, 0] = torch.where(torch.arange(vocabulary) % 2 == 0, 10.0, -10.0)
+    hidden = torch.zeros(tokens, 8)
+    hidden[:, 0] = torch.where(torch.arange(tokens) % 2 == 0, 3.0, -3.0)
+    labels = torch.where(torch.arange(tokens) % 2 == 0, 6, 5)
+    full, likely = (gradient(head, hidden.clone().requires_grad_(), labels, monkeypatch, large) for large in (10**9, 0))
+    torch.testing.assert_close(likely[1], full[1], rtol=0, atol=0)
