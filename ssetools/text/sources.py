@@ -227,14 +227,16 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     spare = [part for part in default if part.name not in {x.name for x in train}]
     unseen = spare[:1] if missing else [other]
     genres: dict[str, str] = {}
+    same_genre: tuple[str, ...] = ()
     for part in [*train, *unseen]:
         corpus = HUB_CORPORA.get(part.name)
         of = f" ({corpus.title if corpus else part})" if part.genre in genres else ""
         genres[part.genre + of] = str(part)
+        same_genre = tuple(genres) if part in train else same_genre
         if corpus is None:  # corpora of the hub have every split
             for split in SPLITS if part in train else ("test",):
                 next(keyed_documents(part, lang, split))
     reasons = [f"Text in an unseen genre: {unseen[0]}." if unseen else "There is no text in an unseen genre to score."]
     reasons += [missing] if missing else []
     reasons += [OwnText(Path(part.folder), lang, part.column).rule for part in train if part.is_own]
-    return TextPlan("+".join(map(str, train)), genres, tuple(genres)[: len(train)], " ".join(reasons))
+    return TextPlan("+".join(map(str, train)), genres, same_genre, " ".join(reasons))

@@ -80,6 +80,12 @@ def test_without_the_hub_an_embedded_source_is_the_unseen_genre(offline, own, mo
     assert "There is no text in an unseen genre" in plan.reason
 
 
+def test_copies_of_one_corpus_leave_the_unseen_genre_unseen(offline, tmp_path):
+    copies = "+".join(hub_layouts.glotcc(tmp_path / name, ["oju ewe"]) for name in "ABC")
+    plan = plan_texts(copies, "sib200", "yo")
+    assert (plan.same_genre, plan.unseen_genre) == (("web pages", "web pages (GlotCC)"), "articles")
+
+
 def test_a_language_without_sentences_is_planned_without_them(monkeypatch, tmp_path, own):
     """Breton is not in SIB-200: known without asking the hub, so the network does not change what is trained on."""
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: pytest.fail("the hub was asked"))
