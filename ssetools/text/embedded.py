@@ -70,12 +70,13 @@ def write_gemma_gguf(path: Path) -> Path:
 
 
 def _convert_gemma(folder: Path) -> dict:
-    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
         path = write_gemma_gguf(Path(scratch) / "model.gguf")
+        import gguf  # after the check for the weights, which come in the same extra
+
         print(
             "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
             f"By using the embedded model you accept them; a copy is beside the weights in {cache_dir() / EMBEDDED_MODEL}.\n"
@@ -204,13 +205,13 @@ def read_i18n(root: Path) -> dict[str, dict[str, str]]:
     """Collects MediaWiki messages from every `i18n` folder under `root`, by language code and "<component>/<key>"."""
     messages: dict[str, dict[str, str]] = {}
     paths = sorted(root.rglob("*.json"))
-    bar = progress(len(paths), "Reading MediaWiki's messages", "files")
-    for path in paths:
-        bar.update()
-        component = path.parent.relative_to(root).as_posix()
-        if "i18n" in component and re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
-            texts = {f"{component}/{key}": x for key, x in read_json(path).items() if isinstance(x, str)}
-            messages.setdefault(path.stem, {}).update(texts)
+    with progress(len(paths), "Reading MediaWiki's messages", "files") as bar:
+        for path in paths:
+            bar.update()
+            component = path.parent.relative_to(root).as_posix()
+            if "i18n" in component and re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]+)*", path.stem):
+                texts = {f"{component}/{key}": x for key, x in read_json(path).items() if isinstance(x, str)}
+                messages.setdefault(path.stem, {}).update(texts)
     if not messages:
         raise InvalidInput(f"There are no MediaWiki messages (i18n/<language>.json) in {root}.")
     return {code: dict(sorted(messages[code].items())) for code in sorted(messages) if code != "qqq"}

