@@ -272,7 +272,7 @@ def get_metrics(
         budgets: Tokens to score, by language; "*" for the others.
 
     Returns:
-        "before" and "after", scores by kind and language; their "summary" of `summarise`; "scales", the curve of
+        "before" and "after", scores by genre and language; their "summary" of `summarise`; "scales", the curve of
         `choose_scale` where there is one; and what was asked for.
     """
     path, about = results_at_scale(folder, "metrics.json", Adapter.attached_to(model).scale)
@@ -298,7 +298,7 @@ def get_metrics(
 
 
 def _base_scores(model: Any, tokenizer: Any, texts: Mapping, budgets: Mapping, sources: Mapping, runs: Path) -> dict:
-    """Scores the base by kind and language; `runs/<model>/base.json` has what earlier runs scored."""
+    """Scores the base by genre and language; `runs/<model>/base.json` has what earlier runs scored."""
     base = model_source(model)
     path, hardware = model_dir(base["model"], runs) / "base.json", provenance()["hardware"]  # which rounds differently
     cache = kept(path, {"model": base}, on_change="remake") or {"model": base, "scores": {}}
@@ -318,10 +318,10 @@ def _base_scores(model: Any, tokenizer: Any, texts: Mapping, budgets: Mapping, s
 
 
 def summarise(before: Mapping, after: Mapping, lang: str) -> dict:
-    """Summarises the change of perplexity by kind of text, from scores of `score_languages` on the same text.
+    """Summarises the change of perplexity by genre of text, from scores of `score_languages` on the same text.
 
     Returns:
-        By kind: "target" (`lang`), "english" and "others" (by language), each as from `change`, in percent, and
+        By genre: "target" (`lang`), "english" and "others" (by language), each as from `change`, in percent, and
         "mean_of_others", the mean change of ln perplexity of the other languages, as a percentage.
     """
     summary = {}
