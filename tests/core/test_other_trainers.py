@@ -109,3 +109,40 @@ def test_a_base_that_carries_a_peft_adapter_is_refused_before_training(word_toke
     for base in (wrapped, model):
         with pytest.raises(ValueError, match=r"merge_and_unload\(\)"):
             finetune(base, word_tokenizer, ["w5 w6 w7"] * 20, neurons=[torch.arange(3)] * 2, window=16)
+
+
+@pytest.mark.filterwarnings(SAVED)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_sft_trainer_moves_the_subnetwork_alone(word_tokenizer, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    torch.manual_seed(0)
+    model = families.tiny_model("llama")
+    subnet = Subnetwork.attach(model, families.some_neurons(model))
+    before = base_tensors(model)
+    rows = datasets.Dataset.from_list(
+        [{"text": " ".join(f"w{3 + (i * k) % 80}" for k in range(1, 13))} for i in range(16)]
+    )
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=16,
+        disable_tqdm=True,
+    )
+    tokenizer = copy.deepcopy(word_tokenizer)  # SFTTrainer needs an end of text
+    tokenizer.eos_token = tokenizer.pad_token = "w5"
+    trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer).train()
+    assert any(bool(x.any()) for x in subnet.parameters())
+    assert all(torch.equal(before[name], value) for name, value in base_tensors(model).items())
+    with evaluation_mode(model):
+        logits = model(input_ids=families.tokens()).logits
+    subnet.detach()
+    load_adapter(tmp_path / "checkpoint-4", model)
+    with evaluation_mode(model):
+        torch.testing.assert_close(model(input_ids=families.tokens()).logits, logits)
