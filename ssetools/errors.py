@@ -13,6 +13,10 @@ class NoTextInLanguage(InvalidInput):
     """A source of text can be read, and has none in the language."""
 
 
+class IncompleteText(InvalidInput):
+    """A corpus, or a local copy of it, is damaged or lacks text that is needed."""
+
+
 class TextUnavailable(UserError, RuntimeError):
     """A text exists but cannot be fetched from this machine; the message has the reason and the remedy."""
 

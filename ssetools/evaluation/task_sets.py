@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssetools.errors import InvalidInput, NoTextInLanguage
+from ssetools.errors import IncompleteText, InvalidInput, NoTextInLanguage
 from ssetools.languages import Language
 from ssetools.text.hub import FRESH, HUB_CORPORA, HubText, hub_reachable, revision_of, unavailable
 from ssetools.text.sources import Source, describe_source, load_parallel, split_name
@@ -126,7 +126,7 @@ def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str
     name, language = request.name, request.language
     task_set = TASKS[name]
     if language.code == "en" and (task_set.translates or name == "udhr_match"):
-        raise InvalidInput(f"{name} pairs a language with English: name another language than English.")
+        raise NoTextInLanguage(f"{name} pairs a language with English: name another language than English.")
     try:
         if task_set.built_in:
             loaded: dict[str, Mapping] = {name: _built_in(request)}
@@ -137,10 +137,11 @@ def load_tasks(request: Request, tokenizer: PreTrainedTokenizerBase) -> dict[str
     except NoTextInLanguage as error:
         others = [x for x in ("belebele", "sib200", "flores") if x in language.corpora and x != name]
         others += [] if language.code == "en" or name in OFFLINE_TASKS else OFFLINE_TASKS
-        raise NoTextInLanguage(f"{error} Of the other sets, {', '.join(others)} have it.") from error
+        also = f" Of the other sets, {', '.join(others)} have it." if others else ""
+        raise NoTextInLanguage(f"{error}{also}") from error
     configs = [task.config for row in loaded.values() for task in row["tasks"].values()]
     if request.shots and not all(x.fewshot_split or x.training_split or x.validation_split for x in configs):
-        raise InvalidInput(f"{task_set.title} has no examples beside its questions: use shots=0.")
+        raise IncompleteText(f"{task_set.title} has no examples beside its questions: use shots=0.")
     return loaded
 
 
@@ -250,7 +251,7 @@ def match_questions(pairs: Sequence[dict[str, str]], seed: int = 0) -> list[dict
     asked again. "unit" is the number of the passage: its questions are not independent of each other.
     """
     if len(pairs) < _OPTIONS:
-        raise InvalidInput(f"A question needs {_OPTIONS} passages to choose from; the text has {len(pairs)}.")
+        raise IncompleteText(f"A question needs {_OPTIONS} passages to choose from; the text has {len(pairs)}.")
     questions = []
     for turn in range(_ROUNDS):
         for place, pair in enumerate(pairs):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from ssetools.errors import InvalidInput, MissingPackage, TextUnavailable
+from ssetools.errors import IncompleteText, InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
 from ssetools.evaluation.intervals import wilson
 from ssetools.evaluation.task_sets import OFFLINE_TASKS, TASKS, Request, load_tasks, parse_tasks
 from ssetools.files import provenance
@@ -66,7 +66,7 @@ def evaluate(
         0 to 100.
 
     Raises:
-        InvalidInput: For an unknown language or task, or a folder that does not exist.
+        InvalidInput: For an unknown language or task, a folder that does not exist, or more shots than there are examples.
         MissingPackage: If lm-eval or sacrebleu is not installed.
     """
     language = get_language(lang)
@@ -83,7 +83,9 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise MissingPackage(f'{error}. Tasks need optional packages: pip install "ssetools[tasks]".') from error
     rows: dict[str, dict] = {}
+    questions: list[tuple[str, Request, dict]] = []
     with in_memory(model, tokenizer, batch_size) as lm, quiet("datasets"):
+        # All sets are loaded before any is asked, so that a mistake stops before hours of computing.
         for name, folder in pairs:
             task_set = TASKS[name]
             most = translations if task_set.translates and translations else limit
@@ -92,14 +94,16 @@ def evaluate(
             facts: dict[str, Any] = {"title": task_set.title, "language": asked.code}
             try:
                 loaded, facts["data"] = load_tasks(request, tokenizer), request.revision()
-            except (InvalidInput, TextUnavailable) as error:
+            except (NoTextInLanguage, IncompleteText, TextUnavailable) as error:
                 rows[name] = {**facts, "unavailable": str(error)}
                 continue
-            for row, of_row in loaded.items():
-                lm.cut = 0
-                answers = ask(lm, of_row["tasks"], request)
-                score = _score_translations if task_set.translates else _score_questions
-                rows[row] = {**facts, "cut": lm.cut, **score(task_set.measure, of_row["tasks"], answers)}
+            rows |= dict.fromkeys(loaded, facts)
+            questions += [(row, request, of_row["tasks"]) for row, of_row in loaded.items()]
+        for row, request, of_row in questions:
+            lm.cut, task_set = 0, TASKS[request.name]
+            answers = ask(lm, of_row, request)
+            score = _score_translations if task_set.translates else _score_questions
+            rows[row] = {**rows[row], "cut": lm.cut, **score(task_set.measure, of_row, answers)}
     about, adapter = None, cast("Adapter | None", getattr(model, "ssetools_adapter", None))
     if adapter is not None:
         about = {"format": adapter.format, "parameters": adapter.num_parameters, "active": adapter.active}

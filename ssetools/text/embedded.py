@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ssetools.errors import InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
+from ssetools.errors import IncompleteText, InvalidInput, MissingPackage, NoTextInLanguage, TextUnavailable
 from ssetools.files import atomic_write, cache_dir, cached_folder, facts_of, file_sha256, read_json, write_json
 from ssetools.languages import Language, num_words
 from ssetools.progress import progress
@@ -154,7 +154,7 @@ def declaration_articles(language: Language, split: str, folder: str = "") -> di
         raise NoTextInLanguage(f"The declaration has no text in {language.name} ({path.name}).")
     parts = declaration_parts(path)
     if missing := set(range(31)) - set(parts):
-        raise InvalidInput(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
+        raise IncompleteText(f"{path} lacks the articles {sorted(missing)} (0 is the preamble) in {language.name}.")
     return {f"article-{n}": parts[n] for n in _UDHR_ARTICLES[split] if parts[n]}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
+from ssetools.errors import IncompleteText, InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.files import digest_of
 from ssetools.languages import Language
 from ssetools.text.own import SPLITS, document_key, split_of
@@ -162,7 +162,7 @@ class HubText:
         """The error for a language that the corpus lacks, or only this copy of it."""
         said = f"{self.corpus.title} has no text in {self.language.name} ({where})."
         if self.folder and self.name in self.language.corpora:
-            return InvalidInput(f"{said} The corpus itself has it, so the copy is incomplete: copy these files too.")
+            return IncompleteText(f"{said} The corpus itself has it, so the copy is incomplete: copy these files too.")
         return NoTextInLanguage(said)
 
 
@@ -186,7 +186,7 @@ def files_digest(folder: Path) -> str:
 
 @contextlib.contextmanager
 def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterator[None]:
-    """Turns any error into `InvalidInput` for a local copy, else `TextUnavailable`, with reason and remedy; is quiet."""
+    """Turns any error into `IncompleteText` for a local copy, else `TextUnavailable`, with reason and remedy; is quiet."""
     try:
         with quiet("datasets"):
             yield
@@ -196,7 +196,7 @@ def unavailable(corpus: Any, folder: str, name: str, files: str = "") -> Iterato
 
 def _unreadable(corpus: Any, folder: str, name: str, files: str, error: Exception, where: str = "") -> Exception:
     if folder:
-        return InvalidInput(
+        return IncompleteText(
             f"The local copy of {corpus.title} cannot be read{where} ({Path(folder, files).as_posix()}): "
             f"{_first_line(error.__cause__ or error)} Copy the files again."
         )

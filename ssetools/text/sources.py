@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssetools.errors import InvalidInput, NoTextInLanguage, TextUnavailable
+from ssetools.errors import IncompleteText, InvalidInput, NoTextInLanguage, TextUnavailable
 from ssetools.files import digest_of, facts_of
 from ssetools.languages import LANGUAGES, get_language
 from ssetools.text import embedded
@@ -160,7 +160,7 @@ def keyed_documents(
     for key, text in keyed:
         yield key, normalized(text, normalize)
     if key is None:
-        raise InvalidInput(f"Source '{source}' has no {split} text for {lang!r}. {rule}".rstrip())
+        raise IncompleteText(f"Source '{source}' has no {split} text for {lang!r}. {rule}".rstrip())
 
 
 def describe_source(source: str, lang: str, normalize: Normalization = "NFC") -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from made_up_tasks import TOPICS, belebele, belebele_rows, declaration, likelihood, task_tokenizer, words
 
 from ssetools import evaluate
+from ssetools.errors import InvalidInput
 from ssetools.evaluation.harness import in_memory
 from ssetools.evaluation.task_sets import TASKS, parse_tasks
 from ssetools.models import body_of, evaluation_mode
@@ -89,6 +90,9 @@ def test_bos_opens_every_text(tokenizer, tmp_path, monkeypatch):
         asked = [Instance("loglikelihood", {}, (context, " w5 w6"), 0) for context in ("w1 w2", "")]
         plain = [likelihood(model, tokenizer, one.args[0], "w5 w6") for one in asked]
         assert [x for x, _ in lm.loglikelihood(asked)] == pytest.approx(plain, rel=1e-5)
+        lm.opening = []
+        assert lm.tok_batch_encode(["", "w1"])[0].dtype == torch.long, "without BOS an empty text has no tokens"
+        lm.opening = [tokenizer.bos_token_id]
         assert lm.tok_encode("w1 w2 w3", left_truncate_len=3)[0] == tokenizer.bos_token_id
         assert len(lm.tok_encode("w1 w2 w3", left_truncate_len=3)) == 3
         long = [[2, *range(5, 90)] * 30, [7]]
@@ -264,6 +268,8 @@ def test_a_copy_that_lacks_the_language_says_so(tokenizer, tmp_path):
     assert "SIB-200 has no text in Yoruba" in only_row(tokenizer, "yo", f"sib200:{copy}")
     (tmp_path / "empty").mkdir()
     assert "The declaration has no text in Yoruba" in only_row(tokenizer, "yo", f"udhr_match:{tmp_path / 'empty'}")
+    lacks = only_row(tokenizer, "br", f"udhr_match:{tmp_path / 'empty'}")
+    assert lacks.endswith("no text in Breton (bre.html).")
     assert "another language than English" in only_row(tokenizer, "en", "udhr_translate")
 
 
@@ -289,6 +295,11 @@ def test_examples_are_not_taken_from_the_questions(tokenizer, tmp_path):
 
 def test_other_errors_are_not_swallowed(tokenizer, tmp_path, monkeypatch):
     model, task = families.tiny_model("llama"), belebele(tmp_path)
+    tasks = [f"{name}:{declaration(tmp_path / 'udhr')}" for name in ("udhr_match", "udhr_translate")]
+    monkeypatch.setattr("ssetools.evaluation.harness.ask", lambda *_: pytest.fail("asked before all was loaded"))
+    with pytest.raises(InvalidInput, match="asked for 100: use fewer shots"):
+        evaluate(model, tokenizer, "yo", tasks, shots=100)
+    monkeypatch.undo()
     monkeypatch.setattr("ssetools.evaluation.harness.check_head", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, tokenizer, "yo", [task])
