@@ -28,7 +28,7 @@ BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 LARGE_VOCABULARY = 65_536
 """Up to this many words, no word is left out of the gradient's product."""
 
-_LIKELY = 2**-15.5  # probability
+_LIKELY = 2**-16  # probability
 _TOLERATED = 0.0016  # error over the norm of the gradient, that of rounding to bfloat16
 _MEASURED = 16  # tokens on which the error is measured, at even distances
 _MANY = 64  # tokens from which on words are left out; fewer leave out too much
