@@ -59,7 +59,7 @@ def command(arguments, folder):
     from ssetools.text import sources
 
     sources.Source.multilingual = True  # the folder has every language
-    sources.plan_texts = lambda *_: sources.TextPlan("text", {"stories": "text"}, ("stories",), "made up")
+    cli.plan_texts = lambda *_: sources.TextPlan("text", {"stories": "text"}, ("stories",), "made up")
     with open("output.txt", "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = cli.main(arguments)
     sys.exit(status)
