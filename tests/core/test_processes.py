@@ -84,7 +84,9 @@ def test_each_process_holds_half_of_a_sharded_base(two, job):
 
 def test_what_cannot_be_sharded_is_refused(capsys, monkeypatch):
     assert cli.main(["finetune", "yo", "--shard"]) == 2
-    assert "A quantised base cannot be sharded, since FSDP gathers weights without their scales" in capsys.readouterr().err
+    assert (
+        "A quantised base cannot be sharded, since FSDP gathers weights without their scales" in capsys.readouterr().err
+    )
     assert cli.main(["profile", "--shard", "--16-bit"]) == 2
     assert "there is one: start the command with" in capsys.readouterr().err
     with pytest.raises(ValueError, match="quantised base cannot"):
