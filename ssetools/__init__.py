@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# OpenMP reads it once, when PyTorch loads. Threads that spin while they wait take the time of the thread they wait for
-# on a machine with other work: 30 instead of 95 training tokens a second on two cores (benchmarks/busy.py).
+# OpenMP reads it once, when PyTorch loads. On a machine with other work, threads that spin while they wait take the time
+# of the thread that they wait for (benchmarks/busy.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -123,6 +123,8 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # of many types, by what the contents are instead
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which this module does not import
+            raise
         fault = str(error).split("\n")[0] or "its end is missing"
         raise InvalidInput(f"{path} is not {kind}, or is damaged ({type(error).__name__}: {fault}).") from error
 

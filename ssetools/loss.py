@@ -6,7 +6,8 @@ are kept, as attention kernels do with keys: sum_v exp(l_v) gives the loss, and 
 respect to the hidden states. A block stays in the cache, and nothing of it is kept.
 
 On a CPU, where the two products of a large head take most of a step, the second is computed for likely words alone: the
-loss stays exact, and the error of the gradient is measured in each step and kept within that of rounding to bfloat16.
+loss stays exact. The error of the gradient is measured on some tokens of each step, and a step in which it exceeds that of
+rounding to bfloat16 is computed in full.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def chunked_loss(model: nn.Module, input_ids: Tensor, labels: Tensor | None = No
 
     Returns:
         Scalar, in nats per labelled token. `backward()` equals that of the plain loss to rounding: to that of bfloat16 on a
-        CPU with more than `LARGE_VOCABULARY` words and a frozen head, else to that of the model's dtype.
+        CPU with more than `LARGE_VOCABULARY` words, else to that of the model's dtype.
     """
     check_head(model)
     labels = (input_ids if labels is None else labels)[:, 1:].flatten()

@@ -74,6 +74,11 @@ environment() {
   export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2
 }
 
+# Waits for the processes in `workers`, no longer than until `ends`.
+wait_for_workers() {
+  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 0.2; done
+}
+
 run() {
   local seconds=$1 out=$2 ends
   shift 2
@@ -94,7 +99,7 @@ run() {
   # One process alone makes what all share: the profile and samples of the base.
   (trap - EXIT; study shared > "$STORE/logs/shared.log" 2>&1) &
   workers=($!)
-  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 0.2; done
+  wait_for_workers
   [ $SECONDS -lt "$ends" ] || return 0
   wait "${workers[@]}"
   workers=()
@@ -102,7 +107,7 @@ run() {
     (trap - EXIT; study "$@" > "$STORE/logs/worker-$i.log" 2>&1) &
     workers+=($!)
   done
-  while [ $SECONDS -lt "$ends" ] && kill -0 "${workers[@]}" 2>/dev/null; do sleep 0.2; done
+  wait_for_workers
 }
 
 bench() {

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ssetools import ActivationProfile, NeuronSets, Subnetwork
 from ssetools.errors import UserError
-from ssetools.files import kept, read_json, write_json
+from ssetools.files import kept, read_json, reading, write_json
 from ssetools.training.methods import load_adapter
 
 FUZZ = settings(
@@ -197,3 +197,8 @@ def test_a_model_is_as_it_was_when_a_file_of_an_adapter_is_missing(saved, tmp_pa
     with pytest.raises(UserError, match="^This model already has an adapter attached"):
         load_adapter(folder, model)
     adapter.detach()
+
+
+def test_running_out_of_memory_is_not_taken_for_a_damaged_file(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), reading(tmp_path / "adapter", "an adapter"):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -19,20 +19,12 @@ ROWS = [{"input_ids": row, "labels": row} for row in families.tokens(batch=16, l
 SAVED = "ignore:An adapter is attached to this model:UserWarning"
 
 
+COMMON = {"per_device_train_batch_size": 4, "learning_rate": 0.01, "save_steps": 2, "report_to": [], "use_cpu": True}
+COMMON |= {"disable_tqdm": True, "logging_strategy": "no", "seed": 1}
+
+
 def trainer(model, folder, steps, **options):
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=4,
-        learning_rate=0.01,
-        save_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        seed=1,
-        **options,
-    )
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **COMMON, **options)
     return Trainer(model=model, args=arguments, train_dataset=ROWS)
 
 
@@ -123,17 +115,7 @@ def test_sft_trainer_moves_the_subnetwork_alone(word_tokenizer, tmp_path):
         [{"text": " ".join(f"w{3 + (i * k) % 80}" for k in range(1, 13))} for i in range(16)]
     )
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path),
-        max_steps=4,
-        per_device_train_batch_size=4,
-        learning_rate=0.01,
-        save_steps=2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=16,
-        disable_tqdm=True,
+        output_dir=str(tmp_path), max_steps=4, bf16=False, gradient_checkpointing=False, max_length=16, **COMMON
     )
     tokenizer = copy.deepcopy(word_tokenizer)  # SFTTrainer needs an end of text
     tokenizer.eos_token = tokenizer.pad_token = "w5"
