@@ -87,7 +87,7 @@ def _convert_gemma(folder: Path) -> dict:
 
         def counted(*arguments: Any) -> Any:
             if bar.n == 0:
-                bar.start_t = time.time()  # until now the file was parsed
+                bar.start_t = bar.last_print_t = time.time()  # until now the file was parsed
             bar.update()
             return dequantize(*arguments)
 
