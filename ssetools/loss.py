@@ -33,6 +33,7 @@ _LIKELY = 2**-16  # probability
 _TOLERATED = 0.0016  # error over the norm of the gradient, that of rounding to bfloat16
 _MEASURED = 16  # tokens on which the error is measured, at even distances
 _MANY = 64  # tokens from which on words are left out; fewer leave out too much
+_ROUNDED_TO = 128  # words
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -236,7 +237,10 @@ def _add_likely(
     gives to the words that are left out goes to their mean row, weighted by the words' probability over all tokens.
     """
     scale = torch.minimum(1 / sums.total, (sums.largest - labelled).exp())
-    likely = ((powers * scale).amax(0) >= _LIKELY).nonzero()[:, 0]
+    highest = (powers * scale).amax(0)
+    # A product of a new shape makes oneDNN compile and keep a kernel, so that numbers of words are rounded up.
+    count = -(-int((highest >= _LIKELY).sum()) // _ROUNDED_TO) * _ROUNDED_TO
+    likely = highest.topk(min(count, len(highest)), sorted=False).indices
     pulled.add_(powers[:, likely].to(rows.dtype) @ rows[likely])
     others = powers.index_fill_(1, likely, 0)
     weights = scale.T @ others
