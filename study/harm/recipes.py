@@ -49,16 +49,21 @@ class Recipe:
         return self.method not in ("ffn", "full")
 
     @property
-    def name(self) -> str:
-        """A file name that tells every setting."""
+    def label(self) -> str:
+        """Tells every setting but text and seed, which runs of one recipe differ in."""
         parts = [self.method, self.selection.replace(" ", "-")]
         parts += [f"r{self.rank}"] if self.rank else []
         parts += [f"{100 * self.share:g}pc"] if self.selection and self.share else []
         parts += ["-".join(self.projections)] if len(self.projections) < 3 else []
         parts += ["decorrelated"] if self.decorrelated else []
         parts += [f"lr{self.learning_rate:.1e}", f"b{self.batch_size}", f"{self.tokens}"]
-        parts += [self.text] if self.text != "own" else []
-        return "_".join(filter(None, [*parts, f"seed{self.seed}"]))
+        return "_".join(filter(None, parts))
+
+    @property
+    def name(self) -> str:
+        """A file name that tells every setting."""
+        parts = [self.label, *([self.text] if self.text != "own" else [])]
+        return "_".join([*parts, f"seed{self.seed}"])
 
 
 LAPE = Recipe(selection="lape", share=None, learning_rate=8e-4)
@@ -88,6 +93,19 @@ CANDIDATES = (
 
 COMPARED = (TOP_3, MEAN, LAPE, LORA_16, FULL, RANDOM, LORA_32, IA3, FFN)
 """Methods of the comparison."""
+
+NAMES = {
+    TOP_3.label: "specific",
+    MEAN.label: "specific-mean",
+    LAPE.label: "lape",
+    RANDOM.label: "random",
+    LORA_16.label: "lora",
+    LORA_32.label: "lora-32",
+    IA3.label: "ia3",
+    FFN.label: "ffn",
+    FULL.label: "full",
+}
+"""Short names of the methods by `Recipe.label`, in the order of tables."""
 
 PLACEBO = (TOP_3, LAPE, LORA_16, FULL)
 AMOUNTS = (8_192, 16_384, 49_152, 98_304, 196_608)

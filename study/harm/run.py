@@ -208,8 +208,8 @@ def summary(lang: str, base: Mapping, scores: Scores) -> dict:
         scores: Of the trained model.
 
     Returns:
-        "target": change of the loss in nats per token, averaged over genres; "english", "served" (by language): relative
-        change of the loss; "neighbours": mean relative change over languages.
+        "target": change of the loss in nats per token, averaged over genres; "english", "served" and "each_neighbour" (by
+        language): relative change of the loss; "neighbours": mean relative change over languages.
     """
     relative: dict[str, list[float]] = {}
     target = []
@@ -221,12 +221,13 @@ def summary(lang: str, base: Mapping, scores: Scores) -> dict:
             else:
                 relative.setdefault(other, []).append(sum(losses) / before - 1)
     means = {other: sum(x) / len(x) for other, x in relative.items()}
-    neighbours = [x for other, x in means.items() if other not in CONTRAST_LANGUAGES]
+    neighbours = {other: x for other, x in means.items() if other not in CONTRAST_LANGUAGES}
     return {
         "target": sum(target) / len(target),
         "english": means.get("en", 0.0),
         "served": {x: means[x] for x in CONTRAST_LANGUAGES if x in means},
-        "neighbours": sum(neighbours) / len(neighbours),
+        "each_neighbour": neighbours,
+        "neighbours": sum(neighbours.values()) / len(neighbours),
     }
 
 
@@ -236,19 +237,22 @@ def choose_scale(curve: Sequence[Mapping], limit: Mapping[str, float]) -> float:
     Every measure is read off a cubic through scale 0 and the measured points.
     """
     scales = np.arange(0, curve[-1]["scale"] + STEP / 2, STEP)
-    served = {x: _along([p["served"].get(x, 0.0) for p in curve], curve, scales) for x in CONTRAST_LANGUAGES}
+    points = [{**point, **point["served"]} for point in curve]
+    served = {x: read_along(points, x, scales) for x in CONTRAST_LANGUAGES}
     allowed = np.mean(list(served.values()), axis=0) <= GENERAL_MEAN + _ROUNDING
     allowed &= np.max(list(served.values()), axis=0) <= GENERAL_WORST + _ROUNDING
     for name, most in limit.items():
-        allowed &= _along([p[name] for p in curve], curve, scales) <= most + _ROUNDING
-    gain = _along([p["target"] for p in curve], curve, scales)
+        allowed &= read_along(curve, name, scales) <= most + _ROUNDING
+    gain = read_along(curve, "target", scales)
     gain[~allowed] = np.inf
     best = int(gain.argmin())
     return round(float(scales[best]), 2) if gain[best] < 0 else 0.0
 
 
-def _along(values: Sequence[float], curve: Sequence[Mapping], scales: np.ndarray) -> np.ndarray:
-    return np.polyval(np.polyfit([p["scale"] for p in curve], values, len(curve) - 1), scales)
+def read_along(curve: Sequence[Mapping], name: str, scales: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Reads a measure at scales off the cubic through the points of a curve; a language without text counts as 0."""
+    measured = [point.get(name, 0.0) for point in curve]
+    return np.polyval(np.polyfit([p["scale"] for p in curve], measured, len(curve) - 1), scales)
 
 
 def _in_words(result: dict) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import pandas
 from scipy import stats
 
 from ssetools.files import read_json
-from study.harm.run import LIMITS, summary
+from study.harm.recipes import Recipe
+from study.harm.run import LIMITS, choose_scale, read_along, summary
 
 
 def read_results(results: str | Path, model: str) -> pandas.DataFrame:
@@ -22,19 +23,28 @@ def read_results(results: str | Path, model: str) -> pandas.DataFrame:
         model: Folder name of the model inside it.
 
     Returns:
-        DataFrame with `language`, `recipe` (the name of its file without seed and text), `text`, `seed`, `limit`, `scale`,
-        `share`, the test gain by genre and on average (nats per token x 100, lower is better), `neighbours`, `english`
-        and `served` (relative change of the loss in percent), `drift` (nats), `validation` (gain at the chosen scale is
-        not measured there, so this is the gain at full scale), `seconds`.
+        DataFrame with `language`, `recipe` (`Recipe.label`), `text`, `seed`, `limit`, `scale`, `share` (percent of the
+        weights), the test gain by genre and, as `gain`, on average over the unseen ones (nats per token x 100, lower is
+        better), `validation` (the same on validation text, read off the curve), `neighbours`, `english` and `served`
+        (relative change of the loss in percent), `worst` (language of the largest such change among the neighbours) and
+        `worst_change`, `drift` (nats), `seconds`.
     """
-    rows = []
-    for path in sorted(Path(results, model).glob("*/*.json")):
-        if path.name.startswith("base-"):
-            continue
-        run = read_json(path)
-        base = read_json(path.parent / run["base"])
-        rows += [row | _facts(run, path.stem) for row in _rows(run, base)]
+    rows = [row | _facts(run) for run, base in read_runs(results, model) for row in _rows(run, base)]
     return pandas.DataFrame(rows)
+
+
+def read_runs(results: str | Path, model: str) -> Iterable[tuple[dict, dict]]:
+    """Reads all runs of a model, each with the test scores of its base."""
+    for path in sorted(Path(results, model).glob("*/*.json")):
+        if not path.name.startswith("base-"):
+            run = read_json(path)
+            yield run, read_json(path.parent / run["base"])
+
+
+def gain_by_drift(run: Mapping, drifts: Sequence[float]) -> list[float]:
+    """Returns the validation gain (nats per token x 100) at the best scale under each drift and the general limit."""
+    scales = [choose_scale(run["curve"], {"drift": drift}) for drift in drifts]
+    return [100 * float(x) for x in read_along(run["curve"], "target", scales)]
 
 
 def _rows(run: Mapping, base: Mapping) -> Iterable[dict]:
@@ -42,6 +52,8 @@ def _rows(run: Mapping, base: Mapping) -> Iterable[dict]:
     for limit in LIMITS:
         scale = run["chosen"][limit]
         row = {"limit": limit, "scale": scale, "drift": 0.0, "english": 0.0, "served": 0.0, "neighbours": 0.0}
+        row |= {"worst": "", "worst_change": 0.0}
+        row["validation"] = 100 * float(read_along(run["curve"], "target", [scale])[0])
         genres = dict.fromkeys(base["scores"], 0.0)
         if scale > 0:
             measured = run["test"][f"{scale:.2f}"]
@@ -49,6 +61,8 @@ def _rows(run: Mapping, base: Mapping) -> Iterable[dict]:
             row["drift"] = measured["drift"]
             row |= {"english": 100 * totals["english"], "neighbours": 100 * totals["neighbours"]}
             row["served"] = 100 * float(np.mean(list(totals["served"].values())))
+            worst = max(totals["each_neighbour"], key=totals["each_neighbour"].get)
+            row |= {"worst": worst, "worst_change": 100 * totals["each_neighbour"][worst]}
             for genre in genres:
                 change = sum(measured["scores"][genre][lang]) - sum(base["scores"][genre][lang])
                 genres[genre] = 100 * change / sum(base["tokens"][genre][lang])
@@ -56,10 +70,14 @@ def _rows(run: Mapping, base: Mapping) -> Iterable[dict]:
         yield row | genres | {"gain": sum(unseen) / len(unseen)}
 
 
-def _facts(run: Mapping, name: str) -> dict:
-    recipe = run["recipe"]
-    kept = "_".join(x for x in name.split("_") if not x.startswith("seed") and x != recipe["text"])
-    facts = {"language": run["language"], "recipe": kept, "text": recipe["text"], "seed": recipe["seed"]}
+def recipe_of(run: Mapping) -> Recipe:
+    """Returns the recipe that a result file records."""
+    return Recipe(**run["recipe"] | {"projections": tuple(run["recipe"]["projections"])})
+
+
+def _facts(run: Mapping) -> dict:
+    recipe = recipe_of(run)
+    facts = {"language": run["language"], "recipe": recipe.label, "text": recipe.text, "seed": recipe.seed}
     return facts | {"share": 100 * run["share"], "seconds": run["training"]["seconds"]}
 
 

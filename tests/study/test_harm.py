@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import families
 import pytest
@@ -11,9 +12,9 @@ import torch
 from ssetools import profile_languages
 from ssetools.files import read_json
 from ssetools.loss import token_losses
-from study.harm import recipes, run, score, text
+from study.harm import recipes, run, score, summary, text
 from study.harm.recipes import Recipe
-from study.harm.tables import differences, mean_over_languages, read_results
+from study.harm.tables import differences, gain_by_drift, mean_over_languages, read_results
 
 TARGETS, SERVED = ("yo", "is"), ("en",)
 CODES = {"yo": "yor_Latn", "is": "isl_Latn", "en": "eng_Latn"}
@@ -178,3 +179,35 @@ def test_differences_are_paired_by_language(study):
     assert mean_over_languages(rows).loc[(first.name.rsplit("_", 1)[0], "general"), "languages"] == 2
     table = differences(rows, first.name.rsplit("_", 1)[0])
     assert (table["languages"] == 1).all(), "only the language that both have"
+
+
+def test_the_gain_under_a_drift_is_read_off_the_curve(monkeypatch):
+    monkeypatch.setattr(run, "CONTRAST_LANGUAGES", SERVED)
+    made = {"curve": curve(-0.5, 0.005, 0.02, 0.08)}
+    assert gain_by_drift(made, [0.02, 0.08, 1.0]) == pytest.approx([-25, -50, -50])
+    assert run.read_along(made["curve"], "target", [0.5]) == pytest.approx([-0.25])
+
+
+def test_the_summary_compares_on_the_languages_that_every_recipe_has(study, monkeypatch):
+    lape = Recipe(selection="lape", share=None, learning_rate=0.01, tokens=1024)
+    specific = Recipe(selection="specific mean", share=0.2, learning_rate=0.01, tokens=1024)
+    monkeypatch.setattr(summary, "NAMES", {specific.label: "specific", lape.label: "lape"})
+    monkeypatch.setattr(summary, "COMPARED", (specific, lape))
+    monkeypatch.setattr(summary, "SEARCHED", TARGETS)
+    monkeypatch.setattr(summary, "_COMMON", 1)
+    for lang, recipe in (("yo", specific), ("is", specific), ("yo", lape), ("yo", replace(lape, text="placebo"))):
+        assert study.make(lang, recipe)
+    found = summary.summarise(study.results.parent, "tiny")
+    rows = read_results(study.results.parent, "tiny").set_index(["recipe", "language", "text", "limit"])
+    gains = {r: rows.loc[(r.label, "yo", "own", "general"), "gain"] for r in (specific, lape)}
+    assert found["languages"] == ["yo"], "the comparison leaves out the language that one recipe lacks"
+    assert found["recipes"]["lape"]["means"]["general"]["gain"]["mean"] == pytest.approx(gains[lape], abs=1e-3)
+    assert len(found["recipes"]["lape"]["curve"]) == len(found["drifts"])
+    assert found["recipes"]["lape"]["curve"] == sorted(found["recipes"]["lape"]["curve"], reverse=True)
+    difference = found["differences"]["specific"]["lape"]["general"]["mean"]
+    assert difference == pytest.approx(gains[specific] - gains[lape], abs=1e-3)
+    assert set(found["by_language"]) == {"yo", "is"}
+    placebo = rows.loc[(lape.label, "yo", "placebo", "general"), "gain"]
+    assert found["beyond_placebo"]["lape"]["general"]["mean"] == pytest.approx(gains[lape] - placebo, abs=1e-3)
+    assert found["winner"]["recipe"] in ("specific", "lape")
+    assert found["runs"] == 4
