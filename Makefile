@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup finetune test unit book check-book notebooks colab compare lint format bench atlas clean
+.PHONY: setup finetune test unit book check-book notebooks colab compare equal-harm lint format bench atlas clean
 
 setup: $(VENV)/.ready
 
@@ -62,6 +62,14 @@ compare: setup
 	@$(PY) -m study.compare yo is ka --ablations --runs $(runs) --other-text $(other_text)
 	@$(PY) -m study.compare mt af cy mk lv lt sl sk et ne --like yo is ka --runs $(runs) \
 	  --other-text $(other_text)
+
+# Compares all methods at equal harm on running text: text=FOLDER with corpora/, ntrex/ and sib200/. A run takes about 15
+# minutes on one core; after an interruption the same command continues, and it may run in several terminals at once.
+equal-harm: setup
+	@test -n "$(text)" || { echo "Name the folder of corpora/, ntrex/ and sib200/: make equal-harm text=FOLDER" >&2; exit 1; }
+	@OMP_NUM_THREADS=1 $(PY) -m study.harm comparison placebo seeds rates amounts --corpora $(text)/corpora \
+	  --ntrex $(text)/ntrex --sib200 $(text)/sib200 --runs $(runs)
+	@$(PY) -m study.harm.summary
 
 book: setup
 	@start=$$(date +%s); $(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W --keep-going -q && \

@@ -19,6 +19,7 @@ from making import (
     figures,
     fooling,
     guide,
+    harm,
     language_pages,
     mathjax,
     results,
@@ -59,7 +60,7 @@ def make(folder: Path) -> None:
     """
     folder.mkdir(exist_ok=True)
     _write(language_pages.PAGES, {f"{code}.md": text for code, text in language_pages.pages().items()}, "*.md")
-    sources = (tables, compared, fooling, claims, guide, scoreboard, all_languages)
+    sources = (tables, compared, harm, fooling, claims, guide, scoreboard, all_languages)
     written = {f"{name}.md": text for source in sources for name, text in source.fragments().items()}
     written |= figures.draw_all()
     _write(folder, written | language_pages.pictures())

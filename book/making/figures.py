@@ -7,7 +7,7 @@ import io
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from making import compared, fooling, results
+from making import compared, fooling, harm, results
 from making.diagrams import DIAGRAMS, PAPERS
 from making.figures_fooling import FOOLING
 from making.figures_inside import INSIDE
@@ -29,7 +29,8 @@ def draw_all() -> dict[str, str]:
     files: dict[str, str] = {}
     for name, (diagram, alt) in DIAGRAMS.items():
         files |= _files(name, {theme: diagram(PAPERS[theme]) for theme in THEMES}, alt)
-    for name, (draw, alt) in {"gains": (gains, gains_alt_text), "methods": (methods, methods_alt_text)}.items():
+    of_results = {"gains": (gains, gains_alt_text), "methods": (methods, methods_alt_text)}
+    for name, (draw, alt) in (of_results | {"harm": (harm.figure, harm.alt_text)}).items():
         files |= _files(name, *_drawn(draw, alt))
     for name, (draw, alt) in INSIDE.items():
         files |= _files(name, *_drawn(draw, alt))

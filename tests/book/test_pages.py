@@ -13,6 +13,7 @@ from making import (
     figures,
     fooling,
     guide,
+    harm,
     language_pages,
     results,
     scoreboard,
@@ -23,7 +24,7 @@ from ssetools.languages import LANGUAGES
 
 BOOK = results.BOOK
 PAGES = sorted(BOOK.glob("*.md"))
-SOURCES = (tables, compared, fooling, claims, guide, scoreboard, all_languages)
+SOURCES = (tables, compared, harm, fooling, claims, guide, scoreboard, all_languages)
 
 
 def fragments():
@@ -242,11 +243,11 @@ def test_every_figure_is_drawn_for_both_themes_with_its_values_as_text(made_up):
     made = figures.draw_all()
     drawn = {name.removesuffix(".md").removeprefix("figure-") for name in made if name.endswith(".md")}
     assert drawn == {
-        *("pipeline", "subnetwork", "beside", "gains", "methods", "same-text", "layers"),
+        *("pipeline", "subnetwork", "beside", "gains", "methods", "harm", "same-text", "layers"),
         *(f"fooling-{name}" for name in ("bos", "memorised", "rates", "padding", "merging")),
     }
     alternatives = {}
-    for name in drawn:
+    for name in drawn - {"harm"}:  # of a summary of its own
         for theme in figures.THEMES:
             assert made[f"{name}-{theme}.svg"].startswith(("<svg", "<?xml"))
         light, dark = re.findall(r"^:alt: (.+)$", made[f"figure-{name}.md"], re.MULTILINE)
@@ -309,3 +310,66 @@ def test_the_description_of_the_atlas_has_its_results(monkeypatch):
         assert part in said
     del files["more_text"]
     assert claims.describe_atlas() == ""
+
+
+@pytest.fixture
+def equal_harm(tmp_path, monkeypatch):
+    """A summary of the study with easily recognised numbers."""
+
+    def means(gain):
+        cell = {"mean": gain, "low": gain - 2, "high": gain + 2, "languages": 3}
+        small = {"mean": 0.5, "low": None, "high": None, "languages": 3}
+        measures = dict.fromkeys(("drift", "neighbours", "english", "served", "scale", "validation"), small)
+        return dict.fromkeys(harm.LIMIT_TITLES, {"gain": cell, **measures})
+
+    def single(gain):
+        scores = {
+            "gain": gain,
+            "sib200": gain,
+            "ntrex": gain - 1,
+            "same genre": gain - 20,
+            "worst": "lt",
+            "worst_change": 7.0,
+        }
+        return dict.fromkeys(harm.LIMIT_TITLES, scores)
+
+    def difference(mean):
+        return dict.fromkeys(harm.LIMIT_TITLES, {"mean": mean, "low": mean - 1, "high": mean + 1, "languages": 3})
+
+    gains = {"lape": -45.0, "lora": -35.0, "full": -44.5}
+    found = {
+        "languages": ["is", "yo", "lt"],
+        "drifts": [0.01, 0.03, 0.05],
+        "recipes": {
+            name: {"share": 0.3, "seeds": [0], "means": means(gain), "curve": [gain / 2, gain, gain - 5]}
+            for name, gain in gains.items()
+        },
+        "differences": {"lape": {"lora": difference(-10.0), "full": difference(-0.5)}},
+        "by_language": {lang: {name: single(gain) for name, gain in gains.items()} for lang in ("is", "yo", "lt")},
+    }
+    (tmp_path / "harm" / results.MODEL).mkdir(parents=True)
+    (tmp_path / "harm" / results.MODEL / "summary.json").write_text(json.dumps(found))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return found
+
+
+def test_the_comparison_at_equal_harm_is_shown_in_order_of_gain(equal_harm):
+    made = harm.fragments()
+    rows = [line.split(" | ")[0].strip("| ") for line in made["harm-means"].splitlines()[2:]]
+    assert rows == [harm.TITLES[name] for name in ("lape", "full", "lora")]
+    assert "| −45.0<br><small>(−47.0\u00a0to\u00a0−43.0)</small> |" in made["harm-means"]
+    assert (
+        "LAPE gains more than LoRA, rank 18; the difference from all weights is inconclusive." in made["harm-findings"]
+    )
+    assert "Means over 3 of 13 languages (Icelandic, Yoruba and Lithuanian), one seed." in made["harm-scope"]
+    assert "Not measured in all of them yet: specific neurons" in made["harm-scope"]
+    assert "Lithuanian +7.0%, by Icelandic" in made["harm-neighbours"]
+    assert "| LoRA, rank 18 | −35.0 |" in made["harm-languages"]
+    assert "LAPE neurons (the paper's) −45.0" in harm.alt_text()
+    assert [len(line.get_xdata()) for line in harm.figure().axes[0].lines[:3]] == [4, 4, 4]
+
+
+def test_without_a_study_the_page_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert "make equal-harm" in harm.fragments()["harm-means"]
+    assert harm.figure() is None

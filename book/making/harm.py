@@ -1,0 +1,197 @@
+"""Tables, sentences and the figure of the comparison at equal harm, from the summary of the study."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from making.results import MODEL, PAGE_WIDTH, join_words, language_name, read
+from ssetools import plots
+from ssetools.languages import TARGET_LANGUAGES
+from ssetools.plots import PALETTE, RULE
+
+TITLES = {
+    "specific": "specific neurons, against the three most active languages",
+    "specific-mean": "specific neurons, against the mean of the languages",
+    "lape": "LAPE neurons (the paper's)",
+    "random": "random neurons",
+    "lora": "LoRA, rank 18",
+    "lora-32": "LoRA, rank 32",
+    "ia3": "IA3",
+    "ffn": "all FFN weights",
+    "full": "all weights",
+}
+LIMIT_TITLES = {
+    "drift 0.02": "drift ≤ 0.02",
+    "drift 0.03": "drift ≤ 0.03",
+    "neighbours": "neighbours' mean ≤ 0",
+    "general": "general limit only",
+}
+STYLES = {
+    name: (PALETTE[i % len(PALETTE)], marker, line)
+    for i, (name, marker, line) in enumerate(
+        zip(
+            ("lape", "full", "specific", "lora", "ffn", "random", "ia3", "specific-mean", "lora-32"),
+            "o*s^PvXDd",
+            ("-", "-", "-", "-", "-", "--", "-", "-", ":"),
+            strict=True,
+        )
+    )
+}
+_SHOWN_DRIFT = 0.06
+_NO_RESULTS = "```{note}\nNo results yet: `make equal-harm` runs the comparison.\n```\n"
+
+
+def fragments() -> dict[str, str]:
+    """Returns MyST text by the name of the file that pages include."""
+    found = summary()
+    if found is None:
+        empty = ("harm-findings", "harm-scope", "harm-neighbours")
+        return {"harm-means": _NO_RESULTS, "harm-languages": _NO_RESULTS, **dict.fromkeys(empty, "")}
+    return {
+        "harm-means": means_table(found),
+        "harm-findings": findings(found),
+        "harm-scope": scope(found),
+        "harm-languages": "\n".join(language_table(lang, x) for lang, x in found["by_language"].items()),
+        "harm-neighbours": neighbours_table(found),
+    }
+
+
+def summary() -> dict | None:
+    """Returns the summary of the study; None without one, or if no language has all methods."""
+    found = read(f"harm/{MODEL}/summary.json")
+    return found if found and found["languages"] else None
+
+
+def means_table(found: dict) -> str:
+    """Tabulates the mean gain under each limit, in descending order of gain at a drift of at most 0.03."""
+    lines = [f"| trained | weights | {' | '.join(LIMIT_TITLES.values())} |", "|:--|--:|" + "--:|" * len(LIMIT_TITLES)]
+    for name in _by_gain(found, "drift 0.03"):
+        recipe = found["recipes"][name]
+        cells = [_cell(recipe["means"][limit]["gain"]) for limit in LIMIT_TITLES]
+        lines.append(f"| {TITLES[name]} | {_share(recipe['share'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def neighbours_table(found: dict) -> str:
+    """Tabulates both kinds of harm at a drift of at most 0.03."""
+    lines = ["| trained | scale | drift | English | well-served | other under-served | worst one |"]
+    lines.append("|:--|--:|--:|--:|--:|--:|:--|")
+    for name in _by_gain(found, "drift 0.03"):
+        means = found["recipes"][name]["means"]["drift 0.03"]
+        worst = max(
+            ((of[name]["drift 0.03"], lang) for lang, of in found["by_language"].items() if lang in found["languages"]),
+            key=lambda x: x[0]["worst_change"],
+        )
+        cells = [f"{means['scale']['mean']:.2f}", f"{means['drift']['mean']:.3f}"]
+        cells += [_signed(means[x]["mean"], 2) + "%" for x in ("english", "served", "neighbours")]
+        affected = language_name(worst[0]["worst"]) if worst[0]["worst"] else "none"
+        cells.append(f"{affected} {_signed(worst[0]['worst_change'], 1)}%, by {language_name(worst[1])}")
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def language_table(lang: str, recipes: dict) -> str:
+    """Tabulates one language: gain under each limit by method, and the gain on each genre at a drift of at most 0.03."""
+    heads = [*LIMIT_TITLES.values(), "SIB-200", "NTREX", "training genre"]
+    lines = [f"::::{{dropdown}} {language_name(lang)}", "", f"| trained | {' | '.join(heads)} |"]
+    lines.append("|:--|" + "--:|" * len(heads))
+    for name in sorted(recipes, key=list(TITLES).index):
+        cells = [_signed(recipes[name][limit]["gain"], 1) for limit in LIMIT_TITLES]
+        cells += [_signed(recipes[name]["drift 0.03"][genre], 1) for genre in ("sib200", "ntrex", "same genre")]
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "The last three columns are at a drift of at most 0.03.", "::::"]) + "\n"
+
+
+def scope(found: dict) -> str:
+    """States which languages, methods and seeds the numbers are from, and what is missing."""
+    languages = found["languages"]
+    missing = [language_name(x) for x in TARGET_LANGUAGES if x not in languages]
+    seeds = max(len(recipe["seeds"]) for recipe in found["recipes"].values())
+    sentence = (
+        f"Means over {len(languages)} of {len(TARGET_LANGUAGES)} languages ({join_words([language_name(x) for x in languages])}), "
+        f"{'one seed' if seeds == 1 else f'up to {seeds} seeds'}."
+    )
+    without = [TITLES[name] for name in TITLES if name not in found["recipes"]]
+    if without:
+        sentence += f" Not measured in all of them yet: {join_words(without)}."
+    if missing:
+        sentence += f" Languages without results of every method yet: {join_words(missing)}."
+    return sentence + "\n"
+
+
+def findings(found: dict) -> str:
+    """States for each limit which method gains most, and which differences from LAPE have an interval clear of zero."""
+    lines = []
+    for limit, title in LIMIT_TITLES.items():
+        first = _by_gain(found, limit)[0]
+        gain = found["recipes"][first]["means"][limit]["gain"]["mean"]
+        rivals: dict[str, list[str]] = {"more": [], "less": [], "": []}
+        for other, limits in found["differences"].get("lape", {}).items():
+            low, high = limits[limit]["low"], limits[limit]["high"]
+            unclear = low is None or low <= 0 <= high
+            rivals["" if unclear else "more" if high < 0 else "less"].append(TITLES[other])
+        parts = [f"LAPE gains {word} than {join_words(rivals[word])}" for word in ("more", "less") if rivals[word]]
+        if rivals[""]:
+            parts.append(f"the difference from {join_words(rivals[''])} is inconclusive")
+        text = "; ".join(parts)
+        lines.append(
+            f"- **{title}**: {TITLES[first]} has the largest mean gain, {_signed(gain, 1)}. {text[:1].upper()}{text[1:]}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure() -> Figure | None:
+    """Draws the mean gain on validation text under every limit of drift, a curve for each method."""
+    found = summary()
+    if found is None:
+        return None
+    plots.style()
+    drawn, axes = plt.subplots(figsize=(PAGE_WIDTH, 4.6), layout="constrained")
+    drifts = [0.0] + [x for x in found["drifts"] if x <= _SHOWN_DRIFT]
+    for name in _by_gain(found, "drift 0.03"):
+        colour, marker, line = STYLES[name]
+        gains = [0.0, *found["recipes"][name]["curve"]][: len(drifts)]
+        axes.plot(drifts, gains, line, marker=marker, color=colour, markersize=5, label=TITLES[name])
+    axes.axvline(0.03, color=RULE, linewidth=1)
+    axes.set_xlabel("drift from the base, at most (nats per token)")
+    axes.set_ylabel("change of the loss (nats per token × 100)")
+    axes.invert_yaxis()
+    axes.set_title("Gain in the trained language; higher is better", fontsize=11)
+    drawn.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
+    return drawn
+
+
+def alt_text() -> str:
+    """Returns the text alternative of the figure."""
+    found = summary()
+    parts = [
+        f"{TITLES[name]} {_signed(found['recipes'][name]['means']['drift 0.03']['gain']['mean'], 1)}"
+        for name in _by_gain(found, "drift 0.03")
+    ]
+    return (
+        "Curves of the mean change of the loss in the trained language by the drift that is allowed, one for each method. "
+        f"On test text, at a drift of at most 0.03 nats: {'; '.join(parts)}."
+    )
+
+
+def _by_gain(found: dict, limit: str) -> list[str]:
+    recipes = found["recipes"]
+    return sorted(recipes, key=lambda name: recipes[name]["means"][limit]["gain"]["mean"])
+
+
+def _cell(value: dict) -> str:
+    text = _signed(value["mean"], 1)
+    if value["low"] is None:
+        return text
+    return f"{text}<br><small>({_signed(value['low'], 1)} to {_signed(value['high'], 1)})</small>".replace(
+        " to ", "\u00a0to\u00a0"
+    )
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _share(percent: float) -> str:
+    return "100%" if percent > 99 else f"{percent:.2g}%"
