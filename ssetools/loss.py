@@ -241,7 +241,7 @@ def _add_likely(
     # A product of a new shape makes oneDNN compile and keep a kernel, so that numbers of words are rounded up.
     count = -(-int((highest >= _LIKELY).sum()) // _ROUNDED_TO) * _ROUNDED_TO
     likely = highest.topk(min(count, len(highest)), sorted=False).indices
-    pulled.add_(powers[:, likely].to(rows.dtype) @ rows[likely])
+    pulled.add_(powers.index_select(1, likely).to(rows.dtype) @ rows.index_select(0, likely))
     others = powers.index_fill_(1, likely, 0)
     weights = scale.T @ others
     mean = (weights.to(rows.dtype) @ rows).float() / weights.sum().clamp_min(1e-30)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from making.results import MODEL, PAGE_WIDTH, join_words, language_name, read
+from making.results import BOOK, MODEL, PAGE_WIDTH, join_words, language_name, read
 from ssetools import plots
 from ssetools.languages import TARGET_LANGUAGES
 from ssetools.plots import PALETTE, RULE
@@ -47,8 +49,10 @@ def fragments() -> dict[str, str]:
     found = summary()
     if found is None:
         empty = ("harm-findings", "harm-scope", "harm-neighbours")
-        return {"harm-means": _NO_RESULTS, "harm-languages": _NO_RESULTS, **dict.fromkeys(empty, "")}
+        missing = {"harm-means": _NO_RESULTS, "harm-languages": _NO_RESULTS, **dict.fromkeys(empty, "")}
+        return missing | {"harm-corpora": corpora_table()}
     return {
+        "harm-corpora": corpora_table(),
         "harm-means": means_table(found),
         "harm-findings": findings(found),
         "harm-scope": scope(found),
@@ -101,6 +105,16 @@ def language_table(lang: str, recipes: dict) -> str:
         cells += [_signed(recipes[name]["drift 0.03"][genre], 1) for genre in ("sib200", "ntrex", "same genre")]
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "The last three columns are at a drift of at most 0.03.", "::::"]) + "\n"
+
+
+def corpora_table() -> str:
+    """Lists the training text: words, kind, licence, and the public repository and commit that it comes from."""
+    lines = ["| language | words | kind | licence | repository, commit |", "|:--|--:|:--|:--|:--|"]
+    with open(BOOK.parent / "study" / "harm" / "corpora.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            cells = [language_name(row["language"]), f"{int(row['words']):,}", row["kind"], row["licence"]]
+            lines.append(f"| {' | '.join(cells)} | {row['repository']} {row['commit']} |")
+    return "\n".join(lines) + "\n"
 
 
 def scope(found: dict) -> str:
