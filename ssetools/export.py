@@ -73,7 +73,8 @@ def export_run(
     else:
         sources = metrics["request"]["kinds"] if metrics else {}
         rescored = _merge(adapter, tokenizer, about["language"], sources, output)
-    (Path(output) / "README.md").write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
+    with atomic_write(Path(output) / "README.md") as scratch:
+        scratch.write_text(model_card(about, metrics, form, rescored), encoding="utf-8")
     return Path(output)
 
 

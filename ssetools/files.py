@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 from safetensors import safe_open
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file of weights, at even distances
 _ROWS = 8  # of each tensor, at even distances
+_FULL, _FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 _PACKAGES = ("ssetools", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "peft", "numpy")
 
 
@@ -34,9 +35,11 @@ def cache_dir() -> Path:
     """Returns the folder of downloaded models and texts: `$SSETOOLS_HOME`, else the user's cache folder."""
     if home := os.environ.get("SSETOOLS_HOME"):
         return Path(home).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ssetools"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")).expanduser() / "ssetools"
+    variable, place = ("LOCALAPPDATA", "~/AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", "~/.cache")
+    try:
+        return Path(os.environ.get(variable, place)).expanduser() / "ssetools"
+    except RuntimeError as error:
+        raise InvalidInput("This user has no home folder for caches: set SSETOOLS_HOME to a folder.") from error
 
 
 def model_dir(model: str, runs: str | Path = "runs") -> Path:
@@ -56,31 +59,45 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, and renames the file or folder made there to `path` only if the block succeeds.
 
     A folder replaces an earlier one that has no other files than the new one, and a README.md; otherwise it is a
-    `FileExistsError`. A full disk is an `OSError` with one sentence about free space.
+    `FileExistsError`. Other errors are those of `writing`.
     """
     path = Path(path)
     scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    scratch.mkdir(parents=True)
     new = scratch / path.name
     try:
-        yield new
-        readable(scratch)
-        if path.is_dir():
-            others = sorted({p.name for p in path.iterdir()} - {p.name for p in new.glob("*")} - {"README.md"})
-            if others:
-                raise FileExistsError(f"{path} holds other files ({', '.join(others[:3])}): name another folder.")
-            shutil.rmtree(path)
-        new.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        free = shutil.disk_usage(path.parent).free / 2**20
-        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free >= 1:
-            raise
-        said = f"The disk is full while writing {path} ({free:.0f} MiB free), and no partial file was left. Free some space"
-        raise OSError(
-            errno.ENOSPC, f"{said}, or set SSETOOLS_HOME (caches) or the runs folder to another disk"
-        ) from error
+        with writing(path):
+            scratch.mkdir(parents=True)
+            yield new
+            readable(scratch)
+            if path.is_dir():
+                others = sorted({p.name for p in path.iterdir()} - {p.name for p in new.glob("*")} - {"README.md"})
+                if others:
+                    raise FileExistsError(f"{path} holds other files ({', '.join(others[:3])}): name another folder.")
+                shutil.rmtree(path)
+            new.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk, while the block writes `path`, into an `OSError` with one sentence."""
+    try:
+        yield
+    except Exception as error:
+        code, said = getattr(error, "errno", None), str(error).lower()
+        # safetensors and tokenizers report a full disk in words, torch.save by a RuntimeError without any.
+        full = code in _FULL or any(os.strerror(x).lower() in said for x in _FULL)
+        free = shutil.disk_usage(next(x for x in path.absolute().parents if x.exists())).free / 2**20
+        elsewhere = "or set SSETOOLS_HOME (caches) or the runs folder to another disk"
+        if full or isinstance(error, RuntimeError) and free < 1:
+            said = f"The disk is full while writing {path} ({free:.0f} MiB free). Free some space, {elsewhere}"
+            raise OSError(errno.ENOSPC, f"{said}; the same command then goes on.") from error
+        refused = Path(str(getattr(error, "filename", None))).absolute()
+        if code in _FORBIDDEN and (path.name in refused.name or refused in path.absolute().parents):
+            error = cast(OSError, error)
+            raise OSError(code, f"{path} cannot be written ({error.strerror}): allow it, {elsewhere}.") from error
+        raise
 
 
 def readable(folder: Path) -> None:
@@ -298,9 +315,8 @@ def cached_folder(name: str, build: Callable[[Path], dict], wanted: Mapping[str,
     folder = cache_dir() / name
     if not _fault(folder, wanted):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may find it missing: one builds, the others wait and use the result.
-    with FileLock(folder.parent / f"{folder.name}.lock"):
+    with writing(folder), FileLock(folder.parent / f"{folder.name}.lock"):
         if fault := _fault(folder, wanted):
             if folder.exists():
                 print(f"The cached {name} is not used ({fault}); building it again.", flush=True)

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from ssetools.errors import InvalidInput
-from ssetools.files import cache_dir, digest_of, kept, read_json, write_json
+from ssetools.files import cache_dir, digest_of, kept, read_json, write_json, writing
 from ssetools.progress import progress
 from ssetools.text.streams import TextStream
 
@@ -128,8 +128,7 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
     name = digest_of(facts)[:24]
     folder = cache_dir() / "tokens" / name
     if not _complete(folder, facts):  # asked without the lock too, since a shared cache may be read-only
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{name}.lock"):
+        with writing(folder), FileLock(folder.parent / f"{name}.lock"):
             if not _complete(folder, facts):
                 _write(tokenizer, stream, wanted, folder, facts)
     return PackedWindows(np.memmap(folder / "tokens.bin", np.uint32, "r"), bos_ids(tokenizer), window)
@@ -150,7 +149,7 @@ def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, 
         print(f"Packing of {stream.source} resumes after {state['tokens']:,} tokens.", flush=True)
     left_out = state["lines_left_out"] - stream.overlap.lines
     bar = progress(wanted, f"Packing {stream.source} ({stream.lang})", "tokens", state["tokens"])
-    with bar, open(folder / "tokens.bin", "ab") as file:
+    with bar, writing(folder / "tokens.bin"), open(folder / "tokens.bin", "ab") as file:
         file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
         for texts, position in stream.blocks(state["position"]) if state["tokens"] < wanted else ():
             for piece in encode_texts(tokenizer, texts) if texts else ():

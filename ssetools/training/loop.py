@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
-from ssetools.files import atomic_write, differences, digest
+from ssetools.files import atomic_write, differences, digest, writing
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.progress import progress
@@ -265,7 +265,7 @@ class Run:
 
 
 def _write_log(path: Path, mode: str, rows: Sequence[dict[str, Any]]) -> None:
-    with open(path, mode, newline="") as file:
+    with writing(path), open(path, mode, newline="") as file:
         csv.DictWriter(file, [*_LOG_COLUMNS]).writerows(rows)
 
 

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from ssetools.files import (
 from ssetools.neurons.counts import ActivationProfile
 from ssetools.progress import progress
 from ssetools.text import embedded
+from ssetools.training import loop
 
 
 @pytest.fixture
@@ -109,6 +112,57 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         profile.save(tmp_path / "p.safetensors")
     assert caught.value.errno == errno.ENOSPC
     assert leftovers(tmp_path) == []
+
+
+SAYS_FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    Exception("No space left on device (os error 28)"),  # of tokenizers; safetensors says it alike
+]
+
+
+@pytest.mark.parametrize("error", SAYS_FULL, ids=["Python", "Rust"])
+def test_a_full_disk_is_told_by_any_library_in_one_sentence(tmp_path, error):
+    def fill():
+        with atomic_write(tmp_path / "new" / "model") as scratch:
+            scratch.mkdir()
+            (scratch / "half").touch()
+            raise error
+
+    with pytest.raises(OSError, match=r"^\[Errno 28\] The disk is full while writing .*model \(\d+ MiB free\)"):
+        fill()
+    assert leftovers(tmp_path) == ["new"]
+
+
+def test_another_error_on_a_disk_with_space_is_raised_as_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="^stop$"), atomic_write(tmp_path / "model"):
+        raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("write", ["a file", "a cache"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(home, monkeypatch, code, write):
+    def refuse(path, *_, **__):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("os.mkdir", refuse)
+    with pytest.raises(OSError, match=r"thing cannot be written \(.*\): allow it, or set SSETOOLS_HOME") as caught:
+        write_json(home / "thing", {}) if write == "a file" else cached_folder("thing", built_once)
+    assert caught.value.errno == code
+
+
+def test_without_a_home_folder_the_cache_asks_for_one(monkeypatch):
+    for name in ("SSETOOLS_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.os.path.expanduser", lambda path: path)  # of a user whom the system does not know
+    with pytest.raises(InvalidInput, match="set SSETOOLS_HOME to a folder"):
+        cache_dir()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_the_log_of_a_run(tmp_path):
+    (tmp_path / "log.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"The disk is full while writing .*log\.csv"):
+        loop._write_log(tmp_path / "log.csv", "a", [{"step": 1}])
 
 
 def test_damaged_tensors_are_named(tmp_path):

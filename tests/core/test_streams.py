@@ -1,5 +1,7 @@
 """Streams of training text: order, what is left out, packing to a file, resume, and training on it."""
 
+import errno
+import io
 import json
 import random
 
@@ -235,6 +237,23 @@ def test_a_packing_whose_last_file_fails_loses_nothing(web, word_tokenizer, tmp_
     with pytest.raises(OSError, match="disk full"):
         pack(web, word_tokenizer)
     monkeypatch.setattr(packing, "write_json", write)
+    assert pack(web, word_tokenizer).tokens.tolist() == expected.tokens.tolist()
+
+
+def test_a_packing_on_a_full_disk_names_its_file_and_goes_on(web, word_tokenizer, tmp_path, monkeypatch):
+    expected = pack(web, word_tokenizer)
+    monkeypatch.setenv("SSETOOLS_HOME", str(tmp_path / "full"))
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "open", Full, raising=False)
+        with pytest.raises(OSError, match=r"The disk is full while writing .*tokens\.bin"):
+            pack(web, word_tokenizer)
     assert pack(web, word_tokenizer).tokens.tolist() == expected.tokens.tolist()
 
 
