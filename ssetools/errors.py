@@ -34,3 +34,7 @@ class MissingPackage(UserError, ModuleNotFoundError):
 
 class TrainingDiverged(UserError, FloatingPointError):
     """The loss is no longer a finite number."""
+
+
+class OutOfMemory(UserError, MemoryError):
+    """A training run does not fit the memory; the message has the run's plan and the settings that need less."""

@@ -9,19 +9,23 @@ get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json, metrics-scale0.
 from __future__ import annotations
 
 import math
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ssetools import processes
-from ssetools.errors import InvalidInput
+from ssetools.errors import InvalidInput, OutOfMemory
 from ssetools.evaluation.perplexity import change, score_languages
 from ssetools.files import digest_of, kept, model_dir, provenance, read_json, run_dir, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language, num_words
-from ssetools.models import model_precision, model_source, num_parameters
+from ssetools.memory_plan import GIB, plan_memory
+from ssetools.models import device_of, model_precision, model_source, num_parameters, quantization_of
 from ssetools.neurons.counts import ActivationProfile, profile_languages
 from ssetools.neurons.selection import neurons_per_layer, select_neurons, select_specific
 from ssetools.neurons.sets import LayerNeurons, NeuronSets
@@ -34,6 +38,7 @@ from ssetools.training.methods import METHODS, check_method, load_adapter, metho
 
 TOKENS_PER_LANGUAGE = 2048
 _BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
+_NO_MEMORY = "allocate memory|enough memory|out of memory"
 _RETRAIN = "Ask for the same (text and neuron_ids are digests), name another seed, or delete the run's folder."
 
 
@@ -149,7 +154,8 @@ def get_run(
 ) -> Path:
     """Attaches the adapter of `runs/<model>/<lang>/<method>-seed<k>`, training it first when there is none.
 
-    Returns the folder. A ValueError if a finished run there has other settings, or trained other neurons or on other text.
+    Returns the folder. A ValueError if a finished run there has other settings, or trained other neurons or on other text;
+    `OutOfMemory` with the run's plan.
 
     Args:
         model: A causal language model.
@@ -201,8 +207,26 @@ def get_run(
     options["validation_texts"] = _validation_texts(plan.train, lang)
     options["retention_texts"] = _retention_texts(plan, lang) if scale == "auto" else None
     trained = "subnetwork" if METHODS[method].selection else method
-    finetune(model, tokenizer, texts, trained, chosen, **options, **training)
+    try:
+        finetune(model, tokenizer, texts, trained, chosen, **options, **training)
+    except (MemoryError, RuntimeError) as error:  # the latter of PyTorch, on CPUs without a class of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(_NO_MEMORY, str(error)):
+            raise
+        traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
+        raise OutOfMemory(_memory_advice(model, trained, chosen, training)) from error
     return folder
+
+
+def _memory_advice(model: nn.Module, method: str, neurons: LayerNeurons | None, training: dict[str, Any]) -> str:
+    """Says how much memory a run needs, and which settings need less."""
+    source, device = model_source(model), "cuda" if device_of(model).type == "cuda" else "cpu"
+    quantized = quantization_of(model) is not None
+    plan = plan_memory(source["model"], neurons, method, quantized, source["dtype"], device, **training)
+    return (
+        f"Training ran out of memory. `ssetools plan` estimates {plan.peak / GIB:.2f} GiB for this run on {device}, "
+        f"{plan.step / GIB:.2f} GiB of it for a step. Lower batch_size ({training['batch_size']}) or window "
+        f"({training['window']}), or set checkpoint_activations=True (--batch-size, --window, --checkpoint-activations)."
+    )
 
 
 def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:

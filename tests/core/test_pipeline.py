@@ -1,5 +1,6 @@
 """The steps of a study on a tiny model and a folder of made-up languages: found, made, refused, reported."""
 
+import itertools
 import json
 import math
 import random
@@ -13,11 +14,13 @@ import torch
 from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
+from ssetools.errors import OutOfMemory
 from ssetools.evaluation.inside import deactivation_matrix
 from ssetools.models import model_revision
 from ssetools.report import report
 from ssetools.steps import _validation_texts, get_metrics, get_neurons, get_profile, get_run, neurons_for, summarise
 from ssetools.text.sources import TextPlan
+from ssetools.training import loop
 
 
 def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypatch):
@@ -38,6 +41,45 @@ def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypa
     neurons, folder = trained(study)
     assert "Found the adapter" in capsys.readouterr().out
     assert get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS) == json.loads(json.dumps(metrics))
+
+
+def no_memory_on_cuda():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [no_memory_on_cuda, lambda: torch.empty(2**50), lambda: bytearray(2**60)])
+def test_a_run_without_enough_memory_says_what_it_needs_and_starts_again(study, monkeypatch, allocate):
+    model, _, _ = study
+    settings = r"Lower batch_size \(2\) or window \(16\), or set checkpoint_activations=True"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "chunked_loss", lambda *_: allocate())
+        with pytest.raises(OutOfMemory, match=rf"estimates 0\.\d+ GiB for this run on cpu, .*{settings}"):
+            trained(study)
+    assert getattr(model, "ssetools_adapter", None) is None
+    trained(study)
+
+
+def test_another_error_of_training_is_raised_as_it_is(study, monkeypatch):
+    monkeypatch.setattr(loop, "chunked_loss", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        trained(study)
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(study, monkeypatch):
+    model, tokenizer, plan = study
+    now = itertools.count(1e9, -3600)
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: next(now))
+        patch.setattr("tqdm.std.time", lambda: next(now))
+        _, folder = trained(study)
+        backwards = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert next(now) < 1e9 - 3600, "the clock was read"
+    Subnetwork.attached_to(model).detach()
+    shutil.rmtree("runs")
+    _, folder = trained(study)
+    metrics = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
+    assert metrics["after"] == backwards["after"]
+    assert not [path for path in Path().rglob(".*")], "no scratch file is left"
 
 
 def test_a_streamed_corpus_trains_from_the_hubs_layout(study, tmp_path):
