@@ -12,13 +12,13 @@ _EVERY = 10  # seconds between lines
 
 
 class _Lines:
-    """Turns tqdm's redrawn bar into lines, and leaves out what it writes to clear the bar."""
+    """Turns tqdm's redrawn bar into lines, and leaves out what it writes to clear the bar and to leave an inner one."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n "):
+        if text := text.replace("\x1b[A", "").strip("\r\n "):
             self.stream.write(text + "\n")
 
     def flush(self) -> None:

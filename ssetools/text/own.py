@@ -176,7 +176,8 @@ def read_documents(path: Path, column: str = "") -> Iterator[str]:
     readers = {".txt": _paragraphs, ".jsonl": _json_rows, ".parquet": _parquet_rows}
     for number, text in enumerate(readers.get(path.suffix.lower(), _csv_rows)(path, column), 1):
         if not isinstance(text, str | None):
-            raise InvalidInput(f"{path}, row {number}: the text is {str(text)[:80]!r} of type {type(text).__name__}.")
+            place = f"{'row' if path.suffix.lower() == '.parquet' else 'line'} {number}"
+            raise InvalidInput(f"{path}, {place}: the text is {str(text)[:80]!r} of type {type(text).__name__}.")
         if text and text.strip():
             yield text.strip()
 
@@ -231,12 +232,16 @@ def _csv_rows(path: Path, column: str) -> Iterator[Any]:
     options: Any = {"strict": True}
     if path.suffix.lower() == ".tsv":
         options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows = csv.DictReader((f"{line}\n" for line in _lines(path)), **options)
+    rows, first = csv.reader((f"{line}\n" for line in _lines(path)), **options), 1
     try:
-        name = _column_of(path, list(rows.fieldnames or ()), column)
-        yield from (row[name] for row in rows)
+        names = next(rows, [])
+        place = names.index(_column_of(path, names, column))
+        first = rows.line_num + 1
+        for row in rows:
+            yield row[place] if place < len(row) else None
+            first = rows.line_num + 1  # of the next row, which may span several lines
     except csv.Error as error:
-        raise InvalidInput(f"{path}, line {rows.line_num} is not CSV: {error}.") from error
+        raise InvalidInput(f"{path}, the row from line {first} on is not CSV: {error}.") from error
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Any]:

@@ -77,6 +77,8 @@ def parse_sources(text: str) -> tuple[Source, ...]:
             sources.append(Source(name, folder))
         else:
             path, _, column = (part, "", "") if Path(part).exists() else part.partition("#")
+            if not path:
+                raise InvalidInput(f"Source {part!r} names a column and no file: write FILE#{column or 'COLUMN'}.")
             sources.append(Source(_OWN, path, column))
     return tuple(sources)
 
@@ -230,8 +232,8 @@ def plan_texts(source: str, other_text: str, lang: str) -> TextPlan:
     same_genre: tuple[str, ...] = ()
     for part in [*train, *unseen]:
         corpus = HUB_CORPORA.get(part.name)
-        of = f" ({corpus.title if corpus else part})" if part.genre in genres else ""
-        genres[part.genre + of] = str(part)
+        names = [part.genre, f"{part.genre} ({corpus.title if corpus else part})", f"{part.genre} ({part})"]
+        genres[next((name for name in names if name not in genres), names[-1])] = str(part)
         same_genre = tuple(genres) if part in train else same_genre
         if corpus is None:  # corpora of the hub have every split
             for split in SPLITS if part in train else ("test",):

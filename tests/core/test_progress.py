@@ -54,3 +54,25 @@ def test_processes_beside_the_main_one_show_nothing(capsys, clock):
             clock[0] += 30
             bar.update()
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_of_nested_bars_has_plain_lines(capsys, clock):
+    with progress.progress(3, "Scoring", "genres") as outer:
+        for _ in range(3):
+            with progress.progress(40, "Reading", "files") as inner:
+                for _ in range(40):
+                    clock[0] += 1
+                    inner.update()
+            outer.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert {line.split(":")[0] for line in lines} == {"Scoring", "Reading"}
+    assert all(re.fullmatch(r"(Scoring|Reading): \d+ of \d+ \w+, (\d\d:\d\d|\?) left", line) for line in lines), lines
+
+
+def test_a_clock_that_is_set_back_stops_nothing(capsys, clock):
+    with progress.progress(200, "Scoring", "windows") as bar:
+        for number in range(200):
+            clock[0] += -3600 if number == 50 else 1
+            bar.update()
+        assert bar.n == 200
+    assert all(line.startswith("Scoring: ") for line in capsys.readouterr().err.splitlines())

@@ -50,6 +50,9 @@ def test_a_source_is_parsed_once_and_given_back(tmp_path, monkeypatch):
     for empty in ("", "udhr+", " + "):
         with pytest.raises(InvalidInput, match="A source of text is empty"):
             parse_sources(empty)
+    for column in ("#text", "udhr+#", "# text"):
+        with pytest.raises(InvalidInput, match="names a column and no file"):
+            parse_sources(column)
     (tmp_path / "c++ manuals").mkdir()
     monkeypatch.chdir(tmp_path)
     assert [str(x) for x in parse_sources("c++ manuals")] == ["c++ manuals"], "a path that exists is not split"
@@ -83,7 +86,9 @@ def test_without_the_hub_an_embedded_source_is_the_unseen_genre(offline, own, mo
 def test_copies_of_one_corpus_leave_the_unseen_genre_unseen(offline, tmp_path):
     copies = "+".join(hub_layouts.glotcc(tmp_path / name, ["oju ewe"]) for name in "ABC")
     plan = plan_texts(copies, "sib200", "yo")
-    assert (plan.same_genre, plan.unseen_genre) == (("web pages", "web pages (GlotCC)"), "articles")
+    third = f"web pages (glotcc:{tmp_path / 'C'})"
+    assert (plan.same_genre, plan.unseen_genre) == (("web pages", "web pages (GlotCC)", third), "articles")
+    assert "+".join(plan.genres[genre] for genre in plan.same_genre) == copies
 
 
 def test_a_language_without_sentences_is_planned_without_them(monkeypatch, tmp_path, own):
