@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 import noise
 import papermill
-from making import claims, contents
+from making import claims, contents, harm
 from making.results import join_words
 from nbformat import NotebookNode
 
@@ -253,7 +253,8 @@ def with_results(readme: str) -> str:
     if inconclusive:
         lines += ["", f"The 95% interval of the change on {unseen} includes zero in {join_words(inconclusive)}."]
     texts = {"results": "\n".join(lines)}
-    for mark, text in (("compare", claims.describe_comparison()), ("atlas", claims.describe_atlas())):
+    described = {"harm": harm.describe(), "compare": claims.describe_comparison(), "atlas": claims.describe_atlas()}
+    for mark, text in described.items():
         texts[mark] = textwrap.fill(text, 120)
     for mark, text in texts.items():
         pattern = rf"(?s)(<!-- {mark} -->\n).*?(\n<!-- end -->)"

@@ -6,8 +6,6 @@ from making.compared import METHOD_TITLES, as_change, benchmark, summary
 from making.results import join_words, metrics_by_language, read, table_cell, with_interval
 from ssetools.training.methods import METHODS
 
-MODEL_WEIGHTS = 268_098_176
-"""Weights of the embedded model."""
 DEFAULT_TOKENS = 16_384
 """Default number of training tokens in the comparison."""
 
@@ -22,26 +20,12 @@ def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that pages include."""
     comparison = summary()
     return {
-        "front-methods": methods_on_average(comparison) if comparison else _NO_COMPARISON,
         "front-findings": findings(comparison) if comparison else "",
         "which-costs": costs(comparison) if comparison else _NO_COMPARISON,
         "which-amounts": amounts(comparison) if comparison else _NO_COMPARISON,
         "bigger-predicted": predicted(),
         "bigger-measured": measured_runs(),
     }
-
-
-def methods_on_average(comparison: dict) -> str:
-    """Returns a row for each method in descending order of gain: gain, change in other languages, drift, share of weights."""
-    means = comparison["over_languages"]
-    lines = ["| trained | the language | other languages | drift | weights |", "|:--|--:|--:|--:|--:|"]
-    for name in sorted(means, key=lambda x: means[x][_GAIN]["value"]):
-        sizes = [x["methods"][name]["parameters"] for x in comparison["languages"].values() if name in x["methods"]]
-        share = 100 * sum(sizes) / len(sizes) / MODEL_WEIGHTS
-        cells = [table_cell(as_change(means[name][measure])) for measure in (_GAIN, _HARM)]
-        cells += [f"{means[name]['drift']['value']:.2f}", f"{share:.2g}%" if share < 99 else "100%"]
-        lines.append(f"| {METHOD_TITLES[name]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def findings(comparison: dict) -> str:

@@ -191,7 +191,6 @@ def test_tables_and_sentences_show_the_results(made_up):
     assert "40% of the tokens are padding" in made["fooling-padding.md"]
     assert "| gate | 1.0e-03 | 1.0e-04 | 90% |" in made["fooling-merging.md"]
     assert "No results yet: Maltese, Afrikaans" in made["not-yet.md"]
-    assert "| the language's neurons (LAPE) | −10.0%<br>" in made["front-methods.md"]
     assert "on average over 9 languages" in made["front-findings.md"]
     assert "This is better than with random neurons of the same layers." in made["front-findings.md"]
     assert "| 4,096 tokens | Yoruba | −10.0%" in made["which-amounts.md"]
