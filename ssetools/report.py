@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def report(metrics: Mapping) -> str:
+_GUIDE = "https://github.com/ssetools/ssetools/blob/main/book/which_method.md"
+
+
+class Report(str):
+    """The report of a run as text. A notebook shows the same lines around an HTML table."""
+
+    table: pandas.DataFrame
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        above, _, below = self.split("\n\n")
+        table = self.table.to_html(index=False, border=0, justify="left")
+        return f"<pre>{html.escape(above)}</pre>\n{table}\n<pre>{html.escape(below)}</pre>"
+
+
+def report(metrics: Mapping) -> Report:
     """Writes a run's metrics.json as text: what was trained, the table of perplexities, and where the adapter is."""
     about = metrics["adapter"]
     name = f"{get_language(about['language']).name} ({about['language']})"
@@ -41,7 +59,10 @@ def report(metrics: Mapping) -> str:
     rows = [table.columns.to_list(), *table.to_numpy().tolist()]
     width = max(36, *(len(row[0]) + 2 for row in rows))
     lines += [f"  {text:<{width}}{before:>8}{after:>8}  {change}" for text, before, after, change in rows]
-    return "\n".join([*lines, "", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}"])
+    lines += ["", f"  {metrics['reason']}", f"  adapter: {metrics['folder']}", f"  other methods and scales: {_GUIDE}"]
+    text = Report("\n".join(lines))
+    text.table = table
+    return text
 
 
 def report_table(metrics: Mapping) -> pandas.DataFrame:

@@ -22,12 +22,13 @@ from making import (
     harm,
     language_pages,
     mathjax,
+    plane,
     results,
     scoreboard,
     tables,
 )
 
-SCRIPTS = {"book/lape": "lape.js", "book/all_languages": "languages.js"}
+SCRIPTS = {"book/lape": "lape.js", "book/all_languages": "languages.js", "book/which_method": "plane.js"}
 """Scripts of interactive pages, in the folder `static`, by page."""
 GENERATED = results.BOOK / "_generated"
 STATIC = Path(__file__).parent / "static"
@@ -60,7 +61,7 @@ def make(folder: Path) -> None:
     """
     folder.mkdir(exist_ok=True)
     _write(language_pages.PAGES, {f"{code}.md": text for code, text in language_pages.pages().items()}, "*.md")
-    sources = (tables, compared, harm, fooling, claims, guide, scoreboard, all_languages)
+    sources = (tables, compared, harm, fooling, claims, guide, plane, scoreboard, all_languages)
     written = {f"{name}.md": text for source in sources for name, text in source.fragments().items()}
     written |= figures.draw_all()
     _write(folder, written | language_pages.pictures())

@@ -242,8 +242,15 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return bos_ids(tokenizer) + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def continue_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = 40) -> str:
-    """Lets the model continue `prompt`, taking the likeliest token each time; returns prompt and continuation."""
+def continue_text(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int = 40,
+    seed: int | None = None,
+    **sampling: Any,
+) -> str:
+    """Lets the model continue `prompt`; returns prompt and continuation. The last arguments are those of `generate_ids`."""
     ids = prompt_ids(tokenizer, prompt)
-    (continuation,) = generate_ids(model, tokenizer, [ids], new_tokens).tolist()
+    (continuation,) = generate_ids(model, tokenizer, [ids], new_tokens, seed=seed, **sampling).tolist()
     return " ".join(str(tokenizer.decode(ids + continuation, skip_special_tokens=True)).split())

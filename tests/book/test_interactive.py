@@ -12,6 +12,14 @@ PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page
 <link rel="stylesheet" href="{static}/book.css"></head><body><main><h1>Page</h1>{body}</main>
 <script src="{static}/{script}"></script></body></html>"""
 EXPLORER = '<div id="lape-explorer" class="lape-explorer"></div>'
+PLANE = """<div class="plane" role="group" aria-label="Interactive figure"><script type="application/json">
+{"dial": "scale", "gain": {"title": "loss", "digits": 1}, "note": "Made up.",
+ "harms": [{"key": "drift", "title": "drift", "digits": 2}, {"key": "others", "title": "other languages", "digits": 1}],
+ "methods": [
+  {"name": "the neurons", "settings": [{"at": "0", "gain": 0, "drift": 0, "others": 0},
+    {"at": "0.5", "gain": -4, "drift": 0.01, "others": -0.2}, {"at": "1", "gain": -6, "drift": 0.03, "others": 1.5}]},
+  {"name": "LoRA", "settings": [{"at": "0", "gain": 0, "drift": 0, "others": 0},
+    {"at": "1", "gain": -8, "drift": 0.2, "others": 2}]}]}</script></div>"""
 LIST = """<div class="all-languages"><table><thead><tr><th>language</th><th>code</th></tr></thead><tbody>
 <tr><td>Hausa</td><td>ha</td></tr><tr><td>Yoruba (Yorùbá)</td><td>yo</td></tr></tbody></table></div>"""
 
@@ -75,3 +83,24 @@ def test_the_list_of_languages_is_filtered(visit):
         assert await page.get_by_text("1 of 2 languages").count() == 1
 
     visit(LIST, "languages.js", act)
+
+
+def test_the_plane_follows_method_and_dial(visit):
+    async def act(page):
+        said = page.locator(".plane-value")
+        assert await said.text_content() == "The neurons at scale 1: loss −6.0; drift +0.03; other languages +1.5."
+        right = float(await page.locator("circle").get_attribute("cx"))
+        # By keyboard alone: one step down, then the other method, and back to the setting that was left.
+        await page.get_by_label("Scale").focus()
+        await page.keyboard.press("ArrowLeft")
+        assert await said.text_content() == "The neurons at scale 0.5: loss −4.0; drift +0.01; other languages −0.2."
+        assert float(await page.locator("circle").get_attribute("cx")) < right
+        await page.get_by_label("the neurons").focus()
+        await page.keyboard.press("ArrowDown")
+        assert await said.text_content() == "LoRA at scale 1: loss −8.0; drift +0.20; other languages +2.0."
+        await page.keyboard.press("ArrowUp")
+        assert "neurons at scale 0.5" in await said.text_content()
+        await page.get_by_label("other languages").check()
+        assert await page.get_by_text("other languages; left is less harm").count() == 1
+
+    visit(PLANE, "plane.js", act)

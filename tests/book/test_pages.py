@@ -15,16 +15,18 @@ from making import (
     guide,
     harm,
     language_pages,
+    plane,
     results,
     scoreboard,
     tables,
 )
 
 from ssetools.languages import LANGUAGES
+from study.harm.recipes import LAPE, LORA_32
 
 BOOK = results.BOOK
-PAGES = sorted(BOOK.glob("*.md"))
-SOURCES = (tables, compared, harm, fooling, claims, guide, scoreboard, all_languages)
+PAGES = sorted([*BOOK.glob("*.md"), *BOOK.glob("*.ipynb")])
+SOURCES = (tables, compared, harm, fooling, claims, guide, plane, scoreboard, all_languages)
 
 
 def fragments():
@@ -144,7 +146,7 @@ def test_numbers_are_formatted():
 
 def test_pages_include_every_fragment():
     made = {*fragments(), *figures.draw_all()}
-    included = {name for page in PAGES for name in re.findall(r"\{include\} _generated/(\S+)", page.read_text())}
+    included = {name for page in PAGES for name in re.findall(r"\{include\} _generated/([\w.-]+)", page.read_text())}
     assert included == {name for name in made if name.endswith(".md")}
 
 
@@ -210,6 +212,38 @@ def test_a_claim_is_confirmed_if_its_interval_excludes_zero(value, low, high, st
     monkeypatch.setattr(scoreboard, "summary", lambda: found)
     assert scoreboard.against("full")[0] == getattr(scoreboard, status)
     assert scoreboard.against("lora") == (scoreboard.UNTESTED, scoreboard.UNMEASURED)
+
+
+def test_the_plane_has_the_mean_of_each_method_along_its_scale(tmp_path, monkeypatch):
+    for lang, recipe, gain in (
+        ("is", LAPE, -0.4),
+        ("yo", LAPE, -0.6),
+        ("is", LORA_32, -0.8),
+        ("yo", LORA_32, -0.8),
+        ("lt", LAPE, 9),
+    ):
+        curve = [
+            {"scale": s, "target": gain * s, "drift": 0.03 * s * s, "served": {"en": 0.02 * s}, "neighbours": -0.01 * s}
+            for s in (0.0, 1 / 3, 2 / 3, 1.0)
+        ]
+        path = tmp_path / "harm" / results.MODEL / lang / f"{recipe.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"curve": curve}))
+    monkeypatch.setattr(plane, "RESULTS", tmp_path)
+    data = plane.along_scales()
+    assert [x["name"] for x in data["methods"]] == [harm.TITLES["lape"], harm.TITLES["lora-32"]]
+    half, full = data["methods"][0]["settings"][10], data["methods"][0]["settings"][20]
+    assert half == {"at": "0.50", "gain": -0.25, "drift": 0.0075, "served": 1.0, "neighbours": -0.5}
+    assert full["gain"] == -0.5, "Lithuanian, which lacks a method, is left out"
+    assert "Mean over Icelandic and Yoruba" in data["note"]
+
+
+def test_the_plane_has_learning_rates_while_there_is_no_curve_along_the_scale(monkeypatch):
+    monkeypatch.setattr(plane, "RESULTS", BOOK / "no results")
+    data = json.loads(re.search(r"json\">(.*)</script>", plane.fragments()["plane"])[1])
+    assert data["dial"] == "learning rate"
+    assert all(x["settings"][0] == {"at": "0", "gain": 0.0, "drift": 0.0, "others": 0.0} for x in data["methods"])
+    assert max(x["drift"] for method in data["methods"] for x in method["settings"]) <= 0.15
 
 
 def test_every_language_is_listed_with_its_texts():

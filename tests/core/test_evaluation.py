@@ -186,6 +186,8 @@ def test_continuation_is_deterministic(word_tokenizer):
     model = families.tiny_model("llama")
     once = continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
     assert once == continue_text(model, word_tokenizer, "w5 w6", new_tokens=5)
+    drawn = [continue_text(model, word_tokenizer, "w5 w6", 5, seed=seed, top_p=0.9) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2], "with a seed, tokens are drawn"
 
 
 @pytest.mark.parametrize("load_in_8bit", [False, True])

@@ -110,6 +110,13 @@ def test_the_report_has_gain_retention_size_and_path(study, capsys):
         str(folder),
     ):
         assert part in table
+    shown = table._repr_html_()
+    assert shown.count("</tr>") == 1 + len(table.table) > 2
+    assert all(f"<td>{cell}</td>" in shown for cell in table.table["change (95% interval)"])
+    assert shown.index("weights trained") < shown.index("<table") < shown.index(str(folder)), (
+        "the other lines stand around it"
+    )
+    assert repr(table) == table, "a terminal shows text"
     capsys.readouterr()
     assert cli.main(["report", "yo", "--model", "tiny"]) == 0
     assert capsys.readouterr().out.strip() == table.strip()
