@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from ssetools import finetune, stream_texts
 from ssetools.files import provenance, write_json
 from ssetools.languages import get_language
-from ssetools.text.embedded import gemma_folder
+from ssetools.text.embedded import embedded_folder
 from ssetools.text.hub import HubText
 from ssetools.text.windows import pack_stream
 from ssetools.training.finetune import peak_memory_gib, reset_peak_memory
@@ -77,7 +77,7 @@ def pack(source: str, home: Path, kill_after: float | None = None) -> dict:
 
 def tokenizer_then_home(home: Path):
     """Loads the embedded model's tokenizer from the user's cache, and puts what comes after it into another."""
-    tokenizer = AutoTokenizer.from_pretrained(gemma_folder())
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
     os.environ["SSETOOLS_HOME"] = str(home)
     return tokenizer
 

@@ -31,7 +31,7 @@ from ssetools.evaluation.intervals import percent
 from ssetools.files import atomic_write, model_dir, run_dir
 from ssetools.languages import TARGET_LANGUAGES, get_language
 from ssetools.report import percent_trained
-from ssetools.text.embedded import EMBEDDED_MODEL, gemma_folder, has_apt, mediawiki_folder, udhr_folder
+from ssetools.text.embedded import EMBEDDED_MODEL, embedded_folder, has_apt, mediawiki_folder, udhr_folder
 from study.compare.summary import results_digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,7 +269,7 @@ def includes_zero(change: dict) -> bool:
 
 def fetch_all() -> None:
     """Fetches and converts the model and texts before the notebooks, which would otherwise show the downloads."""
-    gemma_folder()
+    embedded_folder()
     udhr_folder()
     if has_apt():
         mediawiki_folder()

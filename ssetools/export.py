@@ -14,7 +14,7 @@ from ssetools.languages import get_language
 from ssetools.models import load_model
 from ssetools.report import percent_trained
 from ssetools.steps import results_at_scale, scale_of_run
-from ssetools.text.embedded import EMBEDDED_MODEL
+from ssetools.text.embedded import EMBEDDED_MODEL, EMBEDDED_MODELS
 from ssetools.text.hub import hub_reachable
 from ssetools.text.sources import load_texts
 from ssetools.training.adapter import Adapter
@@ -24,6 +24,7 @@ _FORMATS = {"peft": "peft", "gguf-lora": "llama.cpp", "merged": "transformers"} 
 _FORMATS_OF = {"IA3": ("peft", "merged"), "ssetools-weights": ("merged",)}
 _SCORED_TOKENS = 2048
 _NEEDED = ("language", "model_parameters", "tokens", "source", "seed", "settings")
+_HUB_IDS = {EMBEDDED_MODEL: "google/gemma-3-270m", "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _WHICH = {"lape": "that fire for", "specific": "most specific to"}
 
 
@@ -100,7 +101,7 @@ def model_card(about: Mapping, metrics: Mapping | None, form: str, rescored: Map
 
     base, lang = about["base"]["model"], about["language"]
     name, licence = get_language(lang).name, licence_of(base)
-    hub_id, tags = "google/gemma-3-270m" if base == EMBEDDED_MODEL else base, ["ssetools", "language-neurons"]
+    hub_id, tags = _HUB_IDS.get(base, base), ["ssetools", "language-neurons"]
     data = ModelCardData(language=lang, base_model=hub_id, library_name=_FORMATS[form], license=licence, tags=tags)
     method, scale = about.get("method", "lape"), about.get("scale", 1.0)
     what = METHODS[method].trains
@@ -144,8 +145,8 @@ def licence_of(base: str) -> str | None:
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if base == EMBEDDED_MODEL:
-        return "gemma"
+    if base in EMBEDDED_MODELS:
+        return "gemma" if base == EMBEDDED_MODEL else "apache-2.0"
     folder = Path(base)
     if folder.is_dir() and not (folder / "README.md").is_file():
         return None

