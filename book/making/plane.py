@@ -55,14 +55,14 @@ def along_scales() -> dict | None:
         {"key": "served", "title": "loss of English and other well-served languages (%)", "digits": 1},
         {"key": "neighbours", "title": "loss of other under-served languages (%)", "digits": 1},
     ]
-    gain = {"title": "loss of the trained language (nats per token)", "digits": 2}
+    gain = {"title": "loss of the trained language (nats per token × 100)", "digits": 1}
     return {"dial": "scale", "gain": gain, "harms": harms, "methods": methods, "note": _note(languages)}
 
 
 def _along(curve: list[dict]) -> dict[str, np.ndarray]:
     """Reads a run's measures at all scales as the study does, by a cubic through the measured points."""
     points = [{**point, "mean": sum(point["served"].values()) / max(1, len(point["served"]))} for point in curve]
-    names = {"gain": ("target", 1), "drift": ("drift", 1), "served": ("mean", 100), "neighbours": ("neighbours", 100)}
+    names = {"gain": ("target", 100), "drift": ("drift", 1), "served": ("mean", 100), "neighbours": ("neighbours", 100)}
     return {key: factor * read_along(points, name, _SCALES) for key, (name, factor) in names.items()}
 
 

@@ -233,8 +233,8 @@ def test_the_plane_has_the_mean_of_each_method_along_its_scale(tmp_path, monkeyp
     data = plane.along_scales()
     assert [x["name"] for x in data["methods"]] == [harm.TITLES["lape"], harm.TITLES["lora-32"]]
     half, full = data["methods"][0]["settings"][10], data["methods"][0]["settings"][20]
-    assert half == {"at": "0.50", "gain": -0.25, "drift": 0.0075, "served": 1.0, "neighbours": -0.5}
-    assert full["gain"] == -0.5, "Lithuanian, which lacks a method, is left out"
+    assert half == {"at": "0.50", "gain": -25.0, "drift": 0.0075, "served": 1.0, "neighbours": -0.5}
+    assert full["gain"] == -50.0, "Lithuanian, which lacks a method, is left out"
     assert "Mean over Icelandic and Yoruba" in data["note"]
 
 
