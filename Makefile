@@ -10,8 +10,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PAPERMILL := $(VENV)/bin/papermill --no-progress-bar --log-output
 
-# Removes the messages of papermill and the kernel from the notebook's own output.
-QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' -e '/it\/s\]/d' | cat -s
+# Removes the messages of papermill and the kernel from the notebook's own output, and empty lines between lines of progress.
+QUIET := sed -u -e '/^\(Executing\|Ending\|Input Notebook\|Output Notebook\|\[IPKernelApp\]\)/d' -e '/^<Figure/d' -e '/it\/s\]/d' \
+  -e '/ of [0-9]* .*, .* left/{n;/^$$/d}' | cat -s
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
