@@ -137,10 +137,10 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise InvalidInput(f"{path} is not {kind}: {error}") from error
-    except (OSError, ImportError, MemoryError):
-        raise
     except Exception as error:  # of many types, by what the contents are instead
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which this module does not import
+        # EINVAL: torch.load seeks before the start of a file that lacks its end. The last is PyTorch's.
+        other = isinstance(error, OSError | ImportError | MemoryError) and getattr(error, "errno", None) != errno.EINVAL
+        if other or type(error).__name__ == "OutOfMemoryError":
             raise
         fault = str(error).split("\n")[0] or "its end is missing"
         raise InvalidInput(f"{path} is not {kind}, or is damaged ({type(error).__name__}: {fault}).") from error

@@ -22,7 +22,7 @@ from torch import nn
 from ssetools import processes
 from ssetools.errors import InvalidInput, OutOfMemory
 from ssetools.evaluation.perplexity import change, score_languages
-from ssetools.files import digest_of, kept, model_dir, provenance, read_json, run_dir, write_json
+from ssetools.files import digest_of, kept, model_dir, provenance, read_json, reading, run_dir, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language, num_words
 from ssetools.memory_plan import GIB, plan_memory
 from ssetools.models import device_of, model_precision, model_source, num_parameters, quantization_of
@@ -326,6 +326,12 @@ def _base_scores(model: Any, tokenizer: Any, texts: Mapping, budgets: Mapping, s
     base = model_source(model)
     path, hardware = model_dir(base["model"], runs) / "base.json", provenance()["hardware"]  # which rounds differently
     cache = kept(path, {"model": base}, on_change="remake") or {"model": base, "scores": {}}
+    with reading(path, "a file of scores of the base"):
+        for score in cache["scores"].values():
+            numbers = [score[x] for x in ("perplexity", "bits_per_byte", "tokens")]
+            numbers += sum(zip(score["window_losses"], score["window_tokens"], strict=True), ())
+            if not all(isinstance(x, int | float) for x in numbers):
+                raise InvalidInput("a score is not a number")
     keys = {
         (kind, lang): f"{sources[kind]} {lang} {budgets.get(lang, budgets['*'])} {digest_of(documents)}, {hardware}"
         for kind, by_language in texts.items()

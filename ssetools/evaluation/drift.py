@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -45,10 +45,15 @@ def sample_from_base(
     source = model_source(model)  # without the precision: a base in 8 bits and in 16 may share their samples
     settings = {"model": source["model"], "revision": source["revision"], "languages": list(languages)}
     settings |= {"samples": samples, "tokens": tokens, "seed": seed}
+    prompts, opening = [], len(bos_ids(tokenizer)) + _PROMPT_TOKENS
     if path and kept(path, {"settings": settings}, on_change="remake"):
         cached, _ = load_tensors(path, "samples from the base", needed=list(languages))
+        words = cast(Any, model).get_input_embeddings().weight.shape[0]
+        for lang, ids in cached.items():
+            fits = ids.dtype == torch.long and list(ids.shape) == [samples, opening + tokens]
+            if not fits or not 0 <= int(ids.min()) <= int(ids.max()) < words:
+                raise InvalidInput(f"{path} has no samples of this model in {lang!r}: delete it to make it again.")
         return {lang: cached[lang] for lang in languages}
-    prompts, opening = [], len(bos_ids(tokenizer)) + _PROMPT_TOKENS
     for lang in languages:
         texts = load_texts("udhr", lang, "train")[1 : samples + 1]  # 0 is the preamble: long and alike
         if len(texts) < samples:

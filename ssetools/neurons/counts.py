@@ -255,7 +255,13 @@ class _PartialProfile:
             print(f"Restarting the profile: {self.path} has other settings or counts another text.", flush=True)
             return
         tensors, _ = load_tensors(self.path, "a partial profile", ("counts", "tokens"))
-        self.counts, self.tokens, self.windows_done = tensors["counts"], tensors["tokens"], facts["windows_done"]
+        with reading(self.path, "a partial profile"):
+            done, new = facts["windows_done"], {"counts": self.counts, "tokens": self.tokens}
+            if [type(x) for x in done] != [int] * len(done) or len(done) != len(self.windows_done) or min(done) < 0:
+                raise InvalidInput(f"its windows_done are {done!r:.60}")
+            if wrong := [x for x in new if (tensors[x].dtype, tensors[x].shape) != (torch.long, new[x].shape)]:
+                raise InvalidInput(f"its {wrong} have another shape or type")
+        self.counts, self.tokens, self.windows_done = tensors["counts"], tensors["tokens"], done
         print(f"Resuming the profile in {self.path} after {int(self.tokens.sum())} tokens.", flush=True)
 
     def add(self, row: int, counts: torch.Tensor, windows: int, tokens: int) -> None:

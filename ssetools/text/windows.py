@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from ssetools.errors import InvalidInput
-from ssetools.files import cache_dir, digest_of, kept, read_json, write_json, writing
+from ssetools.files import cache_dir, digest_of, kept, read_json, reading, write_json, writing
 from ssetools.progress import progress
 from ssetools.text.streams import TextStream
 
@@ -136,20 +136,28 @@ def pack_stream(tokenizer: PreTrainedTokenizerBase, stream: TextStream, window: 
 
 def _complete(folder: Path, facts: dict) -> bool:
     about, tokens = kept(folder / "about.json", facts, on_change="remake"), folder / "tokens.bin"
-    return about is not None and tokens.is_file() and tokens.stat().st_size == 4 * about["tokens"]
+    return about is not None and tokens.is_file() and tokens.stat().st_size / 4 == about.get("tokens")
 
 
 def _write(tokenizer: PreTrainedTokenizerBase, stream: TextStream, wanted: int, folder: Path, facts: dict) -> None:
     if (folder / "about.json").exists():  # of damaged tokens
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
-    recorded, state = folder / "state.json", {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
+    recorded, tokens = folder / "state.json", folder / "tokens.bin"
+    state = {"tokens": 0, "documents": 0, "lines_left_out": 0, "position": None}
     if recorded.is_file():
-        state = read_json(recorded)
+        with reading(recorded, "the state of a packing"):
+            state = read_json(recorded)
+            position, sources = state["position"], len(stream.facts["revisions"])
+            counts = [position["turn"], state["tokens"], position["block"], state["documents"], state["lines_left_out"]]
+            right = [len(place) for place in position["places"]] == [2] * sources and counts[0] < sources
+            right &= all(type(x) is int and x >= 0 for x in sum(position["places"], counts))
+            if not right or counts[1] > (tokens.stat().st_size / 4 if tokens.exists() else 0):
+                raise InvalidInput(f"it does not fit {tokens.name}; delete both to pack the text again")
         print(f"Packing of {stream.source} resumes after {state['tokens']:,} tokens.", flush=True)
     left_out = state["lines_left_out"] - stream.overlap.lines
     bar = progress(wanted, f"Packing {stream.source} ({stream.lang})", "tokens", state["tokens"])
-    with bar, writing(folder / "tokens.bin"), open(folder / "tokens.bin", "ab") as file:
+    with bar, writing(tokens), open(tokens, "ab") as file:
         file.truncate(4 * state["tokens"])  # a stopped packing may have written more than it recorded
         for texts, position in stream.blocks(state["position"]) if state["tokens"] < wanted else ():
             for piece in encode_texts(tokenizer, texts) if texts else ():

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssetools import processes
 from ssetools.errors import InvalidInput, TrainingDiverged
-from ssetools.files import atomic_write, differences, digest, writing
+from ssetools.files import atomic_write, differences, digest, reading, writing
 from ssetools.loss import check_head, chunked_loss, token_losses
 from ssetools.models import decoder_layers, device_of, evaluation_mode, is_sharded, model_source
 from ssetools.progress import progress
@@ -236,21 +236,25 @@ class Run:
     def _resume(self, path: Path) -> None:
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if state["identity"] != self.identity:
+        with reading(path, "a checkpoint of this run"):
+            state = torch.load(path, weights_only=True, map_location="cpu")
             differ = differences(state["identity"], dict.fromkeys(state["identity"]) | self.identity)
+        if differ:
             raise InvalidInput(
                 f"{path.parent} holds an interrupted run with other settings: {', '.join(differ)}. Delete the folder to "
                 "start over, or ask for those settings to resume it."
             )
-        self.adapter.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.history = state["step"], state["history"]
-        self.best, self.best_step, self.best_loss = state["best"]
-        torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        with reading(path, "a checkpoint of this run"):
+            self.adapter.load_state_dict(state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.step, self.history = state["step"], state["history"]
+            self.best, self.best_step, self.best_loss = state["best"]
+            if not len(self.history) == self.step <= self.steps:
+                raise InvalidInput(f"it is at step {self.step!r} of {self.steps}, with {len(self.history)} in its log")
+            torch.set_rng_state(state["rng"])
+            if "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         print(f"Resuming the run in {path.parent} at step {self.step} of {self.steps}.", flush=True)
 
     def optimizer_bytes(self) -> int:
