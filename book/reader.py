@@ -39,6 +39,7 @@ TALLEST = {"desktop": 8_000, "phone": 10_000}  # pixels
 TALL = ("book/compare/06_compare.html", "book/atlas/07_atlas.html", "book/api.html")  # may be taller
 AT_ONCE = 2
 WAIT = 10_000  # milliseconds until search results must appear
+SEARCHES = {"LAPE": "lape", "Hausa": "all_languages"}  # words, and a page that must be found
 DEBIAN = ("chromium", "fonts-noto-core")
 # Rules of axe-core: all that WCAG 2 requires at levels A and AA, such as contrast and text alternatives. One is disabled:
 # it requires that a button's accessible name contains its visible text, and the theme's button "Search Ctrl+K" is named "Search".
@@ -206,28 +207,27 @@ class Reader:
             await page.screenshot(path=path, full_page=True, type="jpeg", quality=75)
         await page.close()
 
-    async def search(self, first: str, word: str) -> None:
-        """Searches by keyboard and checks that there are results."""
+    async def search(self, first: str, word: str, result: str) -> None:
+        """Searches by keyboard and checks that a page is among the results."""
         page = await self.open(first, "desktop")
         await page.keyboard.press("Control+k")
         await page.keyboard.type(word)
         await page.keyboard.press("Enter")
         try:
             await page.wait_for_url("**/search.html?*", timeout=WAIT)
-            await page.wait_for_selector("#search-results ul.search li", timeout=WAIT)
+            await page.wait_for_selector(f"#search-results ul.search a[href*={result}]", state="attached", timeout=WAIT)
         except Waited:
-            self.record("search.html", "desktop", "light", "search", f"finds nothing for {word!r}")
+            self.record("search.html", "desktop", "light", "search", f"does not find {result} for {word!r}")
         await page.close()
 
 
-async def check_pages(html: Path, names: list[str], screenshots: Path, word: str = "LAPE") -> tuple[list[dict], dict]:
+async def check_pages(html: Path, names: list[str], screenshots: Path) -> tuple[list[dict], dict]:
     """Checks pages of a built book.
 
     Args:
         html: Folder of the built book.
         names: Pages relative to it, such as "book/intro.html"; the search starts from the first.
         screenshots: Folder for the screenshots.
-        word: A word for which the search must have results.
 
     Returns:
         The faults, each with page, width, theme, kind ("console", "layout", "axe", "search") and fault; and the height of
@@ -244,7 +244,8 @@ async def check_pages(html: Path, names: list[str], screenshots: Path, word: str
                     await reader.check_page(name, width)
 
             await asyncio.gather(*(check_one(name, width) for name in names for width in WIDTHS))
-            await reader.search(names[0], word)
+            for word, result in SEARCHES.items():
+                await reader.search(names[0], word, result)
             await browser.close()
     return reader.faults, reader.heights
 
