@@ -13,12 +13,12 @@ from ssetools.languages import TARGET_LANGUAGES
 from ssetools.plots import PALETTE, RULE
 
 TITLES = {
-    "specific": "specific neurons, against the three most active languages",
-    "specific-mean": "specific neurons, against the mean of the languages",
-    "lape": "LAPE neurons (the paper's)",
+    "specific": "specific neurons (top 3)",
+    "specific-mean": "specific neurons (mean)",
+    "lape": "LAPE neurons",
     "random": "random neurons",
-    "lora": "LoRA, rank 18",
-    "lora-32": "LoRA, rank 32",
+    "lora": "LoRA of rank 18",
+    "lora-32": "LoRA of rank 32",
     "ia3": "IA3",
     "ffn": "all FFN weights",
     "full": "all weights",
@@ -48,12 +48,13 @@ def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that pages include."""
     found = summary()
     if found is None:
-        empty = ("harm-findings", "harm-scope", "harm-neighbours")
+        empty = ("harm-findings", "harm-scope", "harm-neighbours", "harm-differences")
         missing = {"harm-means": _NO_RESULTS, "harm-languages": _NO_RESULTS, **dict.fromkeys(empty, "")}
         return missing | {"harm-corpora": corpora_table()}
     return {
         "harm-corpora": corpora_table(),
         "harm-means": means_table(found),
+        "harm-differences": differences_table(found),
         "harm-findings": findings(found),
         "harm-scope": scope(found),
         "harm-languages": "\n".join(language_table(lang, x) for lang, x in found["by_language"].items()),
@@ -72,8 +73,18 @@ def means_table(found: dict) -> str:
     lines = [f"| trained | weights | {' | '.join(LIMIT_TITLES.values())} |", "|:--|--:|" + "--:|" * len(LIMIT_TITLES)]
     for name in _by_gain(found, "drift 0.03"):
         recipe = found["recipes"][name]
-        cells = [_cell(recipe["means"][limit]["gain"]) for limit in LIMIT_TITLES]
+        cells = [_signed(recipe["means"][limit]["gain"]["mean"], 1) for limit in LIMIT_TITLES]
         lines.append(f"| {TITLES[name]} | {_share(recipe['share'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences_table(found: dict) -> str:
+    """Tabulates the gain of the leading method minus that of every other, under each limit."""
+    first, *others = _by_gain(found, "drift 0.03")
+    lines = [f"| {TITLES[first]} minus | {' | '.join(LIMIT_TITLES.values())} |", "|:--|" + "--:|" * len(LIMIT_TITLES)]
+    for other in others:
+        cells = [_cell(found["differences"][first][other][limit]) for limit in LIMIT_TITLES]
+        lines.append(f"| {TITLES[other]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -135,24 +146,31 @@ def scope(found: dict) -> str:
 
 
 def findings(found: dict) -> str:
-    """States for each limit which method gains most, and which differences from LAPE have an interval clear of zero."""
+    """States for each limit the mean gains, and how the leading method differs from the others."""
     lines = []
     for limit, title in LIMIT_TITLES.items():
-        first = _by_gain(found, limit)[0]
-        gain = found["recipes"][first]["means"][limit]["gain"]["mean"]
-        rivals: dict[str, list[str]] = {"more": [], "less": [], "": []}
-        for other, limits in found["differences"].get("lape", {}).items():
-            low, high = limits[limit]["low"], limits[limit]["high"]
-            unclear = low is None or low <= 0 <= high
-            rivals["" if unclear else "more" if high < 0 else "less"].append(TITLES[other])
-        parts = [f"LAPE gains {word} than {join_words(rivals[word])}" for word in ("more", "less") if rivals[word]]
-        if rivals[""]:
-            parts.append(f"the difference from {join_words(rivals[''])} is inconclusive")
-        text = "; ".join(parts)
-        lines.append(
-            f"- **{title}**: {TITLES[first]} has the largest mean gain, {_signed(gain, 1)}. {text[:1].upper()}{text[1:]}."
-        )
+        first, *others = _by_gain(found, limit)
+        gains = [
+            f"{TITLES[x]} {_signed(found['recipes'][x]['means'][limit]['gain']['mean'], 1)}" for x in (first, *others)
+        ]
+        unclear = [x for x in others if _includes_zero(found["differences"][first][x][limit])]
+        text = f"- **{title}**: {join_words(gains)}."
+        if unclear:
+            total = len(found["languages"])
+            parts = [f"{TITLES[x]} (ahead in {_wins(found, first, x, limit)} of {total} languages)" for x in unclear]
+            text += f" Inconclusive: the difference from {join_words(parts)}."
+        lines.append(text)
     return "\n".join(lines) + "\n"
+
+
+def _wins(found: dict, first: str, other: str, limit: str) -> int:
+    """Returns in how many languages of the means the first method gains more."""
+    cells = (found["by_language"][lang] for lang in found["languages"])
+    return sum(cell[first][limit]["gain"] < cell[other][limit]["gain"] for cell in cells)
+
+
+def _includes_zero(value: dict) -> bool:
+    return value["low"] is None or value["low"] <= 0 <= value["high"]
 
 
 def describe() -> str:
@@ -170,8 +188,16 @@ def describe() -> str:
     languages = join_words([language_name(x) for x in found["languages"]])
     return (
         "At equal harm (a drift from the base of at most 0.03 nats) on 49,152 tokens of running text, the loss on unseen genres "
-        f"changes on average over {languages}, in nats per token × 100, by: {join_words(parts)}."
+        f"changes on average over {languages}, in nats per token × 100, by: {join_words(parts)}. {_unclear(found)}"
     )
+
+
+def _unclear(found: dict) -> str:
+    first, *others = _by_gain(found, "drift 0.03")
+    unclear = [TITLES[x] for x in others if _includes_zero(found["differences"][first][x]["drift 0.03"])]
+    if not unclear:
+        return f"The 95% intervals of the differences from {TITLES[first]} exclude zero."
+    return f"The 95% interval of the difference between {TITLES[first]} and {join_words(unclear)} includes zero."
 
 
 def figure() -> Figure | None:
@@ -191,7 +217,7 @@ def figure() -> Figure | None:
     axes.set_ylabel("change of the loss (nats per token × 100)")
     axes.invert_yaxis()
     axes.set_title("Gain in the trained language; higher is better", fontsize=11)
-    drawn.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
+    drawn.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return drawn
 
 

@@ -390,15 +390,17 @@ def test_the_comparison_at_equal_harm_is_shown_in_order_of_gain(equal_harm):
     made = harm.fragments()
     rows = [line.split(" | ")[0].strip("| ") for line in made["harm-means"].splitlines()[2:]]
     assert rows == [harm.TITLES[name] for name in ("lape", "full", "lora")]
-    assert "| −45.0<br><small>(−47.0\u00a0to\u00a0−43.0)</small> |" in made["harm-means"]
+    assert "| LAPE neurons | 0.3% | −45.0 |" in made["harm-means"]
+    assert "| LoRA of rank 18 | −10.0<br><small>(−11.0\u00a0to\u00a0−9.0)</small> |" in made["harm-differences"]
     assert (
-        "LAPE gains more than LoRA, rank 18; the difference from all weights is inconclusive." in made["harm-findings"]
+        "LAPE neurons −45.0, all weights −44.5 and LoRA of rank 18 −35.0. Inconclusive: the difference from all weights "
+        "(ahead in 3 of 3 languages)." in made["harm-findings"]
     )
     assert "Means over 3 of 13 languages (Icelandic, Yoruba and Lithuanian), one seed." in made["harm-scope"]
     assert "Not measured in all of them yet: specific neurons" in made["harm-scope"]
     assert "Lithuanian +7.0%, by Icelandic" in made["harm-neighbours"]
-    assert "| LoRA, rank 18 | −35.0 |" in made["harm-languages"]
-    assert "LAPE neurons (the paper's) −45.0" in harm.alt_text()
+    assert "| LoRA of rank 18 | −35.0 |" in made["harm-languages"]
+    assert "LAPE neurons −45.0" in harm.alt_text()
     assert [len(line.get_xdata()) for line in harm.figure().axes[0].lines[:3]] == [4, 4, 4]
 
 
