@@ -181,10 +181,7 @@ def describe() -> str:
     parts = []
     for name in _by_gain(found, "drift 0.03"):
         recipe, gain = found["recipes"][name], found["recipes"][name]["means"]["drift 0.03"]["gain"]
-        interval = f" ({_signed(gain['low'], 1)} to {_signed(gain['high'], 1)})" if gain["low"] is not None else ""
-        parts.append(
-            f"{TITLES[name]} {_signed(gain['mean'], 1)}{interval} with {_share(recipe['share'])} of the weights"
-        )
+        parts.append(f"{TITLES[name]} {_signed(gain['mean'], 1)} ({_share(recipe['share'])} of the weights)")
     languages = join_words([language_name(x) for x in found["languages"]])
     return (
         "At equal harm (a drift from the base of at most 0.03 nats) on 49,152 tokens of running text, the loss on unseen genres "
@@ -197,7 +194,7 @@ def _unclear(found: dict) -> str:
     unclear = [TITLES[x] for x in others if _includes_zero(found["differences"][first][x]["drift 0.03"])]
     if not unclear:
         return f"The 95% intervals of the differences from {TITLES[first]} exclude zero."
-    return f"The 95% interval of the difference between {TITLES[first]} and {join_words(unclear)} includes zero."
+    return f"The 95% intervals of the differences between {TITLES[first]} and {join_words(unclear)} include zero."
 
 
 def figure() -> Figure | None:
