@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from making.compared import METHOD_TITLES, as_change, benchmark, summary
 from making.results import join_words, metrics_by_language, read, table_cell, with_interval
 from ssetools.training.methods import METHODS
@@ -10,6 +12,8 @@ DEFAULT_TOKENS = 16_384
 """Default number of training tokens in the comparison."""
 
 _GAIN, _HARM = "target, sentences", "others, sentences"
+_AMOUNTS, _NEAR = (2_000, 20_000, 200_000, 2_000_000), 2.1
+"""Training tokens that a reader may have, and the factor within which a measured amount is near one of them."""
 _TOKENS = 2_000_000
 _SPEED = 65e12 / 4
 """Assumed operations per second: a quarter of the float16 rate in the data sheet of a T4."""
@@ -23,6 +27,7 @@ def fragments() -> dict[str, str]:
         "front-findings": findings(comparison) if comparison else "",
         "which-costs": costs(comparison) if comparison else _NO_COMPARISON,
         "which-amounts": amounts(comparison) if comparison else _NO_COMPARISON,
+        "your-amounts": nearest_amounts(comparison),
         "bigger-predicted": predicted(),
         "bigger-measured": measured_runs(),
     }
@@ -82,6 +87,24 @@ def amounts(comparison: dict) -> str:
             changes = " | ".join(table_cell(as_change(cells[x])) if x in cells else "" for x in ("lape", "random"))
             lines.append(f"| {tokens:,} tokens | {of_language['name']} | {changes} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "No results yet.\n"
+
+
+def nearest_amounts(comparison: dict | None) -> str:
+    """Tabulates for each amount of text of a reader the gain at the nearest measured amount, or that none is near."""
+    measured: dict[int, list[str]] = {}
+    for of_language in (comparison or {"languages": {}})["languages"].values():
+        runs = [x for x in of_language["ablations"] if x["method"] == "lape" and x["max_tokens"] != DEFAULT_TOKENS]
+        gains = {run["max_tokens"]: run["changes"][_GAIN] for run in runs}
+        gains |= {DEFAULT_TOKENS: of_language["methods"]["lape"]["changes"][_GAIN]} if gains else {}
+        for tokens, gain in gains.items():
+            measured.setdefault(tokens, []).append(f"{of_language['name']} {with_interval(as_change(gain))}")
+    lines = ["| you have | perplexity on the unseen genre |", "|--:|:--|"]
+    for amount in _AMOUNTS:
+        near = [tokens for tokens in measured if max(tokens / amount, amount / tokens) < _NEAR]
+        tokens = min(near, key=lambda x: abs(math.log(x / amount)), default=None)
+        cell = f"{join_words(measured[tokens])}, with {tokens:,} tokens" if tokens else "not measured"
+        lines.append(f"| {amount:,} tokens | {cell} |")
+    return "\n".join(lines) + "\n"
 
 
 def predicted() -> str:

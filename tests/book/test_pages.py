@@ -196,6 +196,9 @@ def test_tables_and_sentences_show_the_results(made_up):
     assert "on average over 9 languages" in made["front-findings.md"]
     assert "This is better than with random neurons of the same layers." in made["front-findings.md"]
     assert "| 4,096 tokens | Yoruba | −10.0%" in made["which-amounts.md"]
+    near = "| 2,000 tokens | Yoruba −10.0% (−12.0\u00a0to\u00a0−8.0), with 4,096 tokens |"
+    assert near in made["your-amounts.md"]
+    assert "| 200,000 tokens | not measured |" in made["your-amounts.md"]
     assert "| `lape` | the language's neurons (LAPE) | 8-bit | 2.0 GiB | 1.1 s | 4.0 MB |" in made["which-costs.md"]
     assert (
         "| [Better than random neurons of the same layers](claim-beats) | **confirmed** | perplexity +3.0%"
