@@ -88,6 +88,7 @@ def writing(path: Path) -> Iterator[None]:
         code, said = getattr(error, "errno", None), str(error).lower()
         # safetensors and tokenizers report a full disk in words, torch.save by a RuntimeError without any.
         full = code in _FULL or any(os.strerror(x).lower() in said for x in _FULL)
+        full &= "the disk is full" not in said  # said of a file inside already
         free = shutil.disk_usage(next(x for x in path.absolute().parents if x.exists())).free / 2**20
         elsewhere = "or set SSETOOLS_HOME (caches) or the runs folder to another disk"
         if full or isinstance(error, RuntimeError) and free < 1:

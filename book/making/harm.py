@@ -48,7 +48,7 @@ def fragments() -> dict[str, str]:
     """Returns MyST text by the name of the file that pages include."""
     found = summary()
     if found is None:
-        empty = ("harm-findings", "harm-scope", "harm-neighbours", "harm-differences")
+        empty = ("harm-findings", "harm-scope", "harm-neighbours", "harm-differences", "harm-summary")
         missing = {"harm-means": _NO_RESULTS, "harm-languages": _NO_RESULTS, **dict.fromkeys(empty, "")}
         return missing | {"harm-corpora": corpora_table()}
     return {
@@ -56,6 +56,7 @@ def fragments() -> dict[str, str]:
         "harm-means": means_table(found),
         "harm-differences": differences_table(found),
         "harm-findings": findings(found),
+        "harm-summary": describe() + "\n",
         "harm-scope": scope(found),
         "harm-languages": "\n".join(language_table(lang, x) for lang, x in found["by_language"].items()),
         "harm-neighbours": neighbours_table(found),

@@ -129,6 +129,7 @@ def test_the_report_has_every_row_as_text_and_as_html():
         "",
         "  Made up.",
         "  adapter: runs/x",
+        "  other methods and scales: https://github.com/ssetools/ssetools/blob/main/book/which_method.md",
     ]
     html = report_table(metrics).to_html(index=False)
     assert all(f"<td>{cell}</td>" in html for row in report_table(metrics).to_numpy() for cell in row)
