@@ -42,7 +42,7 @@ test: unit
 	@$(PY) -m pytest -m "slow or network"
 
 unit: setup
-	@$(PY) -m pytest -n auto --maxprocesses 4 -m "not slow and not network"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 -m "not slow and not network"
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
