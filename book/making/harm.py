@@ -11,6 +11,7 @@ from making.results import BOOK, MODEL, PAGE_WIDTH, join_words, language_name, r
 from ssetools import plots
 from ssetools.languages import TARGET_LANGUAGES
 from ssetools.plots import PALETTE, RULE
+from study.harm.recipes import TOKENS
 
 TITLES = {
     "specific": "specific neurons (top 3)",
@@ -185,7 +186,7 @@ def describe() -> str:
         parts.append(f"{TITLES[name]} {_signed(gain['mean'], 1)} ({_share(recipe['share'])} of the weights)")
     languages = join_words([language_name(x) for x in found["languages"]])
     return (
-        "At equal harm (a drift from the base of at most 0.03 nats) on 49,152 tokens of running text, the loss on unseen genres "
+        f"At equal harm (a drift from the base of at most 0.03 nats) on {TOKENS:,} tokens of running text, the loss on unseen genres "
         f"changes on average over {languages}, in nats per token × 100, by: {join_words(parts)}. {_unclear(found)}"
     )
 

@@ -7,10 +7,9 @@ import math
 
 import numpy as np
 
+from making import harm
 from making.compared import METHOD_TITLES, languages_in_full, summary
-from making.harm import TITLES
 from making.results import MODEL, RESULTS, format_rate, join_words, language_name
-from study.harm.recipes import COMPARED, NAMES
 from study.harm.run import read_along
 
 _SCALES = np.linspace(0, 1, 21)
@@ -33,30 +32,24 @@ def fragments() -> dict[str, str]:
 
 def along_scales() -> dict | None:
     """Returns each method of the study at equal harm along its scale, the mean over languages; None without results."""
-    runs: dict[str, dict[str, dict]] = {}
-    for recipe in COMPARED:
-        for path in sorted((RESULTS / "harm" / MODEL).glob(f"*/{recipe.name}.json")):
-            curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
-            runs.setdefault(path.parent.name, {})[TITLES[NAMES[recipe.label]]] = _along(curve)
-    if not runs:
+    found = harm.summary()
+    if found is None:
         return None
-    most = max(map(len, runs.values()))
-    languages = [lang for lang, of_lang in runs.items() if len(of_lang) == most]
     methods = []
-    for title in TITLES.values():
-        curves = [runs[lang][title] for lang in languages if title in runs[lang]]
-        if len(curves) == len(languages):
-            means = {key: np.mean([x[key] for x in curves], axis=0).round(4).tolist() for key in curves[0]}
-            rows = [dict(zip(means, row, strict=True)) for row in zip(*means.values(), strict=True)]
-            settings = [{"at": f"{scale:.2f}"} | row for scale, row in zip(_SCALES, rows, strict=True)]
-            methods.append({"name": title, "settings": settings})
+    for name, recipe in found["recipes"].items():
+        files = [RESULTS / "harm" / MODEL / lang / f"{recipe['label']}_seed0.json" for lang in found["languages"]]
+        curves = [_along(json.loads(file.read_text(encoding="utf-8"))["curve"]) for file in files]
+        means = {key: np.mean([x[key] for x in curves], axis=0).round(4).tolist() for key in curves[0]}
+        rows = [dict(zip(means, row, strict=True)) for row in zip(*means.values(), strict=True)]
+        settings = [{"at": f"{scale:.2f}"} | row for scale, row in zip(_SCALES, rows, strict=True)]
+        methods.append({"name": harm.TITLES[name], "settings": settings})
     harms = [
         {"key": "drift", "title": "drift from the base (nats)", "digits": 3},
         {"key": "served", "title": "loss of English and other well-served languages (%)", "digits": 1},
         {"key": "neighbours", "title": "loss of other under-served languages (%)", "digits": 1},
     ]
     gain = {"title": "loss of the trained language (nats per token × 100)", "digits": 1}
-    return {"dial": "scale", "gain": gain, "harms": harms, "methods": methods, "note": _note(languages)}
+    return {"dial": "scale", "gain": gain, "harms": harms, "methods": methods, "note": _note(found["languages"])}
 
 
 def _along(curve: list[dict]) -> dict[str, np.ndarray]:

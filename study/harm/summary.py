@@ -42,8 +42,8 @@ def summarise(results: str | Path, model: str) -> dict:
         weights), "seconds", "means" by limit and measure (mean, low, high, languages) and "curve" (mean gain under each of
         `DRIFTS` on validation text); "differences": gain of one recipe minus another's, by limit, paired by language;
         "by_language": by language, recipe and limit; "beyond_placebo": gain minus that of the same method on other
-        languages' text; "winner": the recipe within 1% of the weights with the largest mean gain on validation text of the
-        searched languages at a drift of at most 0.03.
+        languages' text; "winner": the selection of neurons with the largest mean gain on validation text of the searched
+        languages at a drift of at most 0.03.
     """
     every = read_results(results, model)
     rows = every[(every["text"] == "own") & every["recipe"].isin(NAMES)]
@@ -52,10 +52,10 @@ def summarise(results: str | Path, model: str) -> dict:
     compared = [name for name in NAMES.values() if set(languages) <= set(rows[rows["recipe"] == name]["language"])]
     same = rows[rows["language"].isin(languages) & rows["recipe"].isin(compared)]
     means = {measure: mean_over_languages(same, measure) for measure in MEASURES}
-    curves = _curves(results, model, languages)
+    curves, labels = _curves(results, model, languages), {name: label for label, name in NAMES.items()}
     found = {
         name: {
-            "label": next(label for label, x in NAMES.items() if x == name),
+            "label": labels[name],
             "share": float(same[same["recipe"] == name]["share"].mean()),
             "seconds": float(same[same["recipe"] == name]["seconds"].median()),
             "seeds": sorted(int(x) for x in same[same["recipe"] == name]["seed"].unique()),

@@ -232,6 +232,8 @@ def test_the_plane_has_the_mean_of_each_method_along_its_scale(tmp_path, monkeyp
         path = tmp_path / "harm" / results.MODEL / lang / f"{recipe.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"curve": curve}))
+    compared = {"lape": {"label": LAPE.label}, "lora-32": {"label": LORA_32.label}}
+    monkeypatch.setattr(harm, "summary", lambda: {"languages": ["is", "yo"], "recipes": compared})
     monkeypatch.setattr(plane, "RESULTS", tmp_path)
     data = plane.along_scales()
     assert [x["name"] for x in data["methods"]] == [harm.TITLES["lape"], harm.TITLES["lora-32"]]
@@ -242,7 +244,7 @@ def test_the_plane_has_the_mean_of_each_method_along_its_scale(tmp_path, monkeyp
 
 
 def test_the_plane_has_learning_rates_while_there_is_no_curve_along_the_scale(monkeypatch):
-    monkeypatch.setattr(plane, "RESULTS", BOOK / "no results")
+    monkeypatch.setattr(harm, "summary", lambda: None)
     data = json.loads(re.search(r"json\">(.*)</script>", plane.fragments()["plane"])[1])
     assert data["dial"] == "learning rate"
     assert all(x["settings"][0] == {"at": "0", "gain": 0.0, "drift": 0.0, "others": 0.0} for x in data["methods"])

@@ -123,7 +123,7 @@ def test_the_gradient_without_unlikely_words_is_within_rounding(gemma, lang, mon
     assert model.dtype != torch.float32 or (likely - full).norm() < rounding
 
 
-def test_the_second_embedded_model_reads_english(capsys):
+def test_the_second_embedded_model_reads_english():
     model, tokenizer = load_model("smollm2-135m")
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     blocks = find_ffn_blocks(model)

@@ -176,4 +176,4 @@ def test_all_words_take_part_where_leaving_some_out_would_cost_more(tokens, monk
     hidden[:, 0] = torch.where(torch.arange(tokens) % 2 == 0, 3.0, -3.0)
     labels = torch.where(torch.arange(tokens) % 2 == 0, 6, 5)
     full, likely = (gradient(head, hidden.clone().requires_grad_(), labels, monkeypatch, large) for large in (10**9, 0))
-    torch.testing.assert_close(likely[1], full[1], rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(likely[1], full[1], rtol=0, atol=0)
