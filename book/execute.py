@@ -24,7 +24,7 @@ import nbformat
 import noise
 import papermill
 from making import claims, contents, harm
-from making.results import join_words
+from making.results import join_words, trained_how
 from nbformat import NotebookNode
 
 from ssetools.evaluation.intervals import percent
@@ -115,7 +115,7 @@ class Job:
     def product(self, runs: str) -> Path:
         """Returns the file in the runs folder that this notebook writes and later ones read."""
         if self.source.stem == "03_finetune":
-            return run_dir(EMBEDDED_MODEL, self.lang, "lape", 0, runs) / "metrics.json"
+            return run_dir(EMBEDDED_MODEL, self.lang, "specific", 0, runs) / "metrics.json"
         return model_dir(EMBEDDED_MODEL, runs) / "profile.safetensors"
 
     def run(self, runs: str, other_text: str) -> None:
@@ -210,7 +210,7 @@ def save_metrics(lang: str, runs: str) -> None:
     Raises:
         ValueError: If the metrics are on other genres than those of the other languages.
     """
-    path = run_dir(EMBEDDED_MODEL, lang, "lape", 0, runs) / "metrics.json"
+    path = run_dir(EMBEDDED_MODEL, lang, "specific", 0, runs) / "metrics.json"
     text = noise.without_run_details(path.read_text(encoding="utf-8"), runs)
     genres = list(json.loads(text)["summary"])
     if any(list(metrics["summary"]) != genres for code, metrics in saved_metrics().items() if code != lang):
@@ -252,7 +252,7 @@ def with_results(readme: str) -> str:
     ]
     if inconclusive:
         lines += ["", f"The 95% interval of the change on {unseen} includes zero in {join_words(inconclusive)}."]
-    texts = {"results": "\n".join(lines)}
+    texts = {"results": "\n".join([*lines, "", textwrap.fill(trained_how(), 120)])}
     described = {"harm": harm.describe(), "compare": claims.describe_comparison(), "atlas": claims.describe_atlas()}
     for mark, text in described.items():
         texts[mark] = textwrap.fill(text, 120)

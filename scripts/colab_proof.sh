@@ -67,4 +67,4 @@ run 01_profile
 run 02_select -p languages "yo en" -p matrix_tokens 64
 run 03_finetune -p max_tokens 2048
 run 04_evaluate -p max_tokens 2048
-ls -d runs/*/yo/lape-seed0/metrics.json
+ls -d runs/*/yo/specific-seed0/metrics.json

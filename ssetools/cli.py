@@ -80,13 +80,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--top-rate": _RATE | {"default": 0.05, "help": "share of all neurons to select, in all languages together"},
     "--shard": {"action": "store_true", "help": "split a 16-bit model over the processes of torchrun or accelerate"},
     "--languages": {"metavar": "CODES", "help": 'as in "yo is ka", or "all" that the text has (default: 22 languages)'},
-    "--method": {"default": "lape", "help": "lape, lora, lora-equal (of the neurons' size), ia3, ffn or full"},
-    "--selection": {"default": "lape", "help": "which neurons: lape, specific, or random"},
-    "--scale": {"type": _scale, "metavar": "FACTOR", "help": "share of the change to use, or auto (default: as saved)"},
+    "--method": {"default": "subnetwork", "help": "subnetwork, lora, lora-equal (of its size), ia3, ffn or full"},
+    "--selection": {"default": "specific", "help": "which neurons a subnetwork trains: specific, lape, or random"},
+    "--scale": {"type": _scale, "metavar": "FACTOR", "help": "share of the change (default: auto, then as saved)"},
     "--seed": {"type": int, "default": 0, "help": "seed of text order and random choices"},
     "--source": _TEXT | {"default": "auto", "help": 'training text: a name, names joined with "+", a file or a folder'},
     "--other-text": _TEXT | {"default": "sib200", "help": 'text of another genre to score: a name, or "sib200:FOLDER"'},
-    "--batch-size": _COUNT | {"default": 4, "help": "windows in a batch"},
+    "--batch-size": _COUNT | {"default": 2, "help": "windows in a batch"},
     "--window": _COUNT | {"default": 256, "help": "tokens in a window"},
     "--optimizer": {"default": "adamw", "help": "adamw or adamw8bit"},
     "--checkpoint-activations": {"action": "store_true", "help": "recompute activations: less memory, more time"},
@@ -187,12 +187,11 @@ def _get_run(arguments: argparse.Namespace) -> tuple:
     from ssetools.steps import get_neurons, get_run, method_with
 
     lang = get_language(arguments.lang).code
-    name = method_with(arguments.method, arguments.selection)
+    name, selection = method_with(arguments.method, arguments.selection)
     method = ssetools.METHODS[name]
     model, tokenizer = _load(arguments, arguments.load_in_8bit and method.on_8bit)
     neurons = None
     if method.needs_neurons:
-        selection = "specific" if "specific" in (arguments.method, arguments.selection) else "lape"
         options = _profile_options(arguments)
         neurons = get_neurons(model, tokenizer, arguments.runs, arguments.top_rate, selection, **options)
     plan = plan_texts(arguments.source, arguments.other_text, lang)
@@ -234,7 +233,7 @@ def _run_file(arguments: argparse.Namespace, needed: str) -> Path:
     from ssetools.steps import method_with, results_at_scale, scale_of_run
 
     get_language(arguments.lang)
-    method = method_with(arguments.method, arguments.selection)
+    method, _ = method_with(arguments.method, arguments.selection)
     folder = run_dir(arguments.model, arguments.lang, method, arguments.seed, arguments.runs)
     path = folder / needed
     if arguments.scale is not None and needed != "adapter.json":

@@ -104,7 +104,7 @@ class MemoryPlan:
 def plan_memory(
     model: str,
     neurons: int | LayerNeurons | None = None,
-    method: str = "lape",
+    method: str = "subnetwork",
     load_in_8bit: bool = True,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,

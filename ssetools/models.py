@@ -58,7 +58,7 @@ def load_model(
 
     folder = name
     if name in EMBEDDED_MODELS:
-        with processes.main_first():
+        with processes.state().main_process_first():
             folder = str(embedded_folder(name))
     if not Path(folder).is_dir() and not on_hub(folder):
         raise InvalidInput(
@@ -248,7 +248,7 @@ def _device(device_map: str | dict | None) -> str:
     if named.isdigit() or named.split(":")[0] in ("cpu", "cuda", "mps"):
         return f"cuda:{named}" if named.isdigit() else named
     if torch.cuda.is_available():
-        return f"cuda:{processes.local_rank()}"
+        return f"cuda:{processes.state().local_process_index}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

@@ -38,7 +38,7 @@ def check_parameters() -> None:
         language = get_language(code)
         if language.code != code:  # the notebook names files by it
             raise InvalidInput(f"{code!r} is {language.name}, whose code here is {language.code!r}: write that.")
-    method_with(values.get("method", "lape"), values.get("selection", "lape"))
+    method_with(values.get("method", "subnetwork"), values.get("selection", "specific"))
     if values.get("scale") not in (None, "auto"):
         check_scale(values["scale"])
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 
 @functools.cache
-def _state():
+def state() -> PartialState:
+    """Returns accelerate's state: the number of processes, this one's place, and how to wait for the others."""
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())  # several CPU processes need cpu=True to find each other
@@ -23,32 +26,12 @@ def _state():
 
 def count() -> int:
     """Returns how many processes share the work."""
-    return _state().num_processes
-
-
-def rank() -> int:
-    """Returns the place of this process among them, from 0."""
-    return _state().process_index
-
-
-def local_rank() -> int:
-    """Returns the place of this process among those on its machine, from 0: the number of its GPU."""
-    return _state().local_process_index
+    return state().num_processes
 
 
 def is_main() -> bool:
     """Says whether this is the process that prints and writes files."""
-    return rank() == 0
-
-
-def main_first() -> AbstractContextManager[None]:
-    """Returns a context that the main process runs first, so that the others find what it fetched and converted."""
-    return _state().main_process_first()
-
-
-def wait() -> None:
-    """Waits for all processes."""
-    _state().wait_for_everyone()
+    return state().is_main_process
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,7 +61,7 @@ def in_step(items: Iterable, together: bool) -> Iterator:
         item = next(items, None)
         remaining = item is not None
         if together:
-            remaining = bool(total(torch.tensor(float(remaining), device=_state().device)) > 0)
+            remaining = bool(total(torch.tensor(float(remaining), device=state().device)) > 0)
         if not remaining:
             return
         yield item

@@ -1,7 +1,7 @@
 """The steps of a run. Each loads the file of an earlier call if it was made from the same inputs, or makes it.
 
 get_profile   runs/<model>/profile.safetensors
-get_neurons   runs/<model>/neurons.safetensors
+get_neurons   runs/<model>/neurons-specific.safetensors, neurons.safetensors of LAPE
 get_run       runs/<model>/<lang>/<method>-seed<k>/adapter.*
 get_metrics   runs/<model>/<lang>/<method>-seed<k>/metrics.json, metrics-scale0.4.json for another scale
 """
@@ -34,7 +34,7 @@ from ssetools.text.streams import stream_texts
 from ssetools.training.adapter import Adapter, adapter_facts, check_scale
 from ssetools.training.finetune import best_scale, choose_scale, finetune
 from ssetools.training.loop import TrainingSettings
-from ssetools.training.methods import METHODS, check_method, load_adapter, method_with
+from ssetools.training.methods import METHODS, SELECTIONS, check_method, load_adapter, method_with
 
 TOKENS_PER_LANGUAGE = 2048
 _BYTES_PER_TOKEN = 16  # more than any tokenizer needs on average
@@ -53,8 +53,7 @@ def get_profile(
     """Loads `runs/<model>/profile.safetensors`, or counts activations and writes it.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model and its tokenizer.
         runs: Folder of runs.
         source: Text to count on; None takes the default.
         languages: Codes in any order; None takes those of the file, and `PROFILED_LANGUAGES` when there is no file.
@@ -84,21 +83,20 @@ def get_neurons(
     tokenizer: Any,
     runs: str | Path = "runs",
     top_rate: float = 0.05,
-    selection: str = "lape",
+    selection: str = "specific",
     **profile_options: Any,
 ) -> NeuronSets:
-    """Loads `runs/<model>/neurons.safetensors`, or selects neurons of the profile and writes it.
+    """Loads the neuron sets in `runs/<model>/`, or selects them from the profile and writes them.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model and its tokenizer.
         runs: Folder of runs.
         top_rate: Share of all neurons that LAPE selects. Sets of another rate or profile are replaced.
-        selection: "lape", or "specific" (`neurons-specific.safetensors`: 1% of the weights, equally many neurons in
-            each layer). "random" returns LAPE's sets, of which `get_run` draws controls.
+        selection: "specific" (`neurons-specific.safetensors`: 1% of the weights, equally many neurons in each layer) or
+            "lape" (`neurons.safetensors`). "random" returns the specific sets, of which `get_run` draws controls.
         **profile_options: As in `get_profile`, like the errors.
     """
-    method_with("subnetwork", selection)
+    _, selection = method_with("subnetwork", selection)
     profile = get_profile(model, tokenizer, runs, **profile_options)
     select: Any = select_neurons
     name, size = "neurons", {"top_rate": top_rate}
@@ -145,10 +143,9 @@ def get_run(
     lang: str,
     neurons: NeuronSets | None,
     plan: TextPlan,
-    method: str = "lape",
+    method: str = "subnetwork",
     seed: int = 0,
     runs: str | Path = "runs",
-    selection: str | None = None,
     scale: float | Literal["auto"] | None = None,
     **settings: Any,
 ) -> Path:
@@ -158,24 +155,21 @@ def get_run(
     `OutOfMemory` with the run's plan.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model and its tokenizer.
         lang: Language to train.
         neurons: Neuron sets; None for the methods that need none.
         plan: The text to train on, and the text that must stay out of it.
-        method: A name of `METHODS`.
+        method: A name of `METHODS`; for "subnetwork" the run takes the name of the selection that made `neurons`.
         seed: Seed of the order of the text, and of random neurons.
         runs: Folder of runs.
-        selection: Which neurons a subnetwork trains, a name of `SELECTIONS`; None: the one that made `neurons`. The run
-            takes its name: "specific" or "random" in place of the method "lape".
         scale: `adapter.scale`. A number, or "auto" to choose it by forward passes (`choose_scale`); a finished run
-            takes it without training. None: as the run was saved, 1 for a new one.
+            takes it without training. None: as the run was saved, "auto" for a new one.
         **settings: Fields of `TrainingSettings`.
     """
     if neurons:
         neurons.check_model(model)
     selected_by = neurons.metadata.get("selection", "lape") if neurons else "lape"
-    method = method_with(method, selection or ("specific" if selected_by == "specific" else "lape"))
+    method = selected_by if method == "subnetwork" and selected_by in SELECTIONS else method
     training = asdict(TrainingSettings(seed=seed, **settings).for_method(method))
     folder = run_dir(model_source(model)["model"], lang, method, seed, runs)
     chosen = neurons_for(neurons, lang, method, seed)
@@ -194,16 +188,17 @@ def get_run(
             curve = choose_scale(adapter, tokenizer, _validation_texts(plan.train, lang), _retention_texts(plan, lang))
             if processes.is_main():
                 write_json(folder / "scales.json", curve)
-            processes.wait()
+            processes.state().wait_for_everyone()
         adapter.scale = scale_of_run(folder, scale)
         return folder
+    scale = "auto" if scale is None else scale
     facts |= {"method": method, "selection": selected_by if chosen else None, "language": lang, "seed": seed}
     facts |= {"corpus": describe_source(plan.train, lang), "model_parameters": num_parameters(model), **provenance()}
     facts |= {"neurons": sum(map(len, chosen))} if chosen else {}
     if texts is None:  # without the documents that are measured on
         held_out = [text for source in plan.genres.values() for text in load_texts(source, lang, "test")]
         texts = stream_texts(plan.train, lang, held_out + load_texts(plan.train, lang, "validation"))
-    options: dict[str, Any] = {"run_dir": folder, "facts": facts, "scale": 1.0 if scale is None else scale}
+    options: dict[str, Any] = {"run_dir": folder, "facts": facts, "scale": scale}
     options["validation_texts"] = _validation_texts(plan.train, lang)
     options["retention_texts"] = _retention_texts(plan, lang) if scale == "auto" else None
     trained = "subnetwork" if METHODS[method].selection else method
@@ -286,8 +281,7 @@ def get_metrics(
     """Loads the metrics of a run at the adapter's scale (`results_at_scale`), or scores it and its base.
 
     Args:
-        model: The model, with the run's adapter attached.
-        tokenizer: Its tokenizer.
+        model, tokenizer: The model, with the run's adapter attached, and its tokenizer.
         lang: The target language.
         folder: The run's folder.
         plan: What to measure on.
@@ -296,8 +290,7 @@ def get_metrics(
         budgets: Tokens to score, by language; "*" for the others.
 
     Returns:
-        "before" and "after", scores by genre and language; their "summary" of `summarise`; "scales", the curve of
-        `choose_scale` where there is one; and what was asked for.
+        "before" and "after" (scores), "summary" (`summarise`), "scales" (of `choose_scale`, if any), and what was asked for.
     """
     path, about = results_at_scale(folder, "metrics.json", Adapter.attached_to(model).scale)
     budgets = dict(budgets or {"*": 256, "en": 1024, lang: 2048})

@@ -12,7 +12,7 @@ from ssetools.text.sources import TextPlan
 
 LANGS = ["yo", "is", "en"]
 PROFILE = {"languages": LANGS, "tokens_per_language": 600}
-SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.01, "max_tokens": 320}
+SETTINGS = {"window": 16, "batch_size": 2, "learning_rate": 0.01, "max_tokens": 320, "scale": 1.0}
 
 
 def words(lang, count, shift=0):
@@ -36,6 +36,6 @@ def made(tokenizer):
 def trained(study):
     """Selects neurons and trains one run; returns both."""
     model, tokenizer, plan = study
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    neurons = get_neurons(model, tokenizer, source="text", **PROFILE)
     folder = get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
     return neurons, folder

@@ -77,9 +77,11 @@ def what_it_gained(code: str, metrics: dict) -> str:
     changes = metrics["summary"][genre] if genre else next(iter(metrics["summary"].values()))
     target = changes["target"]
     inconclusive = target["low"] is not None and target["low"] <= 0 <= target["high"]
+    which = "LAPE" if adapter.get("selection", "lape") == "lape" else "specific"
+    scale = f", used at scale {adapter['scale']:g}," if adapter.get("scale", 1) != 1 else ""
     return (
-        f"Training the {adapter['neurons']:,} neurons of {language_name(code)} ({percent_trained(adapter):.2f}% of the weights) on "
-        f"{adapter['tokens']:,} tokens changes its perplexity on the {'unseen' if genre else 'seen'} genre by "
+        f"Training the {adapter['neurons']:,} {which} neurons of {language_name(code)} ({percent_trained(adapter):.2f}% of the "
+        f"weights){scale} on {adapter['tokens']:,} tokens changes its perplexity on the {'unseen' if genre else 'seen'} genre by "
         f"{with_interval(target)}{', which is inconclusive' if inconclusive else ''}, and that of {len(changes['others'])} other "
         f"languages by {percent(changes['mean_of_others'])} on average."
     )
@@ -133,14 +135,20 @@ def who_lost(metrics: dict) -> str:
 
 def samples(code: str) -> list[str]:
     """Returns continuations of a test text by the base and the tuned model, and which words they repeat."""
-    for output, _ in _outputs(code, "continue_text"):
-        text = "".join(output.get("text", [])).rstrip()
-        explanation = (
-            "A test text, continued by always taking the most probable next word. A model of this size does not write well in "
-            "this language, before or after training."
-        )
-        return [f"{explanation} {repetitions(text)}".strip(), f"```{{code-block}} text\n:class: sample\n{text}\n```"]
-    return ["Not executed yet."]
+    greedy = (
+        "A test text, continued by always taking the most probable next word. A model of this size does not write well in "
+        "this language, before or after training."
+    )
+    drawn = (
+        "The same text, continued by drawing each word from the most probable ones, which have 90% of the probability."
+    )
+    parts = []
+    for call, explanation in (("continue_text(lm, tokenizer, prompt)", greedy), ("**sampling", drawn)):
+        for output, _ in _outputs(code, call):
+            text = "".join(output.get("text", [])).rstrip()
+            parts.append(f"{explanation} {repetitions(text)}".strip())
+            parts.append(f"```{{code-block}} text\n:class: sample\n{text}\n```")
+    return parts or ["Not executed yet."]
 
 
 def repetitions(text: str) -> str:

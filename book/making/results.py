@@ -72,6 +72,21 @@ def language_name(code: str) -> str:
     return get_language(code).name
 
 
+def trained_how() -> str:
+    """States which neurons the runs of the gallery trained, and at which scale, by language."""
+    by_selection: dict[str, list[str]] = {}
+    for code, metrics in metrics_by_language().items():
+        by_selection.setdefault(metrics["adapter"].get("selection") or "lape", []).append(language_name(code))
+    parts = []
+    if names := by_selection.get("specific"):
+        parts.append(
+            f"{join_words(names)}: specific neurons, 1% of the weights, with the scale chosen on validation text"
+        )
+    if names := by_selection.get("lape"):
+        parts.append(f"{join_words(names)}: LAPE neurons at full scale, an earlier default")
+    return "; ".join(parts) + "." if parts else ""
+
+
 def join_words(words: list[str]) -> str:
     """Joins words as in a sentence: "a, b and c"."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)

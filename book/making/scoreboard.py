@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from bs4 import BeautifulSoup
 
+from making import harm
 from making.compared import METHOD_TITLES, as_change, summary
 from making.results import (
     BOOK,
@@ -25,6 +26,7 @@ from ssetools.languages import get_language
 from study.compare.runs import read_run
 
 YES, NO, UNTESTED = "**confirmed**", "**not confirmed**", "**not testable here**"
+UNCLEAR = "**inconclusive**"
 UNMEASURED = "no results yet"
 _RIVALS = ("full", "ffn", "lora", "random-uniform", "random")
 _GAIN = "target, sentences"
@@ -46,6 +48,7 @@ def fragments() -> dict[str, str]:
 def scoreboard() -> str:
     """Returns a row for each claim: the claim with a link to its section, its status, and a number."""
     rows = [(f"Better than {METHOD_TITLES[rival]}", *against(rival), "claim-beats") for rival in _RIVALS]
+    rows += [(f"Better than {harm.TITLES[x]} at equal drift", *at_equal_drift(x), "claim-beats") for x in harm_rivals()]
     rows += [
         ("At most 1% of the weights", *share(), "claim-share"),
         ("No catastrophic forgetting", *retention(), "claim-kept"),
@@ -74,6 +77,22 @@ def against(rival: str) -> tuple[str, str]:
         return UNTESTED, UNMEASURED
     number = f"perplexity {with_interval(as_change(cell))} relative to the neurons, {cell['units']} languages"
     return (YES if cell["low"] > 0 else NO), number
+
+
+def harm_rivals() -> list[str]:
+    """Returns the methods of the study at equal harm that train other weights than neurons selected for the language."""
+    found = harm.summary()
+    return [name for name in found["recipes"] if name not in ("lape", "specific", "specific-mean")] if found else []
+
+
+def at_equal_drift(rival: str) -> tuple[str, str]:
+    """States whether the paper's neurons (LAPE) gain more than a method at a drift of at most 0.03, on average."""
+    difference = harm.summary()["differences"]["lape"][rival]["drift 0.03"]
+    mean, low, high, languages = (difference[x] for x in ("mean", "low", "high", "languages"))
+    if low is None:
+        return UNCLEAR, f"loss {mean:+.1f} nats × 100 relative to it in {languages} language, without an interval"
+    number = f"loss {mean:+.1f} ({low:+.1f} to {high:+.1f}) nats × 100 relative to it, {languages} languages"
+    return YES if high < 0 else NO if low > 0 else UNCLEAR, number.replace("-", "\N{MINUS SIGN}")
 
 
 def share() -> tuple[str, str]:

@@ -11,6 +11,7 @@ from making.results import (
     percent_trained,
     read,
     table_cell,
+    trained_how,
     unseen_genre,
     with_interval,
 )
@@ -23,6 +24,7 @@ def fragments() -> dict[str, str]:
         "gallery": gallery(),
         "languages": languages_table(),
         "not-yet": without_results(),
+        "trained-how": trained_how(),
         "worst": worst_languages(),
     }
 

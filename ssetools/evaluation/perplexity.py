@@ -64,7 +64,6 @@ def score_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     window: int = 256,
-    batch_size: int = 4,
     max_tokens: int | None = None,
 ) -> TextScore:
     """Scores texts with a model.
@@ -73,18 +72,16 @@ def score_texts(
     first of each window is not). The model works in the fixed mode of `evaluation_mode`.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model and its tokenizer.
         texts: Documents.
         window: Tokens per window, BOS included.
-        batch_size: Windows per forward pass.
         max_tokens: Stop after the document that reaches this many tokens, so that no document is cut.
 
     Raises:
         InvalidInput: If there is no text, or no token with another before it.
         TypeError: For a single string, whose letters would be taken for documents.
     """
-    return _score(model, tokenizer, [(texts, max_tokens)], window, batch_size)[0]
+    return _score(model, tokenizer, [(texts, max_tokens)], window)[0]
 
 
 def _score(
@@ -92,7 +89,6 @@ def _score(
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[tuple[Sequence[str], int | None]],
     window: int,
-    batch_size: int,
 ) -> list[TextScore]:
     """Scores several texts, each with its budget, in shared forward passes."""
     chosen = [within_budget(texts, tokenizer, budget) for texts, budget in requests]
@@ -100,7 +96,7 @@ def _score(
     if not all(windows):
         raise InvalidInput("There is nothing to predict: no token follows another. Give more text or a larger window.")
     sizes = [len(own) for own in windows]
-    losses, tokens = (x.split(sizes) for x in window_losses(model, sum(windows, []), batch_size))
+    losses, tokens = (x.split(sizes) for x in window_losses(model, sum(windows, [])))
     scores = []
     for (documents, encoded), own_losses, own_tokens in zip(chosen, losses, tokens, strict=True):
         # Without BOS the first token of a window is not predicted: count the bytes of the predicted share alone.
@@ -153,11 +149,10 @@ def perplexity(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     window: int = 256,
-    batch_size: int = 4,
     max_tokens: int | None = None,
 ) -> float:
     """Returns the token-weighted perplexity of texts; arguments and errors as in `score_texts`."""
-    return score_texts(model, tokenizer, texts, window, batch_size, max_tokens).perplexity
+    return score_texts(model, tokenizer, texts, window, max_tokens).perplexity
 
 
 def score_languages(
@@ -166,17 +161,14 @@ def score_languages(
     texts: Mapping[str, Mapping[str, Sequence[str]]],
     budgets: Mapping[str, int],
     window: int = 256,
-    batch_size: int = 4,
 ) -> dict[str, dict[str, dict]]:
     """Scores every language on every genre of text.
 
     Args:
-        model: A causal language model, with or without an adapter attached.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model, with or without an adapter attached, and its tokenizer.
         texts: Documents by genre ("articles", "messages") and, within, by language.
         budgets: Largest number of tokens to score by language; "*" for the others.
         window: Tokens per window, BOS included.
-        batch_size: Windows per forward pass.
 
     Returns:
         By genre and language: perplexity, bits_per_byte, tokens, window_losses and window_tokens. Errors are those of
@@ -185,7 +177,7 @@ def score_languages(
     places = [(genre, lang) for genre, by_language in texts.items() for lang in by_language]
     requests = [(texts[genre][lang], budgets.get(lang, budgets["*"])) for genre, lang in places]
     scores: dict[str, dict[str, dict]] = {genre: {} for genre in texts}
-    for (genre, lang), score in zip(places, _score(model, tokenizer, requests, window, batch_size), strict=True):
+    for (genre, lang), score in zip(places, _score(model, tokenizer, requests, window), strict=True):
         scores[genre][lang] = score.to_dict()
     return scores
 

@@ -43,8 +43,7 @@ def evaluate(
     text, 8-bit layers work in the mode of `score_texts`, and model, adapter and tokenizer are left as they were.
 
     Args:
-        model: A causal language model, 8-bit or not.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model, 8-bit or not, and its tokenizer.
         lang: Language code.
         tasks: Names, or "all". Made from the declaration, without a hub: "udhr_match" (which of four English passages is
             the translation of a passage?) and "udhr_translate". In the language, where the set has it: "belebele",

@@ -122,8 +122,7 @@ def profile_languages(
     window and is not counted: it is the same token in every language. Counts are exact integers.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A causal language model and its tokenizer.
         texts: Documents by language code.
         tokens_per_language: Token budget (a ValueError if a language has less text); None takes all that the language with
             the least text has.
@@ -147,10 +146,10 @@ def profile_languages(
     plans = {lang: _spread(windows, budget, opening) for lang, windows in packed.items()}
     text = digest(torch.cat([window for windows in plans.values() for window in windows]))
     # With more processes than windows, a process has none of some languages, or of all.
-    plans = {lang: windows[processes.rank() :: processes.count()] for lang, windows in plans.items()}
+    plans = {lang: windows[processes.state().process_index :: processes.count()] for lang, windows in plans.items()}
     facts = {**model_source(model), "window": window, **(metadata or {})}
     shape = (len(plans), len(blocks), blocks[0].num_neurons)
-    share = f"-{processes.rank()}of{processes.count()}" if processes.count() > 1 else ""
+    share = f"-{processes.state().process_index}of{processes.count()}" if processes.count() > 1 else ""
     settings = {**facts, "languages": list(plans), "budget": budget, "text": text}
     state = _PartialProfile(f"{path}{share}.partial.safetensors" if path else None, shape, settings)
     total, done = sum(map(len, plans.values())), sum(state.windows_done)
@@ -169,7 +168,7 @@ def profile_languages(
     if path:
         if processes.is_main():
             profile.save(path)
-        processes.wait()
+        processes.state().wait_for_everyone()
         if state.path:
             state.path.unlink(missing_ok=True)
     return profile

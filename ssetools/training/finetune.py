@@ -60,7 +60,7 @@ def finetune(
     model: nn.Module,
     tokenizer: Any,
     texts: Sequence[str] | TextStream,
-    method: str = "lape",
+    method: str = "subnetwork",
     neurons: Sequence[torch.Tensor] | None = None,
     validation_texts: Sequence[str] = (),
     run_dir: str | Path | None = None,
@@ -76,8 +76,8 @@ def finetune(
         tokenizer: Its tokenizer.
         texts: Training documents, or a stream of them (`stream_texts`), of which as many tokens as are trained on are
             written to a file in the cache once and read from there.
-        method: A name of `METHODS`: "lape", "specific" or "subnetwork" (all train the neurons given), "lora", "lora-equal"
-            (as many parameters as the neurons have), "ia3", "ffn" or "full".
+        method: A name of `METHODS`: "subnetwork", "specific" or "lape" (all train the neurons given, each at its own rate),
+            "lora", "lora-equal" (as many parameters as the neurons have), "ia3", "ffn" or "full".
         neurons: Neuron ids for each layer, for the methods that need them: `neurons["yo"]` of a NeuronSets, or as a
             control `neurons.random_like("yo")`, with "subnetwork".
         validation_texts: Documents for choosing the best weights; none keeps the last.
@@ -138,11 +138,11 @@ def finetune(
         about |= {"settings": asdict(training), "steps": steps, "seconds": round(result.seconds, 1)}
         adapter.save(run_dir, **about | {"peak_memory_gib": round(result.peak_memory_gib, 2), **(facts or {})})
         run.finish()
-    processes.wait()
+    processes.state().wait_for_everyone()
     return result
 
 
-SCALES = tuple(tenths / 10 for tenths in range(2, 11))
+SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Scales that `choose_scale` tries."""
 
 MEAN_LIMIT, WORST_LIMIT = 0.01, 0.03

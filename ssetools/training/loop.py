@@ -60,7 +60,7 @@ class TrainingSettings:
     learning_rate: float | None = None
     max_tokens: int = 30_720
     epochs: int = 1
-    batch_size: int = 4
+    batch_size: int = 2
     gradient_accumulation: int = 1
     window: int = 256
     warmup: float = 0.1
@@ -171,7 +171,7 @@ class Run:
         settings, parameters = self.settings, list(self.adapter.parameters())
         mine = settings.batch_size * settings.gradient_accumulation
         per_step = mine * processes.count()
-        first = self.step * per_step + processes.rank() * mine
+        first = self.step * per_step + processes.state().process_index * mine
         windows = torch.stack([self._window_at(i) for i in range(first, first + mine)])
         loss = 0.0
         self.adapter.dropout(True)
@@ -288,7 +288,7 @@ def mean_loss(model: nn.Module, windows: Sequence[torch.Tensor], batch_tokens: i
         windows = windows[fitting:]
     device = device_of(model)
     sums = _exact([0.0, 0.0], device)  # loss, tokens
-    for batch in processes.in_step(batches[processes.rank() :: processes.count()], is_sharded(model)):
+    for batch in processes.in_step(batches[processes.state().process_index :: processes.count()], is_sharded(model)):
         ids = pad_sequence(batches[0] if batch is None else batch, batch_first=True)
         losses = token_losses(model, ids.to(device))
         if batch is not None:  # else only to take part in the gathering that the others' passes need

@@ -40,32 +40,38 @@ class Method:
 
 
 METHODS = {
-    "lape": Method("the weights of the language's neurons", 1e-4, True, selection="lape"),
+    "subnetwork": Method("the weights of the neurons that it is given", 4e-4, True),
     "specific": Method("the weights of the neurons most specific to the language", 4e-4, True, selection="specific"),
-    "random": Method("as many other neurons, matched in depth", 1e-4, True, selection="random"),
-    "random-uniform": Method("as many other neurons, at any depth", 1e-4, True, selection="random-uniform"),
-    "subnetwork": Method("the weights of the neurons that it is given", 1e-4, True),
-    "ffn": Method("all gate, up and down projections", 3e-5, on_8bit=False),
-    "full": Method("all weights", 3e-5, on_8bit=False),
-    "lora": Method("LoRA of rank 32 on gate, up and down projections", 1e-4),
-    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 1e-4, True),
-    "ia3": Method("IA3: factors on attention and FFN activations", 5e-3),
+    "lape": Method("the weights of the language's neurons by LAPE", 8e-4, True, selection="lape"),
+    "random": Method("as many other neurons, matched in depth", 4e-4, True, selection="random"),
+    "random-uniform": Method("as many other neurons, at any depth", 4e-4, True, selection="random-uniform"),
+    "ffn": Method("all gate, up and down projections", 2e-5, on_8bit=False),
+    "full": Method("all weights", 1.5e-5, on_8bit=False),
+    "lora": Method("LoRA of rank 32 on gate, up and down projections", 3e-4),
+    "lora-equal": Method("LoRA with as many parameters as the language's neurons", 3e-4, True),
+    "ia3": Method("IA3: factors on attention and FFN activations", 1.2e-2),
 }
-"""The methods by name. "lape", "specific", "random", "random-uniform" all train a subnetwork, of other neurons."""
+"""The methods by name. Those with a selection train a subnetwork, of different neurons.
 
-SELECTIONS = ("lape", "specific", "random")
-"""Which neurons a subnetwork trains: by LAPE, by specificity, or as many others drawn at random as LAPE selects."""
+The rates are for batches of two windows and a scale that is chosen afterwards (`choose_scale`): a high rate gains more, and
+the scale limits its harm. They are the ones of the study at equal harm.
+"""
+
+SELECTIONS = ("specific", "lape", "random")
+"""Which neurons a subnetwork trains: by specificity, by LAPE, or as many as are specific, drawn at random."""
 
 
-def method_with(method: str, selection: str) -> str:
-    """Returns the name of a run: a subnetwork ("lape", "subnetwork") takes the name of its selection (`SELECTIONS`).
+def method_with(method: str, selection: str) -> tuple[str, str]:
+    """Returns the name of a run, and the selection ("specific" or "lape") that its neuron sets come from.
 
-    "random" and "random-uniform" stay, as controls of the selection's neurons. A ValueError for an unknown name.
+    "subnetwork" takes the name of its selection. "specific" and "lape" are selections themselves, whatever `selection` is;
+    "random", "random-uniform" and "lora-equal" take their size from its neurons. A ValueError for an unknown name.
     """
     check_method(method)
     if selection not in SELECTIONS:
         raise InvalidInput(f"Unknown selection {selection!r}: use one of {', '.join(SELECTIONS)}.")
-    return selection if method in ("lape", "subnetwork") else method
+    name = selection if method == "subnetwork" else method
+    return name, "lape" if "lape" in (name, selection) and name != "specific" else "specific"
 
 
 def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor] | None = None) -> Adapter:

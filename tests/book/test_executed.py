@@ -148,7 +148,7 @@ def project(tmp_path, monkeypatch):
     def keep(lang, runs):
         (tmp_path / "book" / "results").mkdir(exist_ok=True)
         (tmp_path / "book" / "results" / f"{lang}.json").write_text("{}")
-        made = tmp_path / "runs" / "gemma-3-270m" / lang / "lape-seed0" / "metrics.json"
+        made = tmp_path / "runs" / "gemma-3-270m" / lang / "specific-seed0" / "metrics.json"
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_text("{}")
         (tmp_path / "runs" / "gemma-3-270m" / "profile.safetensors").write_text("")
@@ -248,7 +248,7 @@ def test_metrics_on_other_genres_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "BOOK", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "yo.json").write_text('{"summary": {"articles": 1, "sentences": 1}}')
-    run = tmp_path / "runs" / "gemma-3-270m" / "is" / "lape-seed0"
+    run = tmp_path / "runs" / "gemma-3-270m" / "is" / "specific-seed0"
     run.mkdir(parents=True)
     (run / "metrics.json").write_text('{"summary": {"articles": 1}}')
     with pytest.raises(ValueError, match="is measured on articles, and the other languages are not"):

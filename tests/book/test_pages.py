@@ -391,6 +391,14 @@ def equal_harm(tmp_path, monkeypatch):
     return found
 
 
+def test_a_claim_at_equal_drift_is_inconclusive_if_the_interval_includes_zero(equal_harm):
+    status, number = scoreboard.at_equal_drift("lora")
+    assert status == scoreboard.YES
+    assert number.startswith("loss \N{MINUS SIGN}10.0 (\N{MINUS SIGN}11.0 to \N{MINUS SIGN}9.0)")
+    assert scoreboard.at_equal_drift("full")[0] == scoreboard.UNCLEAR
+    assert scoreboard.harm_rivals() == ["lora", "full"]
+
+
 def test_the_comparison_at_equal_harm_is_shown_in_order_of_gain(equal_harm):
     made = harm.fragments()
     rows = [line.split(" | ")[0].strip("| ") for line in made["harm-means"].splitlines()[2:]]

@@ -36,8 +36,8 @@ def test_command_line_errors_are_one_sentence(study, capsys):
 
 
 def test_what_stops_a_command_is_no_traceback(study, capsys, monkeypatch):
-    Path("runs/tiny/yo/lape-seed0").mkdir(parents=True)
-    Path("runs/tiny/yo/lape-seed0/metrics.json").write_text("")
+    Path("runs/tiny/yo/specific-seed0").mkdir(parents=True)
+    Path("runs/tiny/yo/specific-seed0/metrics.json").write_text("")
     assert cli.main(["report", "yo", "--model", "tiny"]) == 2
     assert "metrics.json is not JSON" in capsys.readouterr().err
     weights = Path("tiny/model.safetensors")
@@ -161,13 +161,13 @@ def test_a_finished_run_is_evaluated_and_exported_at_another_scale_without_train
     study, capsys, monkeypatch, method, forms
 ):
     model, tokenizer, plan = study
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="lape", **PROFILE)
     folder = get_run(model, tokenizer, "yo", neurons, plan, method, **SETTINGS)
     whole = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
     Adapter.attached_to(model).detach()
     trained = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr("ssetools.steps.finetune", None)  # nothing may be trained from here on
-    get_run(model, tokenizer, "yo", neurons, plan, method, scale=0.5, **SETTINGS)
+    get_run(model, tokenizer, "yo", neurons, plan, method, **{**SETTINGS, "scale": 0.5})
     half = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
     after = [metrics["after"]["stories"]["yo"]["perplexity"] for metrics in (whole, half)]
     before = whole["before"]["stories"]["yo"]["perplexity"]
@@ -201,8 +201,8 @@ def test_the_scale_of_a_run_is_chosen_once(study, capsys, monkeypatch):
     model, tokenizer, plan = study
     others = {lang: load_texts("text", lang, "validation") for lang in ("en", "is")}
     monkeypatch.setattr("ssetools.steps._retention_texts", lambda plan, lang: others)
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
-    one = get_run(model, tokenizer, "yo", neurons, plan, scale="auto", **SETTINGS)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="lape", **PROFILE)
+    one = get_run(model, tokenizer, "yo", neurons, plan, **{**SETTINGS, "scale": "auto"})
     chosen = json.loads((one / "scales.json").read_text())
     adapter = Adapter.attached_to(model)
     assert adapter.scale == best_scale(chosen) == json.loads((one / "adapter.json").read_text())["scale"]
@@ -214,13 +214,13 @@ def test_the_scale_of_a_run_is_chosen_once(study, capsys, monkeypatch):
     assert cli.main(["report", "yo", "--model", "tiny", "--seed", "1", "--scale", "auto"]) == 2
     assert "scales.json: `ssetools evaluate` with `--scale auto` makes it" in capsys.readouterr().err
     monkeypatch.setattr("ssetools.steps.finetune", None)
-    get_run(model, tokenizer, "yo", neurons, plan, seed=1, scale="auto", **SETTINGS)
+    get_run(model, tokenizer, "yo", neurons, plan, seed=1, **{**SETTINGS, "scale": "auto"})
     curve = json.loads((two / "scales.json").read_text())
     assert Adapter.attached_to(model).scale == best_scale(curve)
     assert [row["scale"] for row in curve] == [0.0, *SCALES]
     Adapter.attached_to(model).detach()
     monkeypatch.setattr("ssetools.steps.choose_scale", None)
-    get_run(model, tokenizer, "yo", neurons, plan, seed=1, scale="auto", **SETTINGS)
+    get_run(model, tokenizer, "yo", neurons, plan, seed=1, **{**SETTINGS, "scale": "auto"})
     assert Adapter.attached_to(model).scale == best_scale(curve)
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "yo", "--scale", "half"])
@@ -229,26 +229,26 @@ def test_the_scale_of_a_run_is_chosen_once(study, capsys, monkeypatch):
 
 def test_random_neurons_are_a_selection(study, capsys):
     model, tokenizer, plan = study
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="random", **PROFILE)
+    neurons = get_neurons(model, tokenizer, source="text", selection="random", **PROFILE)
     by_method = get_run(model, tokenizer, "yo", neurons, plan, "random", **SETTINGS)
     drawn = Adapter.attached_to(model).detach() and Subnetwork.load(by_method, model).neurons
     assert by_method.name == "random-seed0"
     assert all(map(torch.equal, drawn, neurons.random_like("yo", seed=0)))
     about = json.loads((by_method / "adapter.json").read_text())
-    assert (about["method"], about["selection"]) == ("random", "lape")
-    Adapter.attached_to(model).detach()
-    assert get_run(model, tokenizer, "yo", neurons, plan, selection="random", **SETTINGS) == by_method
-    assert method_with("subnetwork", "random") == method_with("random", "specific") == "random"
-    assert method_with("lape", "specific") == "specific"
-    assert method_with("lora", "specific") == "lora"
+    assert (about["method"], about["selection"]) == ("random", "specific")
+    assert method_with("subnetwork", "random") == method_with("random", "specific") == ("random", "specific")
+    assert method_with("random", "lape") == ("random", "lape")
+    assert method_with("subnetwork", "lape") == method_with("lape", "specific") == ("lape", "lape")
+    assert method_with("specific", "lape") == ("specific", "specific")
+    assert method_with("lora-equal", "lape") == ("lora-equal", "lape")
     Adapter.attached_to(model).detach()
     for method in ("random", "random-uniform"):
         with pytest.raises(ValueError, match=r'draws neurons.*neurons.random_like.*method="subnetwork"'):
             finetune(model, tokenizer, ["w5 w6"], method, neurons["yo"])
-    with pytest.raises(ValueError, match="selected as 'lape': set selection='specific'"):
-        get_run(model, tokenizer, "yo", neurons, plan, "specific", **SETTINGS)
+    with pytest.raises(ValueError, match="selected as 'specific': set selection='lape'"):
+        get_run(model, tokenizer, "yo", neurons, plan, "lape", **SETTINGS)
     assert cli.main(["finetune", "yo", "--model", "tiny", "--selection", "rare"]) == 2
-    assert "Unknown selection 'rare': use one of lape, specific, random." in capsys.readouterr().err
+    assert "Unknown selection 'rare': use one of specific, lape, random." in capsys.readouterr().err
 
 
 def test_specific_neurons_are_a_selection(study, capsys, monkeypatch):
@@ -261,8 +261,6 @@ def test_specific_neurons_are_a_selection(study, capsys, monkeypatch):
         "text",
         "--tokens",
         "600",
-        "--selection",
-        "specific",
         "--16-bit",
     ]
     assert cli.main(["select", *arguments]) == 0
@@ -281,9 +279,9 @@ def test_specific_neurons_are_a_selection(study, capsys, monkeypatch):
     folder = get_run(model, tokenizer, "yo", neurons, plan, "random", **SETTINGS)
     assert list(map(len, Adapter.attached_to(model).neurons)) == list(map(len, neurons["yo"]))
     Adapter.attached_to(model).detach()
-    lape = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    lape = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="lape", **PROFILE)
     with pytest.raises(ValueError, match="selection='specific'"):
-        get_run(model, tokenizer, "yo", lape, plan, selection="specific", **SETTINGS)
+        get_run(model, tokenizer, "yo", lape, plan, "specific", **SETTINGS)
     with pytest.raises(ValueError, match="neuron_ids"):
         get_run(model, tokenizer, "yo", lape, plan, "random", **SETTINGS)
     assert "most specific to Yoruba" in model_card({**about, "model_parameters": 10}, None, "peft")

@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from ssetools import amplified, deactivated, perplexity, score_texts
-from ssetools.evaluation.perplexity import change, continue_text, generate_ids, score_languages
+from ssetools.evaluation.perplexity import change, continue_text, generate_ids, score_languages, window_losses
 from ssetools.models import evaluation_mode
 from ssetools.neurons.ffn import find_ffn_blocks
 from ssetools.report import report, report_table
+from ssetools.text.windows import pack_tokens
 from ssetools.training.methods import attach_method
 
 TEXTS = [" ".join(f"w{3 + (7 * i + k) % 90}" for k in range(9)) for i in range(8)]
@@ -30,16 +31,18 @@ def plain_losses(model, tokenizer, window):
 
 
 @pytest.mark.parametrize("load_in_8bit", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_perplexity_weighs_every_token_once(word_tokenizer, load_in_8bit, batch_size):
+def test_perplexity_weighs_every_token_once(word_tokenizer, load_in_8bit):
     model = families.tiny_model("llama", load_in_8bit)
     losses = plain_losses(model, word_tokenizer, window=13)
-    score = score_texts(model, word_tokenizer, TEXTS, window=13, batch_size=batch_size)
+    score = score_texts(model, word_tokenizer, TEXTS, window=13)
     assert int(score.tokens.sum()) == len(losses) == 80
     assert score.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     num_bytes = sum(len(text) + 1 for text in TEXTS)
     assert score.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / num_bytes, rel=1e-4)
     assert perplexity(model, word_tokenizer, TEXTS, window=13) == pytest.approx(score.perplexity, rel=1e-4)
+    alone, tokens = window_losses(model, pack_tokens(word_tokenizer, TEXTS, 13), batch_size=1)
+    assert torch.equal(tokens, score.tokens)
+    assert torch.allclose(alone, score.losses, rtol=1e-4)
 
 
 def test_scores_do_not_depend_on_the_mode_the_model_was_in(word_tokenizer):

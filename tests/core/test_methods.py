@@ -254,7 +254,7 @@ def test_a_base_or_method_that_does_not_fit_is_refused():
     model = families.tiny_model("nemotron")
     with pytest.raises(ValueError, match="IA3 in 'nemotron' models"):
         attach_method(model, "ia3")
-    with pytest.raises(ValueError, match="Unknown method 'lorra': use one of lape"):
+    with pytest.raises(ValueError, match="Unknown method 'lorra': use one of subnetwork, specific, lape"):
         attach_method(model, "lorra")
     with pytest.raises(ValueError, match="needs neurons="):
         attach_method(model, "lape")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import families
 import peft
@@ -65,7 +66,7 @@ def test_a_model_on_several_devices_is_refused(word_tokenizer):
 )
 def test_the_dtype_is_chosen_for_the_named_device(monkeypatch, device_map, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("ssetools.processes.local_rank", lambda: 3)
+    monkeypatch.setattr("ssetools.processes.state", lambda: SimpleNamespace(local_process_index=3))
     assert _device(device_map) == device
 
 

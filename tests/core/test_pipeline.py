@@ -26,7 +26,7 @@ from ssetools.training import loop
 def test_each_step_is_made_once_and_then_found(study, tmp_path, capsys, monkeypatch):
     model, tokenizer, plan = study
     neurons, folder = trained(study)
-    assert folder.as_posix() == "runs/tiny/yo/lape-seed0"
+    assert folder.as_posix() == "runs/tiny/yo/specific-seed0"
     assert {p.name for p in folder.iterdir()} == {"adapter.safetensors", "adapter.json", "log.csv"}
     metrics = get_metrics(model, tokenizer, "yo", folder, plan, languages=LANGS)
     assert set(metrics["after"]["stories"]) == set(LANGS)
@@ -182,7 +182,7 @@ def test_a_run_of_neurons_that_are_no_longer_selected_is_refused(study):
     trained(study)
     Subnetwork.attached_to(model).detach()
     Path("runs/tiny/profile.safetensors").unlink()
-    again = get_neurons(model, tokenizer, top_rate=0.2, source="text", languages=LANGS, tokens_per_language=100)
+    again = get_neurons(model, tokenizer, source="text", languages=LANGS[:2], tokens_per_language=100)
     with pytest.raises(ValueError, match="neuron_ids: .* delete the run's folder"):
         get_run(model, tokenizer, "yo", again, plan, **SETTINGS)
     Subnetwork.attach(model, again["yo"]).detach()  # nothing was left attached
@@ -194,7 +194,7 @@ def test_a_run_of_text_that_changed_since_is_refused(study):
     Subnetwork.attached_to(model).detach()
     path = Path("text/yo/train.txt")
     path.write_text(path.read_text() + "\n\nw3 w4 w5")
-    with pytest.raises(ValueError, match="yo/lape-seed0/adapter.json does not match .*text: .*, wanted"):
+    with pytest.raises(ValueError, match="yo/specific-seed0/adapter.json does not match .*text: .*, wanted"):
         get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
     Subnetwork.attach(model, neurons["yo"]).detach()  # nothing was left attached
 
@@ -242,7 +242,7 @@ def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch)
 
 def test_a_language_without_neurons_is_refused(study):
     model, tokenizer, _ = study
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="lape", **PROFILE)
     neurons["is"][:] = [ids[:0] for ids in neurons["is"]]
     with pytest.raises(ValueError, match="No neuron is selected for 'is'"):
         neurons_for(neurons, "is", "lape", 0)
@@ -254,7 +254,7 @@ def test_a_language_without_neurons_is_refused(study):
 
 def test_the_deactivation_matrix_is_what_switching_off_does(study, monkeypatch):
     model, tokenizer, _ = study
-    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", **PROFILE)
+    neurons = get_neurons(model, tokenizer, top_rate=0.2, source="text", selection="lape", **PROFILE)
     monkeypatch.setattr("ssetools.evaluation.inside.load_texts", lambda source, lang, split: words(lang, 10))
     changes = deactivation_matrix(model, tokenizer, neurons, LANGS)
     assert list(changes.index) == [*LANGS, "random"]

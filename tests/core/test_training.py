@@ -246,7 +246,7 @@ def test_bad_input(word_tokenizer):
     model = families.tiny_model("llama")
     none = [torch.empty(0, dtype=torch.long)] * 2
     for options, message in [
-        ({"method": "laep"}, "Unknown method 'laep': use one of lape, specific, random"),
+        ({"method": "laep"}, "Unknown method 'laep': use one of subnetwork, specific, lape, random"),
         ({"neurons": None}, "needs neurons="),
         ({"neurons": none}, "no neuron is selected in any layer"),
         ({"neurons": none[:1]}, "for 1 layers, but this model has 2"),

@@ -29,10 +29,10 @@ def plan(*options):
 @pytest.mark.slow
 def test_every_run_is_planned_once_and_finished_steps_are_not(tmp_path):
     folder = tmp_path / "runs" / "gemma-3-270m"
-    for name in ("profile.safetensors", "neurons.safetensors", "yo/lape-seed0/adapter.json"):
+    for name in ("profile.safetensors", "neurons-specific.safetensors", "yo/specific-seed0/adapter.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    study = ["languages=[yo, is]", "methods=[lape, full]", "seeds=[0, 1]", f"runs={tmp_path}/runs"]
+    study = ["languages=[yo, is]", "methods=[specific, full]", "seeds=[0, 1]", f"runs={tmp_path}/runs"]
     jobs = {name: int(count) for name, count in plan("--config", *study).items()}
     assert set(jobs) & {"profile", "select"} == set()
     expected = {"finetune": 7, "evaluate": 8, "notebook": 2, "collect": 1}
@@ -53,7 +53,7 @@ elif words[0] == "collect":
 else:
     output = pathlib.Path(after("--runs")) / after("--model").replace("/", "--")
     if words[0] in ("profile", "select"):
-        output /= dict(profile="profile.safetensors", select="neurons.safetensors")[words[0]]
+        output /= dict(profile="profile.safetensors", select="neurons-specific.safetensors")[words[0]]
     else:
         file = dict(finetune="adapter.json", evaluate="metrics.json")[words[0]]
         output = output / words[1] / (after("--method") + "-seed" + after("--seed")) / file
@@ -73,7 +73,7 @@ def test_a_killed_workflow_is_resumed_without_repeating_finished_steps(tmp_path)
         stub.parent.mkdir(exist_ok=True)
         stub.write_text(STUB.format(python=sys.executable))
         stub.chmod(0o755)
-    study = ["models=[me/one, two]", "languages=[yo, is]", "methods=[lape, full]", "seeds=[0]"]
+    study = ["models=[me/one, two]", "languages=[yo, is]", "methods=[specific, full]", "seeds=[0]"]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *study]
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     options = {"cwd": tmp_path, "env": {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}}
