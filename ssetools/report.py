@@ -81,7 +81,9 @@ def report_table(metrics: Mapping) -> pandas.DataFrame:
                 rows.append([text, *scores, with_interval(change["percent"], change["low"], change["high"])])
         if summary["mean_of_others"] is not None:
             text = f"{len(summary['others'])} other languages, {genre} ({seen})"
-            rows.append([text, "", "", f"{percent(summary['mean_of_others'])} on average"])
+            worst, change = max(summary["others"].items(), key=lambda item: item[1]["percent"])
+            changes = f"{percent(summary['mean_of_others'])} on average, {percent(change['percent'])} at worst"
+            rows.append([text, "", "", f"{changes} ({get_language(worst).name})"])
     return pandas.DataFrame(rows, columns=["perplexity", "before", "after", "change (95% interval)"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from making.compared import METHOD_TITLES, as_change, benchmark, summary
 from making.results import join_words, metrics_by_language, read, table_cell, with_interval
@@ -127,11 +128,11 @@ def measured_runs() -> str:
     runs = [metrics["adapter"] for metrics in metrics_by_language().values()]
     if not runs:
         return "No results yet.\n"
-    minutes = sorted(run["seconds"] / 60 for run in runs)
-    speeds = sorted(run["tokens"] / run["seconds"] for run in runs)
+    minutes = statistics.median(run["seconds"] / 60 for run in runs)
+    speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
     peak = max(run["peak_memory_gib"] for run in runs)
     return (
-        "| model | languages | tokens | minutes | tokens a second | peak memory |\n|:--|--:|--:|--:|--:|--:|\n"
+        "| model | languages | tokens | minutes, median | tokens a second, median | peak memory |\n|:--|--:|--:|--:|--:|--:|\n"
         f"| gemma-3-270m, two CPU cores | {len(runs)} | {max(run['tokens'] for run in runs):,} | "
-        f"{minutes[0]:.1f} to {minutes[-1]:.1f} | {speeds[0]:.0f} to {speeds[-1]:.0f} | {peak:.1f} GiB |\n"
+        f"{minutes:.1f} | {speed:.0f} | {peak:.1f} GiB |\n"
     )

@@ -51,11 +51,8 @@ METHODS = {
     "lora-equal": Method("LoRA with as many parameters as the language's neurons", 3e-4, True),
     "ia3": Method("IA3: factors on attention and FFN activations", 1.2e-2),
 }
-"""The methods by name. Those with a selection train a subnetwork, of different neurons.
-
-The rates are for batches of two windows and a scale that is chosen afterwards (`choose_scale`): a high rate gains more, and
-the scale limits its harm. They are the ones of the study at equal harm.
-"""
+"""The methods by name; those with a selection train a subnetwork. The rates are of the study at equal harm: high, for batches
+of two windows and a scale that is chosen afterwards (`choose_scale`)."""
 
 SELECTIONS = ("specific", "lape", "random")
 """Which neurons a subnetwork trains: by specificity, by LAPE, or as many as are specific, drawn at random."""

@@ -404,6 +404,9 @@ def test_the_comparison_at_equal_harm_is_shown_in_order_of_gain(equal_harm):
     rows = [line.split(" | ")[0].strip("| ") for line in made["harm-means"].splitlines()[2:]]
     assert rows == [harm.TITLES[name] for name in ("lape", "full", "lora")]
     assert "| LAPE neurons | 0.3% | −45.0 |" in made["harm-means"]
+    assert made["harm-default"] == ""
+    chosen = {"recipe": "lape", "limit": "drift 0.03", "validation": {"lape": -45.0, "specific": -44.0}}
+    assert "trains LAPE neurons: of" in harm.default_rule({**equal_harm, "winner": chosen})
     assert "| LoRA of rank 18 | −10.0<br><small>(−11.0\u00a0to\u00a0−9.0)</small> |" in made["harm-differences"]
     assert (
         "LAPE neurons −45.0, all weights −44.5 and LoRA of rank 18 −35.0. Inconclusive: the difference from all weights "

@@ -103,7 +103,12 @@ def test_the_report_has_every_row_as_text_and_as_html():
     scores = {"nso": {"perplexity": 1234.5}, "en": {"perplexity": 8.59}}
     change = {"percent": -30.72, "low": -36.84, "high": -26.18}
     english = {"percent": -0.41, "low": None, "high": None}
-    summary = {"target": change, "english": english, "others": {"en": {}, "fr": {}}, "mean_of_others": 0.04}
+    summary = {
+        "target": change,
+        "english": english,
+        "others": {"en": english, "fr": {"percent": 2.0}},
+        "mean_of_others": 0.04,
+    }
     base = {"model": "tiny"}
     about = {"language": "nso", "base": base, "method": "lape", "seed": 0, "neurons": 434, "parameters": 833_280}
     about |= {
@@ -127,7 +132,7 @@ def test_the_report_has_every_row_as_text_and_as_html():
         "  perplexity                                  before   after  change (95% interval)",
         "  Northern Sotho, messages (seen genre)      1234.50 1234.50  -30.7% (-36.8 to -26.2)",
         "  English, messages (seen genre)                8.59    8.59  -0.4%",
-        "  2 other languages, messages (seen genre)                    0.0% on average",
+        "  2 other languages, messages (seen genre)                    0.0% on average, +2.0% at worst (French)",
         "  Northern Sotho, sentences (unseen genre)   1234.50 1234.50  -30.7% (-36.8 to -26.2)",
         "",
         "  Made up.",

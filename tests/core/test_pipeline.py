@@ -179,13 +179,12 @@ def test_what_was_made_from_other_things_is_made_again(study):
 
 def test_a_run_of_neurons_that_are_no_longer_selected_is_refused(study):
     model, tokenizer, plan = study
-    trained(study)
+    neurons, _ = trained(study)
     Subnetwork.attached_to(model).detach()
-    Path("runs/tiny/profile.safetensors").unlink()
-    again = get_neurons(model, tokenizer, source="text", languages=LANGS[:2], tokens_per_language=100)
+    neurons["yo"][:] = neurons["is"]
     with pytest.raises(ValueError, match="neuron_ids: .* delete the run's folder"):
-        get_run(model, tokenizer, "yo", again, plan, **SETTINGS)
-    Subnetwork.attach(model, again["yo"]).detach()  # nothing was left attached
+        get_run(model, tokenizer, "yo", neurons, plan, **SETTINGS)
+    Subnetwork.attach(model, neurons["yo"]).detach()  # nothing was left attached
 
 
 def test_a_run_of_text_that_changed_since_is_refused(study):

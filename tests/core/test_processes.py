@@ -12,7 +12,7 @@ import pytest
 import torch
 import two_processes
 
-from ssetools import cli, models, processes
+from ssetools import cli
 from ssetools.models import shard_model
 from ssetools.training.methods import WholeWeights
 
@@ -95,12 +95,6 @@ def test_what_cannot_be_sharded_is_refused(capsys, monkeypatch):
     model.ssetools_sharded = True
     with pytest.raises(ValueError, match="'ffn' trains the weights themselves, and those of a sharded model"):
         WholeWeights(model, only_ffn=True)
-
-
-def test_each_process_takes_the_gpu_of_its_place(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(processes, "local_rank", lambda: 3)
-    assert models._device(None) == "cuda:3"
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
