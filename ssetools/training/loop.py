@@ -155,7 +155,7 @@ class Run:
                             flush=True,
                         )
                 self.history.append(row)
-                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"])
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_second=row["tokens_per_second"], refresh=False)
                 bar.update()
                 if self.folder:
                     _write_log(self.folder / "log.csv", "a", [row])

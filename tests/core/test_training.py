@@ -43,6 +43,11 @@ def test_training_lowers_the_loss_and_keeps_the_best_weights(word_tokenizer, tmp
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_training_of_a_few_seconds_shows_no_bar(word_tokenizer, capsys):
+    run(families.tiny_model("llama"), word_tokenizer)
+    assert "Training" not in capsys.readouterr().err
+
+
 def test_the_best_weights_are_those_of_the_best_step(word_tokenizer):
     model = families.tiny_model("llama")
     others = ["w91 w92 w93 w94 w95 w90"] * 3  # words never trained on become less likely, sooner or later
