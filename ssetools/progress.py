@@ -38,10 +38,7 @@ def progress(total: int, doing: str, unit: str, done: int = 0, show: bool = True
         done: Units that an earlier call finished.
         show: False writes nothing, for processes beside the main one.
     """
-    options: dict[str, Any] = {
-        "mininterval": 0.2,
-        "smoothing": 0,
-    }  # of the time left: some steps validate, and take longer
+    options: dict[str, Any] = {"mininterval": 0.2, "smoothing": 0}  # on average: steps that validate take longer
     if not sys.stderr.isatty():
         form = "{desc}: {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
         options |= {"file": _Lines(sys.stderr), "mininterval": _EVERY, "miniters": 1, "bar_format": form}
