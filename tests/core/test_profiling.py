@@ -1,5 +1,7 @@
 """Counting: equal budgets, no head, resume after a kill."""
 
+from types import SimpleNamespace
+
 import families
 import pytest
 import torch
@@ -43,7 +45,8 @@ def test_more_processes_than_windows(word_tokenizer, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 11)
     monkeypatch.setattr(processes, "total", lambda x: shares.append(x) or x.clamp(min=1))
     for rank in range(11):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        state = SimpleNamespace(process_index=rank, is_main_process=rank == 0, wait_for_everyone=lambda: None)
+        monkeypatch.setattr(processes, "state", lambda state=state: state)
         profile_languages(model, word_tokenizer, text, window=17)
     assert torch.equal(sum(shares[0::2]), whole.counts)
     assert [int(x) for x in shares[1::2]] == [16] * 9 + [0, 0]
