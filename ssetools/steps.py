@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ssetools import processes
-from ssetools.errors import InvalidInput, OutOfMemory
+from ssetools.errors import InvalidInput, OutOfMemory, TextUnavailable
 from ssetools.evaluation.perplexity import change, score_languages
 from ssetools.files import digest_of, kept, model_dir, provenance, read_json, reading, run_dir, write_json
 from ssetools.languages import CONTRAST_LANGUAGES, PROFILED_LANGUAGES, get_language, num_words
@@ -228,7 +228,10 @@ def _retention_texts(plan: TextPlan, lang: str) -> dict[str, list[str]]:
     """Loads validation text in well-served languages: of the unseen genre if that has some, else the declaration."""
     unseen = plan.genres.get(plan.unseen_genre or "", "udhr")
     source = unseen if parse_sources(unseen)[0].multilingual else "udhr"
-    return {x: _validation_texts(source, x, words=200) for x in CONTRAST_LANGUAGES if x != lang}
+    try:
+        return {x: _validation_texts(source, x, words=200) for x in CONTRAST_LANGUAGES if x != lang}
+    except TextUnavailable as error:
+        raise TextUnavailable(f"{error} A number as scale, such as 1, needs no text in other languages.") from error
 
 
 def _is_streamed(source: str) -> bool:

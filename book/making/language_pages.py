@@ -98,7 +98,9 @@ def how_methods_compare(code: str) -> str:
     seeds = len(methods[best]["seeds"])
     opening = f"Of {len(gains)} methods in the comparison ({seeds} seed{'s' if seeds > 1 else ''}), "
     if best == "lape":
-        return f"{opening}the largest gain is with the language's LAPE neurons: {with_interval(as_change(gains[best]))}."
+        return (
+            f"{opening}the largest gain is with the language's LAPE neurons: {with_interval(as_change(gains[best]))}."
+        )
     own = with_interval(as_change(gains["lape"]))
     return f"{opening}the largest gain is with {METHOD_TITLES[best]}: {with_interval(as_change(gains[best]))}; with its LAPE neurons: {own}."
 

@@ -85,10 +85,7 @@ def score_texts(
 
 
 def _score(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[tuple[Sequence[str], int | None]],
-    window: int,
+    model: nn.Module, tokenizer: Any, requests: Sequence[tuple[Sequence[str], int | None]], window: int
 ) -> list[TextScore]:
     """Scores several texts, each with its budget, in shared forward passes."""
     chosen = [within_budget(texts, tokenizer, budget) for texts, budget in requests]

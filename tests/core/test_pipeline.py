@@ -14,11 +14,20 @@ import torch
 from made_up_study import LANGS, PROFILE, SETTINGS, trained, words
 
 from ssetools import Subnetwork, cli, deactivated, load_model, perplexity
-from ssetools.errors import OutOfMemory
+from ssetools.errors import OutOfMemory, TextUnavailable
 from ssetools.evaluation.inside import deactivation_matrix
 from ssetools.models import model_revision
 from ssetools.report import report
-from ssetools.steps import _validation_texts, get_metrics, get_neurons, get_profile, get_run, neurons_for, summarise
+from ssetools.steps import (
+    _retention_texts,
+    _validation_texts,
+    get_metrics,
+    get_neurons,
+    get_profile,
+    get_run,
+    neurons_for,
+    summarise,
+)
 from ssetools.text.sources import TextPlan
 from ssetools.training import loop
 
@@ -237,6 +246,15 @@ def test_a_folder_is_known_by_what_its_weights_are(study, tmp_path, monkeypatch)
     assert other.ssetools_source["revision"] != revision
     with pytest.raises(ValueError, match="trained for weights"):
         Subnetwork.load(folder, other)
+
+
+def test_an_automatic_scale_without_text_to_keep_says_how_to_do_without(study, monkeypatch):
+    def unreachable(*_, **__):
+        raise TextUnavailable("npm failed.")
+
+    monkeypatch.setattr("ssetools.steps._validation_texts", unreachable)
+    with pytest.raises(TextUnavailable, match=r"npm failed\. A number as scale, such as 1, needs no text"):
+        _retention_texts(study[2], "yo")
 
 
 def test_a_language_without_neurons_is_refused(study):
