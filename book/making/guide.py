@@ -128,11 +128,15 @@ def measured_runs() -> str:
     runs = [metrics["adapter"] for metrics in metrics_by_language().values()]
     if not runs:
         return "No results yet.\n"
-    minutes = statistics.median(run["seconds"] / 60 for run in runs)
-    speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
+    minutes, speeds = [run["seconds"] / 60 for run in runs], [run["tokens"] / run["seconds"] for run in runs]
     peak = max(run["peak_memory_gib"] for run in runs)
     return (
-        "| model | languages | tokens | minutes, median | tokens a second, median | peak memory |\n|:--|--:|--:|--:|--:|--:|\n"
+        "| model | languages | tokens | minutes, median (range) | tokens a second, median (range) | peak memory |\n|:--|--:|--:|--:|--:|--:|\n"
         f"| gemma-3-270m, two CPU cores | {len(runs)} | {max(run['tokens'] for run in runs):,} | "
-        f"{minutes:.1f} | {speed:.0f} | {peak:.1f} GiB |\n"
+        f"{_range(minutes, 1)} | {_range(speeds, 0)} | {peak:.1f} GiB |\n"
     )
+
+
+def _range(values: list[float], digits: int) -> str:
+    middle, *ends = (f"{x:.{digits}f}" for x in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({' to '.join(ends)})"

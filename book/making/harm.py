@@ -7,7 +7,7 @@ import csv
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from making.results import BOOK, MODEL, PAGE_WIDTH, join_words, language_name, read
+from making.results import BOOK, MODEL, PAGE_WIDTH, join_words, language_name, read, signed, table_cell
 from ssetools import plots
 from ssetools.languages import TARGET_LANGUAGES
 from ssetools.plots import PALETTE, RULE
@@ -76,7 +76,7 @@ def means_table(found: dict) -> str:
     lines = [f"| trained | weights | {' | '.join(LIMIT_TITLES.values())} |", "|:--|--:|" + "--:|" * len(LIMIT_TITLES)]
     for name in _by_gain(found, "drift 0.03"):
         recipe = found["recipes"][name]
-        cells = [_signed(recipe["means"][limit]["gain"]["mean"], 1) for limit in LIMIT_TITLES]
+        cells = [signed(recipe["means"][limit]["gain"]["mean"], 1) for limit in LIMIT_TITLES]
         lines.append(f"| {TITLES[name]} | {_share(recipe['share'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -86,7 +86,7 @@ def differences_table(found: dict) -> str:
     first, *others = _by_gain(found, "drift 0.03")
     lines = [f"| {TITLES[first]} minus | {' | '.join(LIMIT_TITLES.values())} |", "|:--|" + "--:|" * len(LIMIT_TITLES)]
     for other in others:
-        cells = [_cell(found["differences"][first][other][limit]) for limit in LIMIT_TITLES]
+        cells = [table_cell(found["differences"][first][other][limit], unit="") for limit in LIMIT_TITLES]
         lines.append(f"| {TITLES[other]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -102,9 +102,9 @@ def neighbours_table(found: dict) -> str:
             key=lambda x: x[0]["worst_change"],
         )
         cells = [f"{means['scale']['mean']:.2f}", f"{means['drift']['mean']:.3f}"]
-        cells += [_signed(means[x]["mean"], 2) + "%" for x in ("english", "served", "neighbours")]
+        cells += [signed(means[x]["mean"], 2) + "%" for x in ("english", "served", "neighbours")]
         affected = language_name(worst[0]["worst"]) if worst[0]["worst"] else "none"
-        cells.append(f"{affected} {_signed(worst[0]['worst_change'], 1)}%, by {language_name(worst[1])}")
+        cells.append(f"{affected} {signed(worst[0]['worst_change'], 1)}%, by {language_name(worst[1])}")
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -115,8 +115,8 @@ def language_table(lang: str, recipes: dict) -> str:
     lines = [f"::::{{dropdown}} {language_name(lang)}", "", f"| trained | {' | '.join(heads)} |"]
     lines.append("|:--|" + "--:|" * len(heads))
     for name in sorted(recipes, key=list(TITLES).index):
-        cells = [_signed(recipes[name][limit]["gain"], 1) for limit in LIMIT_TITLES]
-        cells += [_signed(recipes[name]["drift 0.03"][genre], 1) for genre in ("sib200", "ntrex", "same genre")]
+        cells = [signed(recipes[name][limit]["gain"], 1) for limit in LIMIT_TITLES]
+        cells += [signed(recipes[name]["drift 0.03"][genre], 1) for genre in ("sib200", "ntrex", "same genre")]
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "The last three columns are at a drift of at most 0.03.", "::::"]) + "\n"
 
@@ -154,9 +154,9 @@ def findings(found: dict) -> str:
     for limit, title in LIMIT_TITLES.items():
         first, *others = _by_gain(found, limit)
         gains = [
-            f"{TITLES[x]} {_signed(found['recipes'][x]['means'][limit]['gain']['mean'], 1)}" for x in (first, *others)
+            f"{TITLES[x]} {signed(found['recipes'][x]['means'][limit]['gain']['mean'], 1)}" for x in (first, *others)
         ]
-        unclear = [x for x in others if _includes_zero(found["differences"][first][x][limit])]
+        unclear = [x for x in others if includes_zero(found["differences"][first][x][limit])]
         text = f"- **{title}**: {join_words(gains)}."
         if unclear:
             total = len(found["languages"])
@@ -172,7 +172,8 @@ def _wins(found: dict, first: str, other: str, limit: str) -> int:
     return sum(cell[first][limit]["gain"] < cell[other][limit]["gain"] for cell in cells)
 
 
-def _includes_zero(value: dict) -> bool:
+def includes_zero(value: dict) -> bool:
+    """Returns whether a difference has no interval, or one that includes zero."""
     return value["low"] is None or value["low"] <= 0 <= value["high"]
 
 
@@ -181,7 +182,7 @@ def default_rule(found: dict) -> str:
     winner = found.get("winner")
     if winner is None:
         return ""
-    gains = [f"{TITLES[x]} {_signed(gain, 1)}" for x, gain in winner["validation"].items()]
+    gains = [f"{TITLES[x]} {signed(gain, 1)}" for x, gain in winner["validation"].items()]
     searched = join_words([language_name(x) for x in SEARCHED if x in found["by_language"]])
     return (
         f"`make finetune` trains {TITLES[winner['recipe']]}: of the selections within 1% of the weights, the one with the largest mean "
@@ -198,7 +199,7 @@ def describe() -> str:
     parts = []
     for name in _by_gain(found, "drift 0.03"):
         recipe, gain = found["recipes"][name], found["recipes"][name]["means"]["drift 0.03"]["gain"]
-        parts.append(f"{TITLES[name]} {_signed(gain['mean'], 1)} ({_share(recipe['share'])} of the weights)")
+        parts.append(f"{TITLES[name]} {signed(gain['mean'], 1)} ({_share(recipe['share'])} of the weights)")
     languages = join_words([language_name(x) for x in found["languages"]])
     return (
         f"At equal harm (a drift from the base of at most 0.03 nats) on {TOKENS:,} tokens of running text, the loss on unseen genres "
@@ -208,7 +209,7 @@ def describe() -> str:
 
 def _unclear(found: dict) -> str:
     first, *others = _by_gain(found, "drift 0.03")
-    unclear = [TITLES[x] for x in others if _includes_zero(found["differences"][first][x]["drift 0.03"])]
+    unclear = [TITLES[x] for x in others if includes_zero(found["differences"][first][x]["drift 0.03"])]
     if not unclear:
         return f"The 95% intervals of the differences from {TITLES[first]} exclude zero."
     return f"The 95% intervals of the differences between {TITLES[first]} and {join_words(unclear)} include zero."
@@ -239,7 +240,7 @@ def alt_text() -> str:
     """Returns the text alternative of the figure."""
     found = summary()
     parts = [
-        f"{TITLES[name]} {_signed(found['recipes'][name]['means']['drift 0.03']['gain']['mean'], 1)}"
+        f"{TITLES[name]} {signed(found['recipes'][name]['means']['drift 0.03']['gain']['mean'], 1)}"
         for name in _by_gain(found, "drift 0.03")
     ]
     return (
@@ -251,19 +252,6 @@ def alt_text() -> str:
 def _by_gain(found: dict, limit: str) -> list[str]:
     recipes = found["recipes"]
     return sorted(recipes, key=lambda name: recipes[name]["means"][limit]["gain"]["mean"])
-
-
-def _cell(value: dict) -> str:
-    text = _signed(value["mean"], 1)
-    if value["low"] is None:
-        return text
-    return f"{text}<br><small>({_signed(value['low'], 1)} to {_signed(value['high'], 1)})</small>".replace(
-        " to ", "\u00a0to\u00a0"
-    )
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _share(percent: float) -> str:

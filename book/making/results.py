@@ -43,22 +43,29 @@ def percent(value: float | None) -> str:
     return "" if value is None else intervals.percent(value).replace("-", "−")
 
 
-def with_interval(change: dict | None, separator: str = " ") -> str:
-    """Formats a change in percent with its 95% interval, if it has one: "−4.4% (−5.1 to −3.7)".
+def signed(value: float, digits: int = 1) -> str:
+    """Formats a number with its sign, with a typographic minus: "−4.4"."""
+    return intervals.signed(value, digits).replace("-", "−")
+
+
+def with_interval(change: dict | None, separator: str = " ", unit: str = "%") -> str:
+    """Formats a change with its 95% interval, if it has one: "−4.4% (−5.1 to −3.7)".
 
     Args:
-        change: `percent`, `low` and `high`.
+        change: `percent` or `mean`, `low` and `high`.
         separator: Text between the change and the interval; the interval itself is not broken over lines.
+        unit: Of the change.
     """
     if change is None:
         return ""
-    text = intervals.with_interval(change["percent"], change.get("low"), change.get("high"))
+    value = change["percent"] if "percent" in change else change["mean"]
+    text = intervals.with_interval(value, change.get("low"), change.get("high"), unit=unit)
     return text.replace("-", "−").replace(" to ", "\u00a0to\u00a0").replace(" (", f"{separator}(")
 
 
-def table_cell(change: dict | None) -> str:
+def table_cell(change: dict | None, unit: str = "%") -> str:
     """Formats a change for a table, with the interval on a second line in small print, so that columns stay narrow."""
-    text = with_interval(change, "<br><small>")
+    text = with_interval(change, "<br><small>", unit)
     return f"{text}</small>" if "<small>" in text else text
 
 
@@ -73,18 +80,15 @@ def language_name(code: str) -> str:
 
 
 def trained_how() -> str:
-    """States which neurons the runs of the gallery trained, and at which scale, by language."""
-    by_selection: dict[str, list[str]] = {}
+    """States which languages of the gallery were trained by the present default, and which by an earlier one."""
+    names: dict[str, list[str]] = {"specific": [], "lape": []}
     for code, metrics in metrics_by_language().items():
-        by_selection.setdefault(metrics["adapter"].get("selection") or "lape", []).append(language_name(code))
-    parts = []
-    if names := by_selection.get("specific"):
-        parts.append(
-            f"{join_words(names)}: specific neurons, 1% of the weights, with the scale chosen on validation text"
-        )
-    if names := by_selection.get("lape"):
-        parts.append(f"{join_words(names)}: LAPE neurons at full scale, an earlier default")
-    return "; ".join(parts) + "." if parts else ""
+        names[metrics["adapter"].get("selection") or "lape"].append(language_name(code))
+    defaults = {
+        "specific": "Trained by the present default (specific neurons, 1% of the weights, scale chosen on validation text)",
+        "lape": "Trained by an earlier default (LAPE neurons at full scale)",
+    }
+    return " ".join(f"{defaults[x]}: {join_words(of_default)}." for x, of_default in names.items() if of_default)
 
 
 def join_words(words: list[str]) -> str:

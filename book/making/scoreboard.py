@@ -88,11 +88,10 @@ def harm_rivals() -> list[str]:
 def at_equal_drift(rival: str) -> tuple[str, str]:
     """States whether the paper's neurons (LAPE) gain more than a method at a drift of at most 0.03, on average."""
     difference = harm.summary()["differences"]["lape"][rival]["drift 0.03"]
-    mean, low, high, languages = (difference[x] for x in ("mean", "low", "high", "languages"))
-    if low is None:
-        return UNCLEAR, f"loss {mean:+.1f} nats × 100 relative to it in {languages} language, without an interval"
-    number = f"loss {mean:+.1f} ({low:+.1f} to {high:+.1f}) nats × 100 relative to it, {languages} languages"
-    return YES if high < 0 else NO if low > 0 else UNCLEAR, number.replace("-", "\N{MINUS SIGN}")
+    number = f"loss {with_interval(difference, unit='')} nats × 100 relative to it, {difference['languages']} languages"
+    if harm.includes_zero(difference):
+        return UNCLEAR, number
+    return YES if difference["high"] < 0 else NO, number
 
 
 def share() -> tuple[str, str]:

@@ -68,7 +68,8 @@ def method_with(method: str, selection: str) -> tuple[str, str]:
     if selection not in SELECTIONS:
         raise InvalidInput(f"Unknown selection {selection!r}: use one of {', '.join(SELECTIONS)}.")
     name = selection if method == "subnetwork" else method
-    return name, "lape" if "lape" in (name, selection) and name != "specific" else "specific"
+    source = name if name in ("specific", "lape") else selection
+    return name, "lape" if source == "lape" else "specific"
 
 
 def attach_method(model: nn.Module, method: str, neurons: Sequence[torch.Tensor] | None = None) -> Adapter:

@@ -44,9 +44,9 @@ def test_each_number_outside_its_tolerance_is_reported(here):
     here["adapter"]["neurons"] = round(0.96 * here["adapter"]["neurons"])
     here["before"]["articles"]["yo"]["perplexity"] *= 1.02
     here["before"]["messages"]["sk"]["perplexity"] *= 0.94
-    here["summary"]["sentences"]["target"]["percent"] += 6.1
-    here["summary"]["sentences"]["english"]["percent"] -= 3.1
-    here["summary"]["messages"]["mean_of_others"] += 3.1
+    here["summary"]["sentences"]["target"]["percent"] += 4.1
+    here["summary"]["sentences"]["english"]["percent"] -= 1.1
+    here["summary"]["messages"]["mean_of_others"] += 1.1
     assert failed(here) == [
         "neurons",
         "articles, yo, base perplexity",

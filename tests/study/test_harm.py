@@ -12,6 +12,8 @@ import torch
 from ssetools import profile_languages
 from ssetools.files import read_json
 from ssetools.loss import token_losses
+from ssetools.training.loop import TrainingSettings
+from ssetools.training.methods import METHODS
 from study.harm import recipes, run, score, summary, text
 from study.harm.recipes import Recipe
 from study.harm.tables import differences, gain_by_drift, mean_over_languages, read_results
@@ -211,3 +213,11 @@ def test_the_summary_compares_on_the_languages_that_every_recipe_has(study, monk
     assert found["beyond_placebo"]["lape"]["general"]["mean"] == pytest.approx(gains[lape] - placebo, abs=1e-3)
     assert found["winner"]["recipe"] in ("specific", "lape")
     assert found["runs"] == 4
+
+
+def test_the_methods_have_the_rates_and_the_batch_of_the_study():
+    of_study = {recipe.label: recipe for recipe in recipes.COMPARED}
+    for label, name in recipes.NAMES.items():
+        method = {"specific-mean": "specific", "lora-32": "lora", "lora": "lora-equal"}.get(name, name)
+        assert METHODS[method].learning_rate == of_study[label].learning_rate, name
+        assert TrainingSettings().batch_size == of_study[label].batch_size
