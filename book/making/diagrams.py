@@ -65,7 +65,7 @@ def pipeline(paper: Paper) -> str:
     steps = [
         ("text", "any language", "load_texts", 0, 0),
         ("counts", "which neurons fire", "profile_languages", 1, 0),
-        ("neurons", "which are its own", "select_neurons", 2, 0),
+        ("neurons", "which are its own", "select_specific", 2, 0),
         ("delta", "train only those", "finetune", 0, 1),
         ("numbers", "gained and kept", "score_languages", 1, 1),
     ]
@@ -116,7 +116,7 @@ DIAGRAMS = {
     "pipeline": (
         pipeline,
         "Five boxes joined by arrows: text, counts, neurons, delta, numbers, with the functions load_texts, "
-        "profile_languages, select_neurons, finetune and score_languages beneath.",
+        "profile_languages, select_specific, finetune and score_languages beneath.",
     ),
     "subnetwork": (
         subnetwork,
